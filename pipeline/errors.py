@@ -1,0 +1,39 @@
+"""What goes wrong, in the words of the person who has to mend it.
+
+An exception with a `cause` is meant for the user: its message is shown as it is, without a traceback.
+"""
+
+RESULT_NEUTRAL = "only says what went wrong"
+
+
+class UserError(Exception):
+    """A mistake the user can correct: what is wrong, where it came from (file and key), what to do. Exit code 2."""
+
+    cause = "config"
+
+    def __init__(self, what: str, where: str = "", fix: str = ""):
+        super().__init__(". ".join(part for part in (f"{where}: {what}" if where else what, fix) if part))
+
+
+class Guarded(Exception):
+    """A run that stops before it starts because it would cost more than was allowed. Exit code 3."""
+
+    cause = "config"
+
+
+class Corrupt(Exception):
+    """A stored file that is not what its manifest says."""
+
+    cause = "data"
+
+
+class StageFailed(Exception):
+    """A stage that ended without its artifact. Exit code 1."""
+
+    def __init__(self, stage: str, cause: str, message: str, log: str = ""):
+        self.stage, self.cause, self.message, self.log = stage, cause, message, log
+        super().__init__(f"{stage} failed ({cause}): {message}" + (f"\n  log: {log}" if log else ""))
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and did. Exit code 130."""

@@ -1,0 +1,142 @@
+"""What a stage is given to work with: its parameters, the folders it reads and writes, and a voice.
+
+A stage module has one entry, `main(job: Job) -> metrics`. It never learns who runs it, from where, or under which name
+its artifact will be stored.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+RESULT_NEUTRAL = "hands a stage its folders and carries its words; makes nothing itself"
+
+Params = TypeVar("Params")
+
+
+class Stopped(Exception):
+    """Raised by a stage that was asked to stop and has saved what it needs to go on later."""
+
+
+@dataclass
+class Launch:
+    """How a stage is run. Nothing in here may change what is made, so nothing in here enters its key."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    nproc: int = 1  # processes under torchrun, for stages with ranks
+    threads: int | None = None  # CPU threads a process; None: the cores divided by nproc
+    workers: int = 2  # helper processes or connections of the stages that prepare data
+    device_batch_size: int | Literal["auto"] = "auto"  # rows a forward pass; "auto" picks what fits
+    compile: bool = False
+    grad_checkpoint: bool = False  # recompute activations in backward: less memory, about a third slower
+    deterministic: bool = False  # bitwise equal on resume; slower on GPUs
+    save_every: int | None = None  # steps between checkpoints; None: by save_minutes alone
+    save_minutes: float = 10.0
+    keep_last: int = 2
+    keep_every: int | None = None  # also keep each checkpoint whose step is a multiple of this
+    resume: str | int = "latest"  # latest | never | a step
+    profile: bool = False  # write a profiler trace of a few steps into the artifact
+    sandbox: Literal["strict", "weak"] = "strict"
+    log_every: int = 10  # steps
+    slots: int = 1  # stages that may run side by side
+    grace_seconds: float = 60.0  # between asking a stage to stop and ending it
+    timeout_minutes: float | None = None  # of a whole stage
+    retries: int = 2  # after a lost peer or a preemption
+    usd_per_hour: float = 0.0
+
+
+class Logger(Protocol):
+    def log(self, step: int, metrics: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Job(Generic[Params]):
+    """One stage at work.
+
+    inputs: the artifact folder of each input by its name; read-only.
+    out: files put here are published when main returns; they survive a crash, and a resumed stage finds them.
+    scratch: survives a crash, is removed at publishing.
+    store: the root of the store, for stages that share files below the level of an artifact.
+    identity: what data the stage stands for, as its module's `identity` hook resolved it.
+    """
+
+    stage: str
+    key: str
+    params: Params
+    launch: Launch
+    inputs: dict[str, Path]
+    work: Path
+    store: Path
+    identity: dict[str, Any] | None = None
+    context: dict[str, Any] = field(default_factory=dict)  # recorded facts a report may show; never read to make results
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    loggers: list[Logger] = field(default_factory=list)
+    stop_requested: bool = False
+    _progress_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.scratch.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def out(self) -> Path:
+        return self.work / "out"
+
+    @property
+    def scratch(self) -> Path:
+        return self.work / "scratch"
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether to save and raise Stopped. Ranks may see it at different steps: agree before acting on it."""
+        return self.stop_requested or (self.work / "stop").exists()
+
+    def log(self, step: int, **metrics: Any) -> None:
+        """Append one line of measurements to metrics.jsonl; on ranks other than 0 nothing happens."""
+        if self.rank != 0:
+            return
+        with open(self.work / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        for logger in self.loggers:
+            logger.log(step, metrics)
+
+    def rewind(self, step: int) -> None:
+        """Drop the measurements after `step`, which a stage that resumes from there will make again."""
+        path = self.work / "metrics.jsonl"
+        if self.rank != 0 or not path.exists():
+            return
+        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+        replacement = path.with_suffix(".tmp")
+        replacement.write_text("".join(line + "\n" for line in kept))
+        os.replace(replacement, path)
+
+    def progress(self, done: float, total: float, unit: str = "steps", **shown: Any) -> None:
+        """Tell how far the stage has come. Cheap enough to call at each step: writes at most three times a second."""
+        now = time.monotonic()
+        if self.rank != 0 or (now - self._progress_at < 0.3 and done < total):
+            return
+        self._progress_at = now
+        state = {"done": done, "total": total, "unit": unit, "shown": shown, "at": time.time()}
+        temporary = self.work / "progress.tmp"
+        temporary.write_text(json.dumps(state))
+        os.replace(temporary, self.work / "progress.json")
+
+    def say(self, text: str) -> None:
+        """One line to the log and to the person who watches."""
+        if self.rank != 0:
+            return
+        print(text, flush=True)
+        with open(self.work / "said.txt", "a") as file:
+            file.write(text.replace("\n", " ") + "\n")
+
+
+def _step_of(line: str) -> float:
+    """A line cut off by a crash belongs to no step that is kept."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return float("inf")
