@@ -1,0 +1,191 @@
+"""Typed settings of the model, its optimiser and its schedule. Standard library only: plans are made without torch."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from model.errors import ModelError
+
+HEAD_DIM = 128
+WIDTH_PER_LAYER = 64
+WINDOW_MULTIPLE = 128
+
+
+@dataclass(frozen=True)
+class Switches:
+    """The values that `arch` gives to every switch left null. All of Switches() together change nothing."""
+
+    rope_theta: float = 10_000.0
+    qk_gain: float = 1.0
+    lambdas: bool = False
+    value_embeddings: bool = False
+    window_pattern: str = "L"
+    backout: bool = False
+    smear: bool = False
+
+
+MODERN = Switches(
+    rope_theta=100_000.0,
+    qk_gain=1.2,
+    lambdas=True,
+    value_embeddings=True,
+    window_pattern="SSSL",
+    backout=True,
+    smear=True,
+)
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """One dial, depth: every other size follows from it unless it is given.
+
+    A switch left null takes the value of `arch`; setting it is an ablation. `arch` is base, modern, or the import path
+    of a class that is built as Class(config) and offers what model.gpt.GPT offers; it gets base's values.
+    """
+
+    arch: str = "base"
+    depth: int = 20
+    width: int | None = None  # null: 64 * depth
+    head_dim: int = HEAD_DIM
+    kv_heads: int | None = None  # null: as many as query heads; fewer is GQA
+    vocab_size: int | None = None  # null: the tokenizer's
+    sequence_len: int = 2048  # context, in tokens
+    dropout: float = 0.0
+    rope_theta: float | None = None
+    qk_gain: float | None = None  # q and k are multiplied by it after their norm
+    lambdas: bool | None = None  # learned weights of residual stream and embedding before each block
+    value_embeddings: bool | None = None  # every second layer adds an embedding of the token to v
+    window_pattern: str | None = None  # one letter a layer, repeated: L = whole context, S = a quarter of it
+    backout: bool | None = None  # a learned part of the middle layer's residual is subtracted at the end
+    smear: bool | None = None  # a gated part of the previous token's embedding is added
+
+    def resolved(self, vocab_size: int | None = None) -> "GPTConfig":
+        """The same model with nothing left null, checked.
+
+        Raises ModelError when sizes do not fit each other, or vocab_size contradicts the one that is set.
+        """
+        defaults = dataclasses.asdict(MODERN if self.arch == "modern" else Switches())
+        values = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        values["width"] = self.width or WIDTH_PER_LAYER * self.depth
+        values["kv_heads"] = self.kv_heads or values["width"] // self.head_dim
+        values["vocab_size"] = self.vocab_size or vocab_size
+        config = dataclasses.replace(self, **values)
+        config.check()
+        if vocab_size is not None and config.vocab_size != vocab_size:
+            raise ModelError(
+                f"model.vocab_size is {config.vocab_size}, but the tokenizer has {vocab_size} tokens: leave it null"
+            )
+        return config
+
+    def check(self) -> None:
+        """Raises ModelError naming the first size that cannot work. Only for a resolved config."""
+        if min(self.depth, self.width, self.head_dim, self.sequence_len) < 1:
+            raise ModelError("model.depth, width, head_dim and sequence_len must be at least 1")
+        if not self.vocab_size:
+            raise ModelError("model.vocab_size is not known: set it, or build the model with a tokenizer")
+        if self.head_dim % 2:
+            raise ModelError(f"model.head_dim is {self.head_dim}: rotary embeddings need an even number")
+        if self.width % self.head_dim:
+            raise ModelError(
+                f"model.width {self.width} is no multiple of model.head_dim {self.head_dim}; "
+                f"choose a head_dim that divides it (depth {self.depth} gives width {WIDTH_PER_LAYER * self.depth})"
+            )
+        if self.heads % self.kv_heads:
+            raise ModelError(f"model.kv_heads {self.kv_heads} does not divide the {self.heads} query heads")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ModelError(f"model.dropout is {self.dropout}; it must be in [0, 1)")
+        if not self.window_pattern or set(self.window_pattern.upper()) - {"S", "L"}:
+            raise ModelError(f"model.window_pattern {self.window_pattern!r} may hold only the letters S and L")
+
+    @property
+    def heads(self) -> int:
+        return self.width // self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.head_dim
+
+    def windows(self) -> list[int]:
+        """Tokens that each layer's queries see, themselves included; the last layer always sees the whole context."""
+        quarter = -(-self.sequence_len // 4)
+        short = min(-(-quarter // WINDOW_MULTIPLE) * WINDOW_MULTIPLE, self.sequence_len)
+        pattern = self.window_pattern.upper()
+        letters = [pattern[layer % len(pattern)] for layer in range(self.depth - 1)] + ["L"]
+        return [short if letter == "S" else self.sequence_len for letter in letters]
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Every second layer, counted so that the last one has it."""
+        return bool(self.value_embeddings) and (self.depth - 1 - layer) % 2 == 0
+
+    def matmul_params(self) -> int:
+        """Parameters of the matrices that every token is multiplied with: the blocks' and lm_head's."""
+        attention = self.width * (2 * self.width + 2 * self.kv_width)
+        return self.vocab_size * self.width + self.depth * (attention + 8 * self.width**2)
+
+    def num_params(self) -> int:
+        """All parameters. Base: 2 * vocab * width + 12 * depth * width^2."""
+        total = self.matmul_params() + self.vocab_size * self.width
+        value_layers = sum(self.has_value_embedding(layer) for layer in range(self.depth))
+        total += value_layers * (self.vocab_size * self.kv_width + GATE_CHANNELS * self.kv_heads)
+        total += 2 * self.depth * bool(self.lambdas) + bool(self.backout)
+        return total + (SMEAR_CHANNELS + 1) * bool(self.smear)
+
+    def flops_per_token(self) -> float:
+        """Training FLOPs, forward and backward: 6 per matmul parameter and 12 * width per token seen by attention."""
+        return 6.0 * self.matmul_params() + 12.0 * self.width * sum(self.windows())
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "GPTConfig":
+        """Raises ModelError for a field this version does not know."""
+        unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
+        if unknown:
+            raise ModelError(f"model.json holds {', '.join(sorted(unknown))}, which this version does not know")
+        return cls(**values)
+
+
+GATE_CHANNELS = 12  # channels of x that steer the gate of a value embedding
+SMEAR_CHANNELS = 24  # channels of x that steer the smear gate
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Which optimiser and its rates. Muon updates the blocks' matrices and AdamW the rest; adamw and sgd update all.
+
+    A rate is multiplied by the schedule, and AdamW's by (width / width_ref)^-0.5.
+    """
+
+    name: str = "muon"  # muon | adamw | sgd | import path of a torch optimiser class
+    matrix_lr: float = 0.02  # times sqrt(max(1, rows / columns)) with muon
+    embedding_lr: float = 0.2
+    unembedding_lr: float = 0.004
+    value_embedding_lr: float = 0.15
+    scalar_lr: float = 0.5  # x0 lambdas, backout, smear; the residual lambdas learn at a hundredth of it
+    width_ref: int | None = 768  # null: AdamW's rates do not depend on the width
+    init_lr_frac: float = 1.0  # multiplies every rate
+    betas: tuple[float, float] = (0.8, 0.95)
+    embedding_betas: tuple[float, float] | None = None  # null: betas
+    unembedding_betas: tuple[float, float] | None = None
+    scalar_betas: tuple[float, float] | None = None
+    eps: float = 1e-10
+    weight_decay: float = 0.0  # of the matrices, decoupled: p -= lr * weight_decay * p
+    cautious: bool = False  # decay only where the update has the sign of the weight
+    iterations: int = 5  # of the orthogonalisation
+    coefficients: Literal["polar_express", "classic"] = "polar_express"
+    orthogonal_dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"  # auto: bfloat16 on GPUs, else float32
+    normuon: bool = False  # divide each row of an update by the root of its running mean square
+    normuon_beta2: float = 0.9
+    args: dict[str, Any] = field(default_factory=dict)  # further arguments of a class named by import path
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate: linear warm-up, constant, linear warm-down. Momentum and weight decay over the same steps."""
+
+    warmup_steps: int = 0
+    warmdown_frac: float = 0.2  # part of all steps
+    final_lr_frac: float = 0.0  # the rate that the warm-down ends at, as a part of the full one
+    momentum: tuple[float, float] = (0.85, 0.95)  # Muon's and SGD's, first and last value of its own warm-up
+    momentum_steps: int = 300
+    momentum_final: float | None = None  # null: no change in the warm-down
+    weight_decay_to_zero: bool = False  # linear over all steps
+    scale_lr_with_batch: bool = False  # every rate times sqrt(total_batch_tokens / 2^19); starves small runs

@@ -1,0 +1,271 @@
+"""The model: a pre-norm decoder with rotary positions, QK norm and squared-ReLU MLPs. Every switch is off by default.
+
+Module names follow the Hugging Face `nanochat` model type, so that base weights need no renaming to be exported.
+"""
+
+import importlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from model.attention import attend
+from model.config import GATE_CHANNELS, SMEAR_CHANNELS, GPTConfig
+from model.errors import ModelError
+from model.kvcache import KVCache
+from model.loss import softcap_cross_entropy
+
+EPS = 1e-6
+SOFTCAP = 15.0
+
+
+def norm(x: Tensor) -> Tensor:
+    """RMS norm over the last dimension, without parameters."""
+    return F.rms_norm(x, (x.size(-1),), eps=EPS)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position by MINUS theta, half split: x (B, T, H, D); cos, sin (T or B x T, 1, D/2) in x's dtype."""
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
+
+
+class Linear(nn.Linear):
+    """A matrix without bias: its weight is kept in float32 and used in the dtype of the input."""
+
+    def __init__(self, fan_in: int, fan_out: int) -> None:
+        super().__init__(fan_in, fan_out, bias=False)
+
+    def reset_parameters(self) -> None:
+        """GPT.init_weights does it; torch's default would be thrown away."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Embedding(nn.Embedding):
+    """A lookup table in float32; GPT.init_weights fills it."""
+
+    def reset_parameters(self) -> None:
+        """GPT.init_weights does it."""
+
+
+@dataclass
+class Context:
+    """What every layer of one pass needs beside x: rotary tables, the cache of an engine, document ids."""
+
+    cos: Tensor
+    sin: Tensor
+    cache: KVCache | None
+    documents: Tensor | None
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.window, self.qk_gain = layer, config.windows()[layer], config.qk_gain
+        self.head_dim = config.head_dim
+        self.q_proj = Linear(config.width, config.width)
+        self.k_proj = Linear(config.width, config.kv_width)
+        self.v_proj = Linear(config.width, config.kv_width)
+        self.o_proj = Linear(config.width, config.width)
+        self.value_gate = Linear(GATE_CHANNELS, config.kv_heads) if config.has_value_embedding(layer) else None
+
+    def forward(self, x: Tensor, value: Tensor | None, context: Context) -> Tensor:
+        """x: (B, T, C), value: (B, T, H_kv * D) of the token or None. Returns (B, T, C)."""
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if self.value_gate is not None:
+            gate = 3 * torch.sigmoid(self.value_gate(x[..., :GATE_CHANNELS]))  # (B, T, H_kv)
+            v = v + gate.unsqueeze(-1) * value.view_as(v)
+        q, k = norm(rotate(q, context.cos, context.sin)), norm(rotate(k, context.cos, context.sin))
+        if self.qk_gain != 1.0:
+            q, k = q * self.qk_gain, k * self.qk_gain
+        if context.cache is None:
+            y = attend(q, k, v, self.window, context.documents)
+        else:
+            y = context.cache.attend(self.layer, q, k, v, self.window)
+        return self.o_proj(y.flatten(-2))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.fc1 = Linear(config.width, 4 * config.width)
+        self.fc2 = Linear(4 * config.width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(x)).square())
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config, layer)
+        self.mlp = MLP(config)
+        self.dropout = config.dropout
+
+    def forward(self, x: Tensor, value: Tensor | None, context: Context) -> Tensor:
+        """x: (B, T, C) -> (B, T, C)."""
+        x = x + F.dropout(self.self_attn(norm(x), value, context), self.dropout, self.training)
+        return x + F.dropout(self.mlp(norm(x)), self.dropout, self.training)
+
+
+class GPT(nn.Module):
+    """tokens (B, T) int64 -> hidden (B, T, C) in compute_dtype -> logits (B, T, vocab) float32.
+
+    An own architecture is a class built as Class(config) with the same init_weights, hidden, head, loss and lm_head.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = torch.float32
+        self.grad_checkpoint = False
+        self.embed_tokens = Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
+        self.lm_head = Linear(config.width, config.vocab_size)
+        with_value = [layer for layer in range(config.depth) if config.has_value_embedding(layer)]
+        self.value_embeds = nn.ModuleDict({str(n): Embedding(config.vocab_size, config.kv_width) for n in with_value})
+        if config.lambdas:
+            self.resid_lambdas = nn.Parameter(torch.empty(config.depth))
+            self.x0_lambdas = nn.Parameter(torch.empty(config.depth))
+        if config.backout:
+            self.backout_lambda = nn.Parameter(torch.empty(1))
+        if config.smear:
+            self.smear_gate = Linear(SMEAR_CHANNELS, 1)
+            self.smear_lambda = nn.Parameter(torch.empty(1))
+        angles = rotary_angles(config)
+        self.register_buffer("cos", angles.cos(), persistent=False)  # (context, 1, D/2)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Draw all weights on the CPU, in the order of named_modules; float32. Formulas: see each line."""
+        for name, module in self.named_modules():
+            if isinstance(module, Linear):
+                fan_out, fan_in = module.weight.shape
+                zero = name.endswith(("o_proj", "fc2", "lm_head", "value_gate"))
+                std = 0.0 if zero else min(1.0, (fan_out / fan_in) ** 0.5) * fan_in**-0.5
+                fill_normal(module.weight, std, generator)
+            elif isinstance(module, Embedding):
+                fill_normal(module.weight, 1.0 if name == "embed_tokens" else self.config.width**-0.5, generator)
+        if self.config.lambdas:
+            self.resid_lambdas.copy_(torch.linspace(1.15, 1.05, self.config.depth))
+            self.x0_lambdas.copy_(torch.linspace(0.20, 0.05, self.config.depth))
+        if self.config.backout:
+            self.backout_lambda.fill_(0.2)
+        if self.config.smear:
+            self.smear_lambda.zero_()
+
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
+        """The normed output of the last layer, (B, T, C). With a cache, tokens continue its rows; see KVCache."""
+        context = self.context(tokens, cache, documents)
+        x = norm(self.embed_tokens(tokens).to(self.compute_dtype))
+        if self.config.smear:
+            x = self.smear(x, cache)
+        x = F.dropout(x, self.config.dropout, self.training)
+        first = x
+        middle = None
+        for number, layer in enumerate(self.layers):
+            if self.config.lambdas:
+                x = self.resid_lambdas[number].to(x.dtype) * x + self.x0_lambdas[number].to(x.dtype) * first
+            value = self.value_embeds[str(number)](tokens).to(x.dtype) if str(number) in self.value_embeds else None
+            if self.grad_checkpoint and torch.is_grad_enabled():
+                x = checkpoint(layer, x, value, context, use_reentrant=False)
+            else:
+                x = layer(x, value, context)
+            if self.config.backout and number == self.config.depth // 2:
+                middle = x
+        if middle is not None:
+            x = x - self.backout_lambda.to(x.dtype) * middle
+        return norm(x)
+
+    def context(self, tokens: Tensor, cache: KVCache | None, documents: Tensor | None) -> Context:
+        if cache is None:
+            if tokens.size(1) > len(self.cos):
+                raise ModelError(f"{tokens.size(1)} tokens do not fit the model's context of {len(self.cos)}")
+            cos, sin = self.cos[: tokens.size(1)], self.sin[: tokens.size(1)]
+        else:
+            # Padding may stand past the end; its numbers are never read.
+            at = cache.positions(tokens.size(1)).clamp(max=len(self.cos) - 1)
+            cos, sin = self.cos[at], self.sin[at]
+        return Context(cos.to(self.compute_dtype), sin.to(self.compute_dtype), cache, documents)
+
+    def smear(self, x: Tensor, cache: KVCache | None) -> Tensor:
+        before = F.pad(x, (0, 0, 1, 0))[:, :-1] if cache is None else cache.previous(x)
+        gate = self.smear_lambda.to(x.dtype) * torch.sigmoid(self.smear_gate(x[..., :SMEAR_CHANNELS]))
+        return x + gate * before
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits in float32, softly capped at 15: (..., C) -> (..., vocab)."""
+        return SOFTCAP * torch.tanh(self.lm_head(hidden).float() / SOFTCAP)
+
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits of every position, (B, T, vocab) float32."""
+        return self.head(self.hidden(tokens, cache))
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Sum of the negative log-probabilities of the targets that are not -1, in nats. Both (B, T); a float32 scalar."""
+        return softcap_cross_entropy(self.hidden(tokens), self.lm_head.weight, targets, SOFTCAP)
+
+
+def rotary_angles(config: GPTConfig) -> Tensor:
+    """(context, 1, D/2) float32: position * theta^(-2i/D)."""
+    frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+    return torch.outer(torch.arange(config.sequence_len, dtype=torch.float32), frequency)[:, None]
+
+
+def fill_normal(weight: Tensor, std: float, generator: torch.Generator) -> None:
+    """In place; drawn on the CPU, so that every device starts from the same numbers."""
+    if std == 0.0:
+        weight.zero_()
+    else:
+        weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
+
+
+def build_model(config: GPTConfig) -> nn.Module:
+    """The architecture that config.arch names, with memory for its weights but nothing in them."""
+    if config.arch in ("base", "modern"):
+        return GPT(config)
+    module, _, name = config.arch.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)(config)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ModelError(
+            f"model.arch {config.arch!r} is neither base, modern nor the path of a class: {error}"
+        ) from error
+
+
+def new_model(config: GPTConfig, seed: int) -> nn.Module:
+    """A resolved config's model on the CPU, in training mode, its weights drawn from `seed`."""
+    model = build_model(config)
+    model.init_weights(torch.Generator().manual_seed(seed))
+    return model
+
+
+def load_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The model of an artifact, in eval mode, weights and compute in `dtype`. Raises ModelError if it is not whole."""
+    config = read_config(folder)
+    model = build_model(config)
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"{folder}/model.safetensors does not hold the model of model.json: {error}") from error
+    model.compute_dtype = dtype
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def read_config(folder: Path) -> GPTConfig:
+    try:
+        return GPTConfig.from_json(json.loads((folder / "model.json").read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ModelError(f"no readable model.json in {folder}: {error}") from error
+
+
+def write_config(config: GPTConfig, folder: Path) -> None:
+    (folder / "model.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
