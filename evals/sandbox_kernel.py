@@ -1,0 +1,132 @@
+"""What the Linux kernel offers to confine a process, one small function a mechanism, through ctypes.
+
+Runs inside the sandbox's own process, which has the standard library and nothing else. Each function raises OSError
+where the machine does not offer its mechanism (another system, an old kernel, a container that forbids it).
+"""
+
+import ctypes
+import os
+import platform
+import struct
+from pathlib import Path
+
+NEW_NAMESPACE = {"mount": 0x20000, "ipc": 0x8000000, "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000}
+
+_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 38, 22
+_MS_REC, _MS_PRIVATE, _MS_NOSUID, _MS_NODEV = 0x4000, 0x40000, 2, 4
+_AT_RECURSIVE, _MOUNT_ATTR_RDONLY = 0x8000, 1
+_CAPSET = {"x86_64": 126, "aarch64": 91}
+# The same numbers on every architecture, as all calls added since 2018.
+_MOUNT_SETATTR, _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 442, 444, 445, 446
+
+# audit architecture, then system calls a short computation never makes: reaching the network, starting processes and
+# threads, programs, signals to and memory of others, namespaces, kernel keys, and memory that no limit counts.
+_DENIED = {
+    "x86_64": (
+        0xC000003E,
+        "29 41 42 53 56 57 58 59 62 64 68 101 129 161 165 166 200 234 240 248 249 250 272 297 298 302 308 310 311 319 "
+        "321 322 323 424 425 434 435 447",
+    ),
+    "aarch64": (
+        0xC00000B7,
+        "39 40 51 97 117 129 130 131 138 180 186 190 194 198 199 203 217 218 219 220 221 240 241 261 268 270 271 279 "
+        "280 281 282 424 425 434 435 447",
+    ),
+}
+
+
+def _libc() -> ctypes.CDLL:
+    if platform.system() != "Linux":
+        raise OSError("only Linux has this")
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def _syscall(number: int, *arguments: object) -> int:
+    return _check(_libc().syscall(ctypes.c_long(number), *arguments))
+
+
+def unshare(kind: str) -> None:
+    """Enter a new namespace of `kind`; of "pid", only children do. Without privileges, "user" must come first."""
+    user, group = os.getuid(), os.getgid()
+    _check(_libc().unshare(NEW_NAMESPACE[kind]))
+    if kind == "user":  # map only ourselves, so that our files stay ours
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+
+
+def _mount(source: str, target: str, kind: str | None, flags: int, options: str) -> None:
+    encoded = kind.encode() if kind else None
+    _check(_libc().mount(source.encode(), target.encode(), encoded, ctypes.c_ulong(flags), options.encode()))
+
+
+def detach_mounts() -> None:
+    """Nothing mounted from here on is seen outside this mount namespace."""
+    _mount("none", "/", None, _MS_REC | _MS_PRIVATE, "")
+
+
+def mount_memory(folder: str, size_bytes: int, user: int) -> None:
+    """An own file system of limited size at `folder`, which belongs to `user`."""
+    options = f"size={size_bytes},nr_inodes=4096,mode=700,uid={user}"
+    _mount("tmpfs", folder, "tmpfs", _MS_NOSUID | _MS_NODEV, options)
+
+
+def make_read_only(except_folder: str | None) -> None:
+    """Every mount read-only but the one at `except_folder` (Linux 5.12)."""
+    for path, flags, set_, clear in (("/", _AT_RECURSIVE, 1, 0), (except_folder, 0, 0, _MOUNT_ATTR_RDONLY)):
+        if path is not None:
+            attributes = struct.pack("QQQQ", set_, clear, 0, 0)
+            _syscall(_MOUNT_SETATTR, -100, path.encode(), flags, attributes, ctypes.c_size_t(len(attributes)))
+
+
+def drop_capabilities() -> None:
+    """Give up what root, or the first process of a user namespace, may do; executing a program brings none back."""
+    libc = _libc()
+    _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    header = struct.pack("Ii", 0x20080522, 0)
+    number = _CAPSET.get(platform.machine())
+    if number is not None:
+        _syscall(number, header, bytes(24))
+
+
+def deny_calls() -> None:
+    """A seccomp filter: the calls in _DENIED fail with EPERM, those of a foreign instruction set kill."""
+    machine = platform.machine()
+    if machine not in _DENIED:
+        raise OSError(f"no list of system calls for {machine}")
+    architecture, listed = _DENIED[machine]
+    numbers = [int(number) for number in listed.split()]
+    load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
+    kill, refuse, allow = 0x80000000, 0x00050001, 0x7FFF0000
+    rules = [(load, 0, 0, 4), (equal, 1, 0, architecture), (answer, 0, 0, kill), (load, 0, 0, 0)]
+    rules += [(at_least, len(numbers) + 1, 0, 0x40000000)]  # x32 calls would slip past the numbers
+    rules += [(equal, len(numbers) - place, 0, number) for place, number in enumerate(numbers)]
+    rules += [(answer, 0, 0, allow), (answer, 0, 0, refuse)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
+    program = struct.pack("HxxxxxxP", len(rules), ctypes.addressof(code))
+    libc = _libc()
+    _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    _check(libc.prctl(_PR_SET_SECCOMP, 2, program, 0, 0))
+
+
+def landlock(writable: str) -> None:
+    """File writes, new files and removals work under `writable` only (Linux 5.13)."""
+    version = _syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
+    # Write a file, and the ten ways to change a folder; then refer (version 2) and truncate (3).
+    rights = 0b1_1111_1111_0010 | (1 << 13 if version >= 2 else 0) | (1 << 14 if version >= 3 else 0)
+    ruleset = _syscall(_LANDLOCK_CREATE, struct.pack("Q", rights), ctypes.c_size_t(8), 0)
+    folder = os.open(writable, os.O_PATH | os.O_CLOEXEC)
+    try:
+        _syscall(_LANDLOCK_ADD, ruleset, 1, struct.pack("=Qi", rights, folder), 0)
+        _check(_libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+        _syscall(_LANDLOCK_RESTRICT, ruleset, 0)
+    finally:
+        os.close(folder)
+        os.close(ruleset)
