@@ -1,0 +1,98 @@
+"""The front door: `python flows.py [VERB] [flags] [overrides]`, installed as `chatmill`.
+
+The verb and its own flags are taken off the line; what is left are Hydra overrides. Nothing heavy is imported before it
+is needed, so that planning and looking stay fast.
+"""
+
+import argparse
+import difflib
+import os
+import sys
+from typing import NoReturn
+
+from pipeline.errors import Corrupt, Guarded, Interrupted, StageFailed, UserError
+
+RESULT_NEUTRAL = "reads the command line"
+
+USER_ERROR, FAILURE, GUARD, STOPPED = 2, 1, 3, 130
+
+VERBS = {
+    "run": "train what the config asks for, from cache where it can (the default; -m sweeps)",
+    "plan": "say what would run, why, how long and for how much; changes nothing",
+    "why": "explain the key of each stage, or of one: why STAGE",
+    "status": "what runs now, and where it is",
+    "log": "show the log of a stage: log STAGE [-f]",
+    "show": "everything known about an artifact: show NAME",
+    "ls": "list what the store holds",
+    "rm": "remove artifacts by name or key: rm NAME...",
+    "report": "print the newest report; --open shows it in a browser",
+    "verify": "hash every file of the store, or of the artifacts named, against its manifest",
+    "gc": "delete unfinished work, quarantine and files nothing refers to",
+    "accept": "declare the old artifact of a stage equal after a change of code: accept STAGE... --why TEXT",
+    "chat": "open the chat app; --prompt TEXT answers once, --cli talks here: chat [MODEL]",
+    "doctor": "check this machine and this installation",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 fine, 1 a failure, 2 a user's mistake, 3 a guard, 130 stopped."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        return _complain(str(error), USER_ERROR)
+    except Guarded as error:
+        return _complain(str(error), GUARD)
+    except StageFailed as error:
+        return _complain(str(error), USER_ERROR if error.cause == "config" else FAILURE)
+    except Corrupt as error:
+        return _complain(str(error), FAILURE)
+    except (Interrupted, KeyboardInterrupt) as error:
+        return _complain(f"stopped. {error}\nThe same command goes on from there.".replace(". \n", ".\n"), STOPPED)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except OSError as error:
+        return _complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILURE)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] and arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    verb = "run"
+    if arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
+        verb = arguments.pop(0)
+        if verb not in VERBS:
+            near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.5)
+            fix = f"Did you mean {near[0]}?" if near else "`python flows.py help` lists the verbs."
+            raise UserError(f"there is no verb {verb!r}", fix=fix)
+    from pipeline import verbs
+
+    return int(verbs.run_verb(verb, arguments))
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are ours: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message, self.prog)
+
+
+def _complain(text: str, code: int) -> int:
+    print(text, file=sys.stderr, flush=True)
+    return code
+
+
+def _help() -> str:
+    lines = [f"  {name:<8} {text}" for name, text in VERBS.items()]
+    return (
+        "usage: python flows.py [VERB] [NAME=VALUE ...]     (installed as: chatmill)\n\n"
+        + "\n".join(lines)
+        + "\n\nSettings: recipe=tiny|d12|d20|d26|d32, data=..., mixture=..., STAGE.params.NAME=VALUE, STAGE.pin=KEY,"
+        + "\n  until=STAGE, only=[...], force=[...], run.name=NAME, launch.NAME=VALUE; plan --config prints them all."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

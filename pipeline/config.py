@@ -1,0 +1,167 @@
+"""From YAML and the command line to typed settings. Hydra composes; everything is then checked once more, strictly."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import typed
+from pipeline.errors import UserError
+from pipeline.job import Launch
+
+RESULT_NEUTRAL = "reads settings; the values that matter enter keys themselves"
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+@dataclass
+class StoreConfig:
+    root: str = "store"
+    reverify_days: float = 30.0  # a file hashed within so many days, and not touched since, is not hashed again
+    min_free_gb: float = 1.0  # a run does not start with less free disk
+
+
+@dataclass
+class RunConfig:
+    name: str | None = None  # tags what the run makes; chat, eval and export take it
+
+
+@dataclass
+class GuardConfig:
+    usd: float | None = 1.0  # stop before remaking more than this only because code changed; null: never stop
+    budget_usd: float | None = None  # stop before a run that is expected to cost more
+
+
+@dataclass
+class LoggerConfig:
+    kind: str = "none"  # none | wandb
+    project: str = "chatmill"
+    mode: str = "online"  # online | offline
+    name: str | None = None
+
+
+@dataclass
+class AppConfig:
+    host: str = "127.0.0.1"
+    port: int = 7860
+    share: bool = False
+
+
+@dataclass
+class PipelineConfig:
+    stages: list[str]
+    targets: list[str] = field(default_factory=list)  # empty: those that nothing reads
+
+
+@dataclass
+class StageConfig:
+    """One file of conf/stage: the whole contract of a stage."""
+
+    run: str
+    inputs: dict[str, str] = field(default_factory=dict)
+    params: dict[str, Any] = field(default_factory=dict)
+    launch: dict[str, Any] = field(default_factory=dict)
+    pin: str | None = None
+
+
+@dataclass
+class Settings:
+    """Everything a run is told, typed. `model`, `data` and `mixture` are typed where a stage's params take them up."""
+
+    pipeline: PipelineConfig
+    stages: dict[str, StageConfig]
+    recipe: str
+    datasets: dict[str, dict[str, Any]]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    mixture: dict[str, Any]
+    launch: Launch
+    store: StoreConfig
+    run: RunConfig
+    guard: GuardConfig
+    logger: LoggerConfig
+    app: AppConfig
+    until: str | None = None
+    only: list[str] = field(default_factory=list)
+    force: list[str] = field(default_factory=list)
+
+
+def compose(overrides: list[str]) -> dict[str, Any]:
+    """conf/config.yaml with the overrides, resolved to plain containers. Main thread only. Raises UserError."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            composed = hydra_compose("config", overrides=overrides)
+            return plain(composed)
+        except (HydraException, OmegaConfBaseException) as error:
+            if len(overrides) == 0:
+                raise
+            base = OmegaConf.to_container(hydra_compose("config", overrides=[]), resolve=False)
+            raise _explain(error, overrides, base) from None
+
+
+def plain(composed: Any) -> dict[str, Any]:
+    """A composed config as plain containers, interpolations resolved."""
+    from omegaconf import OmegaConf
+
+    return dict(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
+
+
+def settings(composed: dict[str, Any]) -> Settings:
+    """Type and check a composed config; a name nobody declared is an error, however it came in."""
+    known = {f.name for f in dataclasses.fields(Settings)} - {"stages"}
+    names = composed.get("pipeline", {}).get("stages", [])
+    for name in composed:
+        if name not in known and name not in names:
+            if isinstance(composed[name], dict) and "run" in composed[name]:
+                continue  # a stage that this recipe does not list
+            raise typed.unknown(name, sorted(known | set(names)), "")
+    stages = {}
+    for name in names:
+        if not isinstance(composed.get(name), dict):
+            raise UserError(
+                f"lists {name}, which is not declared", "pipeline.stages", f"Add +stage@{name}=FILE (see conf/stage)."
+            )
+        stages[name] = typed.build(StageConfig, composed[name], name)
+    values = {name: composed[name] for name in known if name in composed}
+    built = typed.build(Settings, values | {"stages": {}})
+    built.stages = stages
+    return built
+
+
+def _explain(error: Exception, overrides: list[str], base: Any) -> UserError:
+    """Hydra's complaint in one line, with the nearest right name where a name is wrong."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    known = _dotted(base)
+    for override in overrides:
+        name = override.lstrip("+~").partition("=")[0].partition("@")[0]
+        group = CONF / name
+        if group.is_dir():
+            choices = sorted(p.stem for p in group.glob("*.yaml"))
+            chosen = override.partition("=")[2].strip("'\"")
+            if chosen not in choices and not chosen.startswith("["):
+                near = difflib.get_close_matches(chosen, choices, n=1, cutoff=0.4)
+                fix = f"Did you mean {name}={near[0]}?" if near else f"There are: {', '.join(choices)}."
+                return UserError(f"there is no {name} called {chosen!r}", fix=fix)
+        elif name not in known and not override.startswith(("+", "~", "hydra")) and "=" in override:
+            near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+            fix = f"Did you mean {' or '.join(near)}?" if near else "`python flows.py plan --config` shows all names."
+            return UserError(f"there is no setting {name}", fix=fix)
+        elif "=" not in override and not override.startswith("~"):
+            return UserError(f"{override!r} is neither a verb nor a setting", fix="Settings are written NAME=VALUE.")
+    return UserError(text)
+
+
+def _dotted(value: Any, path: str = "") -> list[str]:
+    if not isinstance(value, dict):
+        return [path]
+    own = [path] if path else []
+    return own + [n for k, v in value.items() for n in _dotted(v, f"{path}.{k}" if path else str(k))]

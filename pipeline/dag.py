@@ -1,0 +1,152 @@
+"""The stages of a run and the edges between them, from config."""
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from pipeline import typed
+from pipeline.config import Settings, StageConfig
+from pipeline.errors import UserError
+from pipeline.job import Launch
+
+RESULT_NEUTRAL = "orders stages"
+
+DATASET = "dataset/"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A declared stage with its parameters typed by its module."""
+
+    name: str
+    run: str
+    inputs: dict[str, str]  # input name -> name of the stage that makes it
+    params: Any
+    launch: Launch
+    pin: str | None = None
+
+    @property
+    def module(self) -> ModuleType:
+        return stage_module(self.run, self.name)
+
+    @property
+    def has_ranks(self) -> bool:
+        return bool(getattr(self.module, "RANKS", False))
+
+
+@dataclass(frozen=True)
+class Dag:
+    stages: dict[str, Stage]  # makers before readers
+
+    def targets(self) -> list[str]:
+        """Stages that nothing reads."""
+        read = {name for stage in self.stages.values() for name in stage.inputs.values()}
+        return [name for name in self.stages if name not in read]
+
+    def behind(self, names: list[str]) -> set[str]:
+        """`names` and all they need, not looking behind a pinned stage."""
+        seen: set[str] = set()
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            if name not in seen:
+                seen.add(name)
+                if self.stages[name].pin is None:
+                    waiting += self.stages[name].inputs.values()
+        return seen
+
+    def check_names(self, names: list[str], where: str) -> None:
+        for name in names:
+            if name not in self.stages:
+                near = difflib.get_close_matches(name, self.stages, n=1, cutoff=0.4)
+                fix = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(self.stages)}."
+                raise UserError(f"there is no stage {name!r}", where, fix)
+
+
+def build(settings: Settings) -> Dag:
+    """The DAG that the settings declare. Raises UserError for unknown inputs, cycles and wrong parameters."""
+    stages: dict[str, Stage] = {}
+    for name, declared in settings.stages.items():
+        stage = _typed(name, declared, settings.launch)
+        for dataset in dict.fromkeys(datasets_in(stage.params)):
+            source = DATASET + dataset
+            if source not in stages:
+                stages[source] = _typed(source, _dataset(dataset, name, settings), settings.launch)
+            stage.inputs[source] = source
+        stages[name] = stage
+    for stage in stages.values():
+        for input_name, source in stage.inputs.items():
+            if source not in stages:
+                near = difflib.get_close_matches(source, stages, n=1, cutoff=0.4)
+                fix = f"Did you mean {near[0]}?" if near else "Add it to pipeline.stages."
+                raise UserError(f"reads {source}, which is not in pipeline.stages", f"{stage.name}.inputs.{input_name}", fix)
+    return Dag(_ordered(stages))
+
+
+def stage_module(run: str, name: str) -> ModuleType:
+    try:
+        module = importlib.import_module(run)
+    except ModuleNotFoundError as error:
+        if error.name and not run.startswith(error.name):
+            raise
+        raise UserError(f"names {run}, which cannot be imported", f"{name}.run") from None
+    if not hasattr(module, "Params") or not hasattr(module, "main"):
+        raise UserError(f"names {run}, which has no Params or no main", f"{name}.run")
+    return module
+
+
+def datasets_in(params: Any) -> Iterator[str]:
+    """Names of data sets that a parameter tree asks for: the values of fields called `dataset`."""
+    if dataclasses.is_dataclass(params):
+        for field in dataclasses.fields(params):
+            value = getattr(params, field.name)
+            if field.name == "dataset" and isinstance(value, str):
+                yield value
+            else:
+                yield from datasets_in(value)
+    elif isinstance(params, (list, tuple)):
+        for item in params:
+            yield from datasets_in(item)
+    elif isinstance(params, dict):
+        for item in params.values():
+            yield from datasets_in(item)
+
+
+def _typed(name: str, declared: StageConfig, launch: Launch) -> Stage:
+    module = stage_module(declared.run, name)
+    params = typed.build(module.Params, declared.params, f"{name}.params")
+    own = typed.build(Launch, dataclasses.asdict(launch) | declared.launch, f"{name}.launch")
+    return Stage(name, declared.run, dict(declared.inputs), params, own, declared.pin)
+
+
+def _dataset(dataset: str, reader: str, settings: Settings) -> StageConfig:
+    if dataset not in settings.datasets:
+        near = difflib.get_close_matches(dataset, settings.datasets, n=1, cutoff=0.4)
+        fix = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(settings.datasets)}."
+        raise UserError(f"asks for the data set {dataset!r}, which is not declared", reader, fix)
+    return StageConfig(run="pipeline.stages.download", params=settings.datasets[dataset])
+
+
+def _ordered(stages: dict[str, Stage]) -> dict[str, Stage]:
+    """Makers before readers, else in the declared order."""
+    done: dict[str, Stage] = {}
+    visiting: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in done:
+            return
+        if name in visiting:
+            raise UserError(f"form a circle: {' -> '.join([*visiting[visiting.index(name):], name])}", "stage inputs")
+        visiting.append(name)
+        for source in stages[name].inputs.values():
+            visit(source)
+        visiting.pop()
+        done[name] = stages[name]
+
+    for name in stages:
+        visit(name)
+    return done

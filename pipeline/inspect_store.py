@@ -1,0 +1,199 @@
+"""Looking at what there is: lists, explanations, logs, and what may be deleted."""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.console import duration, money
+from pipeline.errors import UserError
+from pipeline.plan import Plan, Step
+from pipeline.store import Artifact, Store
+
+RESULT_NEUTRAL = "shows what is stored"
+
+CHAT_MODULES = ("rl", "finetune", "pretrain")
+
+
+def print_ending(console: Console, plan: Plan, store: Store) -> None:
+    """What a run leaves the user with: the report's summary, and how to chat."""
+    reports = [s.artifact for s in plan.steps.values() if s.artifact and s.artifact.module == "report"]
+    for artifact in reports:
+        from pipeline.stages.report import summary
+
+        rows = summary(artifact.folder)
+        if rows:
+            table = Table(box=None, pad_edge=False, header_style="dim")
+            for i, column in enumerate(rows[0]):
+                table.add_column(column, justify="left" if i == 0 else "right")
+            for row in rows[1:]:
+                table.add_row(*row)
+            console.print(table)
+        console.print(f"Report: {artifact.folder / 'report.html'}", soft_wrap=True)
+    models = [s for s in plan.steps.values() if s.artifact and s.artifact.module in ("rl", "finetune")]
+    if models:
+        console.print("Chat:   python flows.py chat        (here on the terminal: python flows.py chat --cli)")
+
+
+def print_why(console: Console, plan: Plan, names: list[str]) -> None:
+    """The key of each stage and what it is made of; for a stage that would run, what changed."""
+    for step in plan.steps.values():
+        if names and step.name not in names:
+            continue
+        console.print(Text(f"{step.name}  {step.key or 'key unknown until download'}  {step.action}", style="bold"))
+        if step.why:
+            console.print(f"  {step.why}", soft_wrap=True)
+        if step.key != step.wanted:
+            console.print(f"  {step.wanted} in the words of config and code; {step.key} is used instead")
+        if len(names) == 1:
+            _print_content(console, step)
+
+
+def _print_content(console: Console, step: Step) -> None:
+    content = step.content
+    for source, key in (content.get("inputs") or {}).items():
+        console.print(f"  input {source}: {key}")
+    console.print_json(json.dumps({"params": content.get("params"), "identity": content.get("identity")}))
+    for module, parts in (content.get("code") or {}).items():
+        console.print(f"  code {module}: {len(parts)} definitions", style="dim")
+    if step.artifact:
+        record = step.artifact.record
+        resolved = {k: v for k, v in record.get("metrics", {}).items() if k.startswith("resolved_")}
+        console.print(f"  made in {duration(record['seconds'])} on {record['device']}, {money(record['usd'])} {resolved or ''}")
+
+
+def print_status(console: Console, store: Store) -> None:
+    """Unfinished work: running now, or waiting to be continued."""
+    shown = 0
+    for work in sorted((store.root / "work").glob("*")):
+        job = _json(work / "job.json")
+        if not job:
+            continue
+        shown += 1
+        alive = _locked(store.root / "locks" / f"{work.name}.lock")
+        state = _json(work / "progress.json")
+        outcome = _json(work / "outcome.json")
+        at = f"{state['done']:g}/{state['total']:g} {state['unit']}" if state else "starting"
+        word = "running" if alive else f"{outcome.get('status', 'interrupted')}, can be continued"
+        console.print(f"{job['stage']:<16} {job['key']}  {word}  {at}  {outcome.get('message', '')}", soft_wrap=True)
+    if not shown:
+        console.print("Nothing runs, and nothing is unfinished.")
+    for state_path in sorted((store.root / "runs").glob("*/state.json"))[-3:]:
+        state = _json(state_path)
+        ended = time.strftime("%d %b %H:%M", time.localtime(state.get("started", 0)))
+        how = "ended" if state.get("ended") else "running or cut off"
+        overrides = " ".join(state.get("overrides", []))
+        line = Text(f"run {state_path.parent.name}  {ended}  {how}  {overrides}", style="dim")
+        console.print(line, soft_wrap=True)
+
+
+def find_log(store: Store, name: str) -> Path:
+    """The log of a stage: of work under way if there is any, else of the newest artifact. Raises UserError."""
+    for work in sorted((store.root / "work").glob("*"), key=lambda p: p.stat().st_mtime, reverse=True):
+        if _json(work / "job.json").get("stage") == name or work.name == name:
+            return work / "log.txt"
+    path = store.find_by_name(name).folder / "log.txt"
+    if not path.exists():
+        raise UserError("has no log", name)
+    return path
+
+
+def print_artifact(console: Console, artifact: Artifact, as_json: bool) -> None:
+    record = artifact.record
+    if as_json:
+        print(json.dumps(record, indent=1))
+        return
+    console.print(Text(f"{artifact.module}/{artifact.key}  made by {', '.join(artifact.stages)}", style="bold"))
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["finished"]))
+    console.print(f"{made}, {duration(record['seconds'])} on {record['device']} x {record['nproc']}, {money(record['usd'])}")
+    console.print(f"{artifact.folder}, {artifact.bytes / 1e6:.1f} MB in {len(record['files'])} files", soft_wrap=True)
+    for name in ("inputs", "params", "metrics", "versions"):
+        if record.get(name):
+            console.print(Text(name, style="dim"))
+            console.print_json(json.dumps(record[name]))
+
+
+def print_list(console: Console, store: Store, names: list[str]) -> None:
+    """Artifacts, newest first; with names, those of these stages or modules."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("stage", "key", "made", "took", "size", "run", "result"):
+        table.add_column(column, no_wrap=column != "result", justify="right" if column in ("took", "size") else "left")
+    tags = _names_by_artifact(store)
+    for artifact in store.all():
+        if names and not {artifact.module, *artifact.stages} & set(names):
+            continue
+        record = artifact.record
+        made = time.strftime("%d %b %H:%M", time.localtime(record["finished"]))
+        size = f"{artifact.bytes / 1e6:.1f} MB"
+        run = ", ".join(tags.get((artifact.module, artifact.key), []))
+        table.add_row(
+            ", ".join(artifact.stages), artifact.key, made, duration(record["seconds"]), size, run, _headline(artifact)
+        )
+    if table.row_count:
+        console.print(table)
+    else:
+        console.print(f"{store.root} holds nothing{' of that name' if names else ' yet'}.", soft_wrap=True)
+
+
+def _headline(artifact: Artifact) -> str:
+    shown = [(k, v) for k, v in artifact.metrics.items() if isinstance(v, (int, float)) and not k.startswith("resolved_")]
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown[:4])
+
+
+def _names_by_artifact(store: Store) -> dict[tuple[str, str], list[str]]:
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, stages in store.memory("names").items():
+        for module, key in stages.values():
+            if name not in found.setdefault((module, key), []):
+                found[module, key].append(name)
+    return found
+
+
+def collect_garbage(store: Store, dry_run: bool) -> list[tuple[Path, int]]:
+    """Delete what no artifact needs and no process holds; returns the places with the bytes they took.
+
+    Unfinished work whose artifact exists, quarantine, trash, and downloads and token files that no artifact links to.
+    """
+    places = [p for name in ("quarantine", "trash") for p in (store.root / name).glob("*")]
+    for work in (store.root / "work").glob("*"):
+        module, _, key = work.name.rpartition("-")
+        finished = (store.artifacts / module / key / "artifact.json").exists()
+        if finished and not _locked(store.root / "locks" / f"{work.name}.lock"):
+            places.append(work)
+    for path in [*(store.root / "blobs").glob("*"), *(store.root / "tokens").glob("*/*/*")]:
+        if path.is_file() and path.stat().st_nlink == 1:
+            places.append(path)
+    freed = []
+    for path in places:
+        files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+        freed.append((path, sum(p.stat().st_size for p in files if p.stat().st_nlink == 1)))
+        if not dry_run:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return freed
+
+
+def _locked(path: Path) -> bool:
+    if not path.exists():
+        return False
+    fd = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        return dict(json.loads(path.read_text()))
+    return {}

@@ -1,0 +1,209 @@
+"""Runs a stage as a child process: its log, its progress, its signals, and what became of it."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import hardware
+from pipeline.job import Launch
+from pipeline.keys import ROOT
+
+RESULT_NEUTRAL = "starts processes and watches them"
+
+POLL_SECONDS = 0.1
+
+
+@dataclass
+class Outcome:
+    """status: done | stopped | failed; cause as in pipeline.stages.__main__.cause_of."""
+
+    status: str
+    cause: str | None = None
+    message: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+    device: str | None = None
+    rank: int = 0
+
+
+@dataclass
+class Watch:
+    """How the launcher talks to whoever watches a stage, and hears from them."""
+
+    on_progress: Callable[[dict[str, Any]], None] = lambda state: None
+    on_say: Callable[[str], None] = lambda line: None
+    should_stop: Callable[[], bool] = lambda: False
+    should_kill: Callable[[], bool] = lambda: False  # the lock was lost, or the user asked twice
+
+
+def command(job_path: Path, ranks: bool, nproc: int) -> list[str]:
+    """The line that runs a job; the same by hand."""
+    if not ranks:
+        return [sys.executable, "-m", "pipeline.stages", str(job_path)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    return [*torchrun, "-m", "pipeline.stages", str(job_path)]
+
+
+def run(work: Path, job: dict[str, Any], ranks: bool, launch: Launch, watch: Watch) -> Outcome:
+    """Start the job and return when every process of it has ended.
+
+    `work` must be exclusively ours. Asked to stop, the stage gets launch.grace_seconds to save before it is ended.
+    """
+    for name in ("outcome.json", "progress.json", "stop", "said.txt"):
+        (work / name).unlink(missing_ok=True)
+    job_path, started = work / "job.json", time.monotonic()
+    job_path.write_text(json.dumps(job, indent=1))
+    line = command(job_path, ranks, launch.nproc)
+    with _Leash(work / "leash"), open(work / "log.txt", "ab") as log:
+        log.write(f"$ cd {ROOT} && {shlex.join(line)}\n".encode())
+        log.flush()
+        child = subprocess.Popen(
+            line,
+            cwd=ROOT,
+            env=_environment(ranks, launch) | {"CHATMILL_LEASH": str(work / "leash")},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            _follow(child, work, launch, watch)
+        finally:
+            _end_group(child)
+    outcome = _outcome(work, child.returncode)
+    outcome.seconds = time.monotonic() - started  # what was paid for: starting and ending included
+    return outcome
+
+
+class _Leash:
+    """A named pipe that stays open while the launcher lives; workers end when it closes.
+
+    Held open for writing here; opening it for reading as well keeps the first open from blocking.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None:
+        self.path.unlink(missing_ok=True)
+        os.mkfifo(self.path)
+        self.fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+        self.path.unlink(missing_ok=True)
+
+
+def _environment(ranks: bool, launch: Launch) -> dict[str, str]:
+    env = dict(os.environ)
+    threads = launch.threads or max(1, hardware.cores() // (launch.nproc if ranks else 1))
+    env["OMP_NUM_THREADS"] = str(threads)
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([p] if (p := env.get("PYTHONPATH")) else []), os.getcwd()])
+    env["PYTHONUNBUFFERED"] = "1"
+    env["PYTHONHASHSEED"] = "0"
+    env.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    if launch.deterministic:
+        env["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    return env
+
+
+def _follow(child: "subprocess.Popen[bytes]", work: Path, launch: Launch, watch: Watch) -> None:
+    """Pass on what the stage tells until it ends, and to it what it is asked."""
+    told, seen, asked_at, started = 0, b"", 0.0, time.monotonic()
+    while True:
+        ended = child.poll() is not None
+        with suppress(OSError):
+            state = (work / "progress.json").read_bytes()
+            if state != seen:
+                seen = state
+                watch.on_progress(json.loads(state))
+        with suppress(OSError):
+            lines = (work / "said.txt").read_text().splitlines()
+            for text in lines[told:]:
+                watch.on_say(text)
+            told = len(lines)
+        if ended:
+            return
+        overdue = launch.timeout_minutes is not None and time.monotonic() - started > 60 * launch.timeout_minutes
+        if not asked_at and (overdue or watch.should_stop()):
+            asked_at = time.monotonic()
+            (work / "stop").touch()  # reaches every rank, whatever processes stand between
+        if watch.should_kill() or (asked_at and time.monotonic() - asked_at > launch.grace_seconds):
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def _end_group(child: "subprocess.Popen[bytes]") -> None:
+    """Leave no process behind: ask the group, then end it. Workers of torchrun end by the leash."""
+    for sig, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 10.0)):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, sig)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(patience)
+            if sig == signal.SIGTERM and not _group_lives(child.pid):
+                return
+
+
+def _group_lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _outcome(work: Path, returncode: int | None) -> Outcome:
+    try:
+        return Outcome(**json.loads((work / "outcome.json").read_text()))
+    except (OSError, ValueError):
+        pass
+    cause, message = "unknown", f"the process ended with exit code {returncode} and said nothing"
+    if returncode is not None and returncode < 0:
+        name = signal.Signals(-returncode).name
+        cause, message = "preempted", f"the process was ended by {name}"
+        if name == "SIGKILL":
+            message += " (out of memory, perhaps)"
+    if shutil.disk_usage(work).free < 1 << 20:
+        cause, message = "disk", "no disk space is left"
+    return Outcome("failed", cause, message)
+
+
+class StopSwitch:
+    """Ctrl-C and SIGTERM for a whole run: once asks every stage to save and stop, twice ends them."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._insisted = threading.Event()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSwitch":
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            self._before[sig] = signal.signal(sig, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sig, handler in self._before.items():
+            signal.signal(sig, handler)
+
+    def _on_signal(self, *_: object) -> None:
+        (self._insisted if self._asked.is_set() else self._asked).set()
+
+    @property
+    def asked(self) -> bool:
+        return self._asked.is_set()
+
+    @property
+    def insisted(self) -> bool:
+        return self._insisted.is_set()

@@ -1,0 +1,238 @@
+"""Makes one stage: takes its lock, looks once more, runs it, publishes it. The only place that writes artifacts."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import hardware, launch
+from pipeline.errors import Corrupt, Interrupted, StageFailed, UserError
+from pipeline.keys import ROOT
+from pipeline.locks import Lock, wait_for_orphans
+from pipeline.plan import Step
+from pipeline.store import Artifact, Store
+
+RESULT_NEUTRAL = "runs stages and stores what they made"
+
+
+@dataclass
+class Events:
+    """What making a stage tells the person who watches. Called from the thread that makes the stage."""
+
+    started: Callable[[str, str, Path], None] = lambda stage, why, log: None
+    progress: Callable[[str, dict[str, Any]], None] = lambda stage, state: None
+    say: Callable[[str, str], None] = lambda stage, line: None
+    waiting: Callable[[str, str], None] = lambda stage, what: None
+    ended: Callable[[str, str, float], None] = lambda stage, how, seconds: None
+
+
+@dataclass
+class Maker:
+    """Makes the stages of one run.
+
+    provenance: facts recorded with each artifact (run, run_name, recipe, host, git, dirty_diff).
+    """
+
+    store: Store
+    switch: launch.StopSwitch
+    events: Events
+    provenance: dict[str, Any]
+    logger: dict[str, Any]
+    slots: int
+    min_free_gb: float = 0.0
+    _slots: threading.BoundedSemaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._slots = threading.BoundedSemaphore(self.slots)
+
+    def make(self, step: Step, inputs: dict[str, Artifact], force: bool = False) -> Artifact:
+        """The artifact of `step`, made unless another process made it meanwhile.
+
+        Raises StageFailed, Interrupted (asked to stop; what was done is kept) or UserError.
+        """
+        assert step.key is not None
+        stage, since = step.stage, time.time()
+        who = {"stage": stage.name, "run": self.provenance["run"], "since": since}
+        lock = Lock(self.store.lock_path(stage.run, step.key), who, self._on_wait(step), self._stopping)
+        with ExitStack() as held:
+            held.enter_context(lock)
+            if not force or (artifact := self._look(step)) and artifact.record["started"] >= since:
+                artifact = self._look(step)
+                if artifact:
+                    self.events.ended(stage.name, "made by another run", 0.0)
+                    self.store.note_use(artifact, stage.name)
+                    return artifact
+            held.enter_context(self._slot(step))
+            work = self._open_work(step)
+            self.events.started(stage.name, step.why, work / "log.txt")
+            outcome = self._run(step, inputs, work, lock)
+            lock.check()
+            artifact = self.store.publish(work, self._record(step, outcome, work))
+            self.events.ended(stage.name, "made", artifact.record["seconds"])
+            return artifact
+
+    def _look(self, step: Step) -> Artifact | None:
+        assert step.key is not None
+        try:
+            return self.store.find(step.stage.run, step.key)
+        except Corrupt as error:
+            self.store.quarantine(self.store.folder(step.stage.run, step.key), str(error))
+            self.events.say(step.name, f"{error}; moved to quarantine, making it again")
+            return None
+
+    def _open_work(self, step: Step) -> Path:
+        assert step.key is not None
+        work = self.store.work(step.stage.run, step.key)
+        work.mkdir(parents=True, exist_ok=True)
+        wait_for_orphans(work, lambda: self.events.waiting(step.name, "workers of an earlier run to end"), self._stopping)
+        if step.stage.launch.resume == "never":
+            shutil.rmtree(work)
+            work.mkdir()
+        for name in ("log.txt", "metrics.jsonl"):  # a crash while publishing left them there
+            if (work / "out" / name).exists() and not (work / name).exists():
+                os.replace(work / "out" / name, work / name)
+        free_gb = shutil.disk_usage(work).free / 1e9
+        if free_gb < self.min_free_gb:
+            raise UserError(
+                f"{free_gb:.2f} GB of disk are free, {self.min_free_gb:g} are needed (store.min_free_gb)",
+                str(self.store.root),
+                "`gc` frees what nothing needs.",
+            )
+        return work
+
+    def _run(self, step: Step, inputs: dict[str, Artifact], work: Path, lock: Lock) -> launch.Outcome:
+        stage = step.stage
+        watch = launch.Watch(
+            on_progress=lambda state: self.events.progress(stage.name, state),
+            on_say=lambda line: self.events.say(stage.name, line),
+            should_stop=self._stopping,
+            should_kill=lambda: self.switch.insisted or not lock.holds(),
+        )
+        for attempt in range(stage.launch.retries + 1):
+            outcome = launch.run(work, self._job(step, inputs, work), stage.has_ranks, stage.launch, watch)
+            self._note_attempt(work, outcome)
+            if outcome.status == "done":
+                return outcome
+            if self._stopping():
+                self.events.ended(stage.name, "stopped", outcome.seconds)
+                raise Interrupted(f"{stage.name}: {outcome.message or 'ended before it could save'}")
+            again = outcome.cause in ("peer_lost", "preempted") and attempt < stage.launch.retries
+            if not again:
+                break
+            self.events.say(stage.name, f"{outcome.message}; going on from the last checkpoint")
+        self.events.ended(stage.name, "failed", outcome.seconds)
+        raise StageFailed(stage.name, outcome.cause or "unknown", outcome.message, str(work / "log.txt"))
+
+    def _job(self, step: Step, inputs: dict[str, Artifact], work: Path) -> dict[str, Any]:
+        stage = step.stage
+        return {
+            "stage": stage.name,
+            "module": stage.run,
+            "key": step.key,
+            "params": _absolute_files(stage.params),
+            "launch": dataclasses.asdict(stage.launch),
+            "inputs": {name: str(artifact.folder) for name, artifact in inputs.items()},
+            "work": str(work),
+            "store": str(self.store.root),
+            "identity": step.content.get("identity"),
+            "logger": self.logger,
+            "context": self.provenance,
+        }
+
+    def _record(self, step: Step, outcome: launch.Outcome, work: Path) -> dict[str, Any]:
+        stage, finished = step.stage, time.time()
+        attempts = json.loads((work / "attempts.json").read_text())
+        seconds = sum(a["seconds"] for a in attempts)
+        return self.provenance | {
+            "module": stage.run.rpartition(".")[2],
+            "run_module": stage.run,
+            "stages": [stage.name],
+            "key": step.key,
+            **step.content,
+            "metrics": outcome.metrics,
+            "started": attempts[0]["started"],
+            "finished": finished,
+            "seconds": seconds,
+            "attempts": len(attempts),
+            "device": outcome.device or "cpu",
+            "nproc": stage.launch.nproc if stage.has_ranks else 1,
+            "usd": seconds / 3600 * stage.launch.usd_per_hour,
+            "versions": outcome.versions,
+            "launch": dataclasses.asdict(stage.launch),
+        }
+
+    @staticmethod
+    def _note_attempt(work: Path, outcome: launch.Outcome) -> None:
+        path = work / "attempts.json"
+        attempts = json.loads(path.read_text()) if path.exists() else []
+        attempts.append({"started": time.time() - outcome.seconds, "seconds": outcome.seconds, "status": outcome.status})
+        path.write_text(json.dumps(attempts))
+
+    @contextmanager
+    def _slot(self, step: Step) -> Iterator[None]:
+        """One of the run's places to work in."""
+        while not self._slots.acquire(timeout=0.5):
+            if self._stopping():
+                raise Interrupted(f"{step.name} had not started")
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+    def _stopping(self) -> bool:
+        return self.switch.asked
+
+    def _on_wait(self, step: Step) -> Callable[[dict[str, Any]], None]:
+        def tell(holder: dict[str, Any]) -> None:
+            assert step.key is not None
+            since = time.strftime("%H:%M:%S", time.localtime(holder.get("since", time.time())))
+            at = ""
+            with suppress(OSError, ValueError):
+                state = json.loads((self.store.work(step.stage.run, step.key) / "progress.json").read_text())
+                at = f", at {state['done']:g} of {state['total']:g} {state['unit']}"
+            who = f"run {holder.get('run', '?')} (process {holder.get('pid', '?')})"
+            self.events.waiting(step.name, f"{who}, which has been making it since {since}{at}")
+
+        return tell
+
+
+def _absolute_files(params: Any) -> Any:
+    """Parameters as plain values; local files by absolute path, since a stage runs elsewhere."""
+    if dataclasses.is_dataclass(params):
+        return {
+            f.name: os.path.abspath(value) if f.metadata.get("file") and value else _absolute_files(value)
+            for f in dataclasses.fields(params)
+            for value in [getattr(params, f.name)]
+        }
+    if isinstance(params, (list, tuple)):
+        return [_absolute_files(item) for item in params]
+    if isinstance(params, dict):
+        return {name: _absolute_files(item) for name, item in params.items()}
+    return params
+
+
+def provenance(run: str, run_name: str | None, recipe: str) -> dict[str, Any]:
+    """Where an artifact comes from, recorded beside it and never part of its key."""
+    return {
+        "run": run,
+        "run_name": run_name,
+        "recipe": recipe,
+        "machine": hardware.describe(),
+        "git": _git("rev-parse", "HEAD"),
+        "dirty_diff": _git("diff", "HEAD")[:200_000],
+    }
+
+
+def _git(*arguments: str) -> str:
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10)
+        return done.stdout.strip() if done.returncode == 0 else ""
+    return ""

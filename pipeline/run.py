@@ -1,0 +1,137 @@
+"""One run: carries a plan out, stage by stage, and tells how it went."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import make
+from pipeline.console import RunView
+from pipeline.errors import Interrupted, StageFailed
+from pipeline.launch import StopSwitch
+from pipeline.plan import Plan, Step, check_guards
+from pipeline.session import Session, new_run_id
+from pipeline.store import Artifact
+
+RESULT_NEUTRAL = "carries out a plan"
+
+
+@dataclass
+class Run:
+    """A plan being carried out. `make` is called by one thread a stage, makers before readers."""
+
+    session: Session
+    plan: Plan
+    maker: make.Maker
+    folder: Path
+    artifacts: dict[str, Artifact] = field(default_factory=dict)
+    failures: list[BaseException] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    @contextmanager
+    def open(cls, overrides: list[str]) -> Iterator["Run"]:
+        """Plan with everything checked; Ctrl-C and SIGTERM ask the stages to stop while it is open."""
+        session = Session.open(overrides)
+        settings = session.settings
+        with StopSwitch() as switch, RunView() as view:
+            plan, damaged = session.checked_plan()
+            for line in damaged:
+                view.console.print(line, style="yellow")
+            check_guards(plan, settings.guard.usd, settings.guard.budget_usd, settings.force)
+            run_id = new_run_id()
+            origin = make.provenance(run_id, settings.run.name, settings.recipe)
+            logger = dict(vars(settings.logger)) | {"run": settings.run.name or run_id}
+            maker = make.Maker(
+                session.store,
+                switch,
+                view.events(),
+                origin,
+                logger,
+                settings.launch.slots,
+                settings.store.min_free_gb,
+            )
+            run = cls(session, plan, maker, session.store.root / "runs" / run_id)
+            run._begin(overrides)
+            for step in plan.steps.values():
+                if step.action == "cached":  # Prefect may remember it and never ask
+                    run._keep(step, step.artifact)
+            try:
+                yield run
+            finally:
+                run._end()
+
+    def make(self, step: Step, upstream: dict[str, dict[str, str]]) -> dict[str, str]:
+        """The record of the stage's artifact, made if the plan says so. What goes wrong is kept for raise_failures."""
+        try:
+            artifact = self._keep(step, step.artifact if step.action == "cached" else self._make(step))
+        except BaseException as error:
+            with self._lock:
+                self.failures.append(error)
+            raise
+        return {"stage": step.name, "module": artifact.module, "key": artifact.key, "folder": str(artifact.folder)}
+
+    def _make(self, step: Step) -> Artifact:
+        if self.maker.switch.asked:
+            raise Interrupted(f"{step.name} had not started")
+        inputs = {name: self.artifacts[source] for name, source in step.stage.inputs.items()}
+        return self.maker.make(step, inputs, force=step.name in self.session.settings.force)
+
+    def _keep(self, step: Step, artifact: Artifact | None) -> Artifact:
+        """Remember what stands for the stage in this run, and under run.name in later ones."""
+        assert artifact is not None
+        with self._lock:
+            self.artifacts[step.name] = artifact
+            if name := self.session.settings.run.name:
+                names = self.session.store.memory("names")
+                entry = names.get(name, {}) | {step.name: [artifact.module, artifact.key]}
+                self.session.store.remember("names", names | {name: entry})
+        return artifact
+
+    def raise_failures(self) -> None:
+        """Raise what went wrong first, unless it is the echo of a stop."""
+        if self.maker.switch.asked:
+            told = [str(e) for e in self.failures if isinstance(e, Interrupted) and "had not started" not in str(e)]
+            raise Interrupted("; ".join(told) or "stopped")
+        own = [error for error in self.failures if isinstance(error, StageFailed)] or self.failures
+        if own:
+            raise own[0]
+
+    def record_path(self, step: Step) -> str:
+        """Where Prefect keeps its record of the stage, relative to the artifacts' folder."""
+        assert step.key is not None
+        return f"{self.session.store.folder(step.stage.run, step.key).relative_to(self.session.store.artifacts)}/_prefect.json"
+
+    def report(self) -> str:
+        """The report this run ended with, as Markdown; empty when it made none."""
+        for artifact in self.artifacts.values():
+            if artifact.module == "report":
+                with suppress(OSError):
+                    return (artifact.folder / "report.md").read_text()
+        return ""
+
+    def plan_rows(self) -> list[dict[str, str]]:
+        return [
+            {"stage": step.name, "action": step.action, "key": step.key or "?", "why": step.why}
+            for step in self.plan.steps.values()
+        ]
+
+    def _begin(self, overrides: list[str]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write("config.json", {"overrides": overrides, "config": self.session.composed})
+        self._write("plan.json", self.plan_rows())
+        self._write("state.json", {"pid": os.getpid(), "started": time.time(), "ended": None, "overrides": overrides})
+
+    def _end(self) -> None:
+        state = json.loads((self.folder / "state.json").read_text())
+        made = {name: {"module": a.module, "key": a.key} for name, a in self.artifacts.items()}
+        failed = [str(error) for error in self.failures]
+        self._write("state.json", state | {"ended": time.time(), "artifacts": made, "failures": failed})
+
+    def _write(self, name: str, content: Any) -> None:
+        (self.folder / name).write_text(json.dumps(content, indent=1, default=str))

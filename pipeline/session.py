@@ -1,0 +1,80 @@
+"""One invocation: settings, DAG, store and plan, opened together and checked."""
+
+import os
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import config, dag, plan
+from pipeline.config import Settings
+from pipeline.dag import Dag
+from pipeline.errors import Corrupt
+from pipeline.keys import ROOT
+from pipeline.locks import probe
+from pipeline.plan import Plan
+from pipeline.store import Store
+
+RESULT_NEUTRAL = "opens what a command works on"
+
+
+@dataclass
+class Session:
+    settings: Settings
+    composed: dict[str, Any]
+    dag: Dag
+    store: Store
+    endpoint: str | None
+
+    @classmethod
+    def open(cls, overrides: list[str]) -> "Session":
+        """Compose and check everything that can be checked without looking at the store. Raises UserError."""
+        composed = config.compose(overrides)
+        settings = config.settings(composed)
+        return cls(settings, composed, dag.build(settings), open_store(settings), os.environ.get("HF_ENDPOINT"))
+
+    def plan(self, online: bool, targets: Iterable[str] = ()) -> Plan:
+        s = self.settings
+        wanted = list(targets) or s.pipeline.targets
+        return plan.make_plan(self.dag, self.store, online, self.endpoint, s.until, s.only, s.force, wanted)
+
+    def checked_plan(self) -> tuple[Plan, list[str]]:
+        """A plan whose running stages read only verified files, and what was found damaged on the way."""
+        probe(self.store.root / "locks")
+        found: list[str] = []
+        while True:
+            made = self.plan(online=True)
+            damaged = self._damaged_inputs(made)
+            if damaged is None:
+                return made, found
+            found.append(damaged)
+
+    def _damaged_inputs(self, made: Plan) -> str | None:
+        """Hash what a running stage is about to read; the first damaged artifact goes to quarantine."""
+        for name in {source for step in made.running() for source in step.stage.inputs.values()}:
+            artifact = made.steps[name].artifact
+            if artifact is not None and made.steps[name].action == "cached":
+                try:
+                    self.store.verify(artifact)
+                except Corrupt as error:
+                    self.store.quarantine(artifact.folder, str(error))
+                    return f"{name}: {error}; moved to quarantine, making it again"
+        return None
+
+
+def store_root(root: str) -> Path:
+    """CHATMILL_STORE where the setting is left as it is; a relative path lies beside flows.py."""
+    if root == config.StoreConfig.root and (chosen := os.environ.get("CHATMILL_STORE")):
+        return Path(chosen).expanduser().absolute()
+    path = Path(root).expanduser()
+    return path if path.is_absolute() else ROOT / path
+
+
+def open_store(settings: Settings) -> Store:
+    return Store(store_root(settings.store.root), settings.store.reverify_days)
+
+
+def new_run_id() -> str:
+    return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)

@@ -1,0 +1,38 @@
+"""`-m`: one run for each combination of values, through Hydra's sweepers and launchers."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline import config
+from pipeline.session import store_root
+
+RESULT_NEUTRAL = "starts runs"
+
+
+def sweep(overrides: list[str]) -> int:
+    """Run every combination; what they share is made once. Returns the first exit code that is not 0."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    codes: list[int] = []
+
+    def job(_: Any) -> None:
+        from pipeline.cli import main
+
+        chosen = list(HydraConfig.get().overrides.task)
+        print(f"\n=== {' '.join(chosen)}", flush=True)
+        codes.append(main(["run", *chosen]))
+        if codes[-1] == 130:
+            raise KeyboardInterrupt
+
+    folder = store_root(config.StoreConfig.root) / "runs" / "sweeps"
+    before = sys.argv
+    sys.argv = [before[0], "-m", *overrides, f"hydra.sweep.dir={folder}/${{now:%Y%m%d-%H%M%S}}"]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        hydra.main(config_path=str(Path(config.CONF)), config_name="config", version_base="1.3")(job)()
+    finally:
+        sys.argv = before
+    return next((code for code in codes if code), 0)

@@ -1,0 +1,105 @@
+"""Plain values from YAML or JSON into dataclasses, strictly: the wrong type or an unknown name is the user's error."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pipeline.errors import UserError
+
+RESULT_NEUTRAL = "checks and types values, which enter keys themselves"
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], plain: Any, where: str = "") -> T:
+    """An instance of dataclass `cls` from a mapping; nested dataclasses, lists, dicts, unions and Literals included.
+
+    Raises UserError with the dotted path of the wrong value and, for an unknown name, the nearest right ones.
+    """
+    if not isinstance(plain, dict):
+        raise UserError(f"is {_show(plain)}, but a group of settings is needed", where)
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    for name in plain:
+        if name not in fields:
+            raise unknown(str(name), list(fields), where)
+    values = {name: convert(hints[name], plain[name], join(where, name)) for name in fields if name in plain}
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise UserError(f"needs a value for {', '.join(missing)}", where)
+    return cls(**values)
+
+
+def unknown(name: str, known: list[str], where: str) -> UserError:
+    """The error for a name that is none of the known ones, with the nearest of them."""
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    meant = " or ".join(join(where, n) for n in near)
+    fix = f"Did you mean {meant}?" if near else f"Known here: {', '.join(sorted(known)) or 'nothing'}."
+    return UserError(f"there is no setting {join(where, name)}", fix=fix)
+
+
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type that `hint` names; UserError when it is not one and cannot become one without loss."""
+    origin = get_origin(hint)
+    if hint is Any:
+        return value
+    if origin is Literal:
+        if value in get_args(hint):
+            return value
+        raise UserError(f"is {_show(value)}", where, f"It must be one of {', '.join(map(str, get_args(hint)))}.")
+    if origin in (Union, types.UnionType):
+        return _convert_union(get_args(hint), value, where)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return build(hint, value, where)
+    if origin in (list, tuple):
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"is {_show(value)}, but a list is needed", where)
+        item = (get_args(hint) or (Any,))[0]
+        items = [convert(item, v, f"{where}[{i}]") for i, v in enumerate(value)]
+        return tuple(items) if origin is tuple else items
+    if origin is dict or hint is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"is {_show(value)}, but a group of settings is needed", where)
+        item = (get_args(hint) or (str, Any))[1]
+        return {str(k): convert(item, v, join(where, str(k))) for k, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, hint) and not (hint in (int, float) and isinstance(value, bool)):
+        return value
+    raise UserError(f"is {_show(value)}, but {_NAMES.get(hint, hint)} is needed", where)
+
+
+def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    concrete = [option for option in options if option is not type(None)]
+    exact = [option for option in concrete if isinstance(option, type) and type(value) is option]
+    last: UserError | None = None
+    for option in exact or concrete:
+        try:
+            return convert(option, value, where)
+        except UserError as error:
+            last = error
+    if len(concrete) == 1 and last:
+        raise last
+    wanted = " or ".join(_NAMES.get(o, " | ".join(map(str, get_args(o))) or str(o)) for o in concrete)
+    raise UserError(f"is {_show(value)}, but {wanted} is needed", where)
+
+
+def join(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _show(value: Any) -> str:
+    return "empty" if value is None else repr(value)
+
+
+_NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

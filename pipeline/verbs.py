@@ -1,0 +1,278 @@
+"""What each verb does. A verb gets its own flags parsed and the rest of the line as overrides."""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+import webbrowser
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from pipeline import hardware, inspect_store
+from pipeline.cli import VERBS, Parser
+from pipeline.config import Settings
+from pipeline.errors import Corrupt, Interrupted, StageFailed, UserError
+from pipeline.session import Session
+
+RESULT_NEUTRAL = "carries out commands"
+
+MODELS = ("rl", "finetune", "pretrain")
+NAMES = {"help": argparse.SUPPRESS}
+
+
+def run_verb(verb: str, arguments: list[str]) -> int:
+    parser = Parser(prog=f"python flows.py {verb}", description=VERBS[verb])
+    action, declare = ACTIONS[verb]
+    declare(parser)
+    flags, rest = parser.parse_known_args(arguments)
+    overrides = [a for a in rest if "=" in a or a.startswith(("~", "+"))]
+    names = [a for a in rest if a not in overrides]
+    if wrong := [n for n in names if n.startswith("-")] or (names if not hasattr(flags, "takes_names") else []):
+        raise UserError(f"{wrong[0]!r} means nothing to {verb}", fix=f"`python flows.py {verb} --help` shows what does.")
+    flags.names = names
+    return action(flags, [*hardware.launch_overrides(overrides), *overrides])
+
+
+# --- run and plan
+
+
+def run(flags: argparse.Namespace, overrides: list[str]) -> int:
+    if flags.multirun:
+        from pipeline.sweep import sweep
+
+        return sweep(overrides)
+    return run_once(overrides)
+
+
+def run_once(overrides: list[str]) -> int:
+    """Make what the overrides ask for; nothing is started when everything is there."""
+    from rich.console import Console
+
+    from pipeline.console import plan_table
+
+    console = Console()
+    session = Session.open(overrides)
+    plan, damaged = session.checked_plan()
+    for line in damaged:
+        console.print(line, style="yellow", soft_wrap=True)
+    running = plan.running()
+    if running:
+        console.print(plan_table(plan, everything=False))
+        _start_flow(overrides, session.settings)
+        plan = session.plan(online=False)
+    else:
+        console.print(f"Nothing to do: all {len(plan.steps)} stages are in {session.store.root}.")
+    inspect_store.print_ending(console, plan, session.store)
+    return 0
+
+
+def _start_flow(overrides: list[str], settings: Settings) -> None:
+    """Run the flow with Prefect's own temporary server, or with the one PREFECT_API_URL names."""
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    from flows import build_flow
+
+    build_flow()(overrides)
+
+
+def plan(flags: argparse.Namespace, overrides: list[str]) -> int:
+    from rich.console import Console
+
+    from pipeline.console import duration, money, plan_table
+
+    session = Session.open(overrides)
+    if flags.config:
+        import yaml
+
+        print(yaml.safe_dump(session.composed, sort_keys=False), end="")
+        return 0
+    made = session.plan(online=False)
+    console = Console()
+    console.print(plan_table(made))
+    running = made.running()
+    known = [s for s in running if s.seconds is not None]
+    total = sum(s.seconds or 0.0 for s in known)
+    missing = f", {len(running) - len(known)} not measured yet" if len(known) < len(running) else ""
+    console.print(
+        f"\n{len(running)} of {len(made.steps)} stages would run: {duration(total)}, {money(made.usd())}{missing}. "
+        f"Store: {session.store.root}"
+    )
+    return 0
+
+
+def why(flags: argparse.Namespace, overrides: list[str]) -> int:
+    from rich.console import Console
+
+    session = Session.open(overrides)
+    session.dag.check_names(flags.names, "why")
+    made = session.plan(online=False, targets=flags.names)
+    inspect_store.print_why(Console(), made, flags.names)
+    return 0
+
+
+# --- looking
+
+
+def status(flags: argparse.Namespace, overrides: list[str]) -> int:
+    from rich.console import Console
+
+    inspect_store.print_status(Console(), Session.open(overrides).store)
+    return 0
+
+
+def log(flags: argparse.Namespace, overrides: list[str]) -> int:
+    session = Session.open(overrides)
+    name = _one_name(flags, "log")
+    path = inspect_store.find_log(session.store, name)
+    with open(path, errors="replace") as file:
+        while True:
+            shutil.copyfileobj(file, sys.stdout)
+            if not flags.follow:
+                return 0
+            sys.stdout.flush()
+            time.sleep(0.3)
+
+
+def show(flags: argparse.Namespace, overrides: list[str]) -> int:
+    from rich.console import Console
+
+    store = Session.open(overrides).store
+    inspect_store.print_artifact(Console(), store.find_by_name(_one_name(flags, "show")), as_json=flags.json)
+    return 0
+
+
+def ls(flags: argparse.Namespace, overrides: list[str]) -> int:
+    from rich.console import Console
+
+    inspect_store.print_list(Console(), Session.open(overrides).store, flags.names)
+    return 0
+
+
+def report(flags: argparse.Namespace, overrides: list[str]) -> int:
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    store = Session.open(overrides).store
+    folder = store.find_by_name(flags.names[0] if flags.names else "report", ("report",)).folder
+    if flags.open:
+        webbrowser.open((folder / "report.html").as_uri())
+    else:
+        text = (folder / "report.md").read_text()
+        Console().print(Markdown(text)) if sys.stdout.isatty() else print(text, end="")
+    print(folder / "report.html", file=sys.stderr)
+    return 0
+
+
+# --- changing
+
+
+def rm(flags: argparse.Namespace, overrides: list[str]) -> int:
+    store = Session.open(overrides).store
+    if not flags.names:
+        raise UserError("names nothing to remove", "rm", "`ls` shows keys.")
+    for artifact in [store.find_by_name(name) for name in flags.names]:
+        store.discard(artifact.folder)
+        print(f"removed {artifact.module}/{artifact.key} ({', '.join(artifact.stages)})")
+    return 0
+
+
+def verify(flags: argparse.Namespace, overrides: list[str]) -> int:
+    store = Session.open(overrides).store
+    chosen = [store.find_by_name(name) for name in flags.names] or list(store.all())
+    bad = 0
+    for artifact in chosen:
+        try:
+            store.find(artifact.module, artifact.key)
+            hashed = store.verify(artifact, everything=True)
+            print(f"good  {artifact.module}/{artifact.key}  {hashed} files")
+        except Corrupt as error:
+            bad += 1
+            print(f"BAD   {artifact.module}/{artifact.key}  {error}; moved to quarantine")
+            store.quarantine(artifact.folder, str(error))
+    return 1 if bad else 0
+
+
+def gc(flags: argparse.Namespace, overrides: list[str]) -> int:
+    store = Session.open(overrides).store
+    freed = inspect_store.collect_garbage(store, dry_run=flags.dry_run)
+    for path, size in freed:
+        print(f"{'would delete' if flags.dry_run else 'deleted'} {path} ({size / 1e6:.1f} MB)")
+    print(f"{sum(size for _, size in freed) / 1e6:.1f} MB in {len(freed)} places")
+    return 0
+
+
+def accept(flags: argparse.Namespace, overrides: list[str]) -> int:
+    session = Session.open(overrides)
+    session.dag.check_names(flags.names, "accept")
+    if not flags.names or not flags.why:
+        raise UserError("needs a stage and a reason", "accept", "python flows.py accept STAGE --why TEXT")
+    for name in flags.names:
+        step = session.plan(online=False, targets=[name]).steps[name]
+        if step.artifact is not None:
+            print(f"{name}: {step.key} is there already")
+        elif not step.code_only or step.previous is None or step.wanted is None:
+            reason = step.why or "never made"
+            raise UserError(f"more than code differs ({reason})", name, "Only a change of code can be accepted.")
+        else:
+            session.store.accept(step.stage.run, step.wanted, step.previous.key, flags.why)
+            print(f"{name}: {step.previous.key} counts as {step.wanted}: {flags.why}")
+    return 0
+
+
+def chat(flags: argparse.Namespace, overrides: list[str]) -> int:
+    session = Session.open(overrides)
+    from pipeline import chat_command
+
+    return chat_command.chat(session, flags)
+
+
+def doctor(flags: argparse.Namespace, overrides: list[str]) -> int:
+    from pipeline.doctor import check
+
+    return check(Session.open(overrides))
+
+
+def _one_name(flags: argparse.Namespace, verb: str) -> str:
+    if len(flags.names) != 1:
+        raise UserError("needs one name", verb, "`ls` and `status` show names.")
+    return str(flags.names[0])
+
+
+Declare = Callable[[argparse.ArgumentParser], None]
+
+
+def _flags(*declared: tuple[str, ...], names: bool = False, **texts: str) -> Declare:
+    """A function that declares on/off flags, the last of each tuple's words naming it."""
+
+    def declare(parser: argparse.ArgumentParser) -> None:
+        for words in declared:
+            parser.add_argument(*words, action="store_true")
+        for text, help_text in texts.items():
+            parser.add_argument(f"--{text}", help=help_text)
+        if names:
+            parser.set_defaults(takes_names=True)
+
+    return declare
+
+
+ACTIONS: dict[str, tuple[Callable[[argparse.Namespace, list[str]], int], Declare]] = {
+    "run": (run, _flags(("-m", "--multirun"))),
+    "plan": (plan, _flags(("--config",))),
+    "why": (why, _flags(names=True)),
+    "status": (status, _flags()),
+    "log": (log, _flags(("-f", "--follow"), names=True)),
+    "show": (show, _flags(("--json",), names=True)),
+    "ls": (ls, _flags(names=True)),
+    "rm": (rm, _flags(names=True)),
+    "report": (report, _flags(("--open",), names=True)),
+    "verify": (verify, _flags(names=True)),
+    "gc": (gc, _flags(("--dry-run",))),
+    "accept": (accept, _flags(names=True, why="the reason, kept with the artifact")),
+    "chat": (chat, _flags(("--cli",), names=True, prompt="answer once and end", system="a system message")),
+    "doctor": (doctor, _flags()),
+}
