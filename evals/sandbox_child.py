@@ -43,7 +43,7 @@ def isolate(folder: str, disk_bytes: int, user: int) -> list[str]:
             pass  # a layer this machine has not; the parent judges by what is left
 
     if os.getuid() != 0:
-        attempt("user", kernel.unshare, "user")
+        attempt("user namespace", kernel.unshare, "user")
     for kind in ("net", "pid", "ipc", "mount"):
         attempt(kind, kernel.unshare, kind)
     if "mount" in layers:

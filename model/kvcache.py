@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.attention import attend
 from model.config import GPTConfig
 
 
@@ -18,31 +19,50 @@ class KVCache:
     def __init__(
         self, config: GPTConfig, rows: int, length: int, device: torch.device | str, dtype: torch.dtype
     ) -> None:
-        shape = (config.depth, rows, config.kv_heads, length, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        # Zeros, not whatever memory holds: a masked NaN would still be a NaN.
+        self.pairs = torch.zeros(
+            (2, config.depth, rows, config.kv_heads, length, config.head_dim), device=device, dtype=dtype
+        )
         self.lengths = torch.zeros(rows, device=device, dtype=torch.long)
         self.embeddings = torch.zeros(rows, config.width, device=device, dtype=dtype)  # of the last token, for smear
-        self.extent = 0  # the longest row, known to the host
-        self.at = self.lengths[:, None]
+        self.grouped = config.heads != config.kv_heads
+        self.held = [0] * rows  # lengths again, known without asking the device
+        self.pending: Tensor | None = None  # the embeddings of the last call, until advance() says which are real
+        self.positions(1)
+
+    @property
+    def extent(self) -> int:
+        """The length of the longest row."""
+        return max(self.held)
 
     def positions(self, count: int) -> Tensor:
         """(rows, count): where the next `count` tokens of each row will stand."""
         self.at = self.lengths[:, None] + torch.arange(count, device=self.lengths.device)
+        self.row = torch.arange(len(self.lengths), device=self.lengths.device)[:, None]
+        self.masks: dict[int, Tensor | None] = {}
         return self.at
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-        """Write k, v (rows, T, H_kv, D) at the positions asked for last; attention of q (rows, T, H, D) over its row."""
-        row = torch.arange(len(self.lengths), device=self.lengths.device)[:, None]
-        self.keys[layer][row, :, self.at] = k
-        self.values[layer][row, :, self.at] = v
+        """Write k, v (rows, T, H_kv, D) where positions() said last; attention of q (rows, T, H, D) over its row."""
+        keys, values = self.pairs[0, layer], self.pairs[1, layer]
+        if self.extent == 0:  # nothing but what comes now, at the same place in every row
+            keys[:, :, : k.size(1)], values[:, :, : v.size(1)] = k.transpose(1, 2), v.transpose(1, 2)
+            return attend(q, k, v, window)
+        keys[self.row, :, self.at], values[self.row, :, self.at] = k, v
         held = self.extent + q.size(1)
-        keys, values = self.keys[layer, :, :, :held], self.values[layer, :, :, :held]
-        distance = self.at[:, :, None] - torch.arange(held, device=q.device)  # (rows, T, held)
-        mask = ((distance >= 0) & (distance < window))[:, None]
-        grouped = q.size(2) != k.size(2)
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask, enable_gqa=grouped)
+        mask = self._mask(held, window, q.dtype)
+        keys, values = keys[:, :, :held], values[:, :, :held]
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask, enable_gqa=self.grouped)
         return y.transpose(1, 2)
+
+    def _mask(self, held: int, window: int, dtype: torch.dtype) -> Tensor | None:
+        """(rows, 1, T, held), 0 where a query may look and -inf elsewhere; one for all layers with the same window."""
+        if window not in self.masks:
+            distance = self.at[:, :, None] - torch.arange(held, device=self.at.device)
+            seen = (distance >= 0) & (distance < window)
+            mask = torch.zeros(seen.shape, dtype=dtype, device=self.at.device).masked_fill_(~seen, -torch.inf)
+            self.masks[window] = mask[:, None]
+        return self.masks[window]
 
     def previous(self, x: Tensor) -> Tensor:
         """The embedding before each of x (rows, T, C); zero at the start of a row. Only smear needs it."""
@@ -50,14 +70,32 @@ class KVCache:
         self.pending = x
         return before
 
-    def advance(self, counts: Tensor | int) -> None:
-        """The first counts[row] tokens of the last call are part of the row now."""
-        counts = torch.as_tensor(counts, device=self.lengths.device).expand_as(self.lengths)
+    def advance(self, counts: list[int] | int) -> None:
+        """The first counts[row] tokens of the last call (of every row, if one number) are part of the row now."""
+        counts = counts if isinstance(counts, list) else [counts] * len(self.held)
+        added = torch.tensor(counts, device=self.lengths.device)
         if self.pending is not None:
-            last = (counts - 1).clamp(min=0)[:, None, None].expand(-1, 1, self.embeddings.size(1))
+            last = (added - 1).clamp(min=0)[:, None, None].expand(-1, 1, self.embeddings.size(1))
             moved = self.pending.gather(1, last)[:, 0]
-            self.embeddings = torch.where(counts[:, None] > 0, moved, self.embeddings)
-        self.lengths = self.lengths + counts
-        self.extent = int(self.lengths.max())
+            self.embeddings = torch.where(added[:, None] > 0, moved, self.embeddings)
+        self.lengths = self.lengths + added
+        self.held = [old + new for old, new in zip(self.held, counts)]
 
-    pending: Tensor | None = None  # the embeddings of the last call, until advance() says which are real
+    def adopt(self, rows: list[int], other: "KVCache", others: list[int]) -> None:
+        """Row rows[i] starts again as a copy of row others[i] of another cache."""
+        to, source = (torch.tensor(places, device=self.lengths.device) for places in (rows, others))
+        self.pairs[:, :, to, :, : other.extent] = other.pairs[:, :, source, :, : other.extent]
+        self.lengths[to], self.embeddings[to] = other.lengths[source], other.embeddings[source]
+        for row, place in zip(rows, others):
+            self.held[row] = other.held[place]
+
+    def clear(self, row: int) -> None:
+        """Forget a row, so that it does not count for the extent."""
+        self.lengths[row] = self.held[row] = 0
+
+    def select(self, rows: list[int]) -> None:
+        """Keep only these rows, in this order."""
+        places = torch.tensor(rows, device=self.lengths.device)
+        self.pairs = self.pairs[:, :, places]
+        self.lengths, self.embeddings = self.lengths[places], self.embeddings[places]
+        self.held = [self.held[row] for row in rows]

@@ -1,0 +1,321 @@
+"""Generating text: many prompts at once through one static cache, each row with its own settings and its own tools.
+
+Rows that finish make room for waiting ones. When a row writes a python call, the tool's answer is forced into it and
+flagged, so that nobody trains on it.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from model.errors import ModelError
+from model.kvcache import KVCache
+from model.sampling import Sampler, Sampling
+from model.streaming import Event, Pieces
+
+Finish = Literal["end", "length", "stop", "cancelled"]
+
+PREFILL_TOKENS = 16_384  # of one pass over waiting prompts, padding included
+REPLY_PART = 4  # a prompt is shortened rather than leave less than a fourth of the context for the reply
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What came after a prompt.
+
+    prompt: the ids that were really read, without the turns that did not fit. tokens: all that follows, the token that
+    ended it included. forced[i]: tokens[i] is a tool's output, not the model's. logprobs[i]: natural logarithm of its
+    probability before temperature and limits, if asked for. finish: "end" (the model ended its turn or the text),
+    "length", "stop" (a stop text), "cancelled".
+    """
+
+    prompt: list[int]
+    tokens: list[int]
+    forced: list[bool]
+    logprobs: list[float] | None
+    finish: Finish
+    dropped_turns: int = 0
+
+    @property
+    def written(self) -> list[int]:
+        """The tokens without the one that ended the turn."""
+        return self.tokens[:-1] if self.finish == "end" else self.tokens
+
+
+@dataclass
+class Row:
+    """One completion being made."""
+
+    number: int  # of the prompt
+    sample: int
+    prompt: list[int]
+    sampling: Sampling
+    dropped_turns: int
+    room: int  # tokens that may still come
+    tokens: list[int] = field(default_factory=list)
+    forced: list[bool] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    waiting: deque[int] = field(default_factory=deque)  # tool output still to be forced
+    call: list[int] | None = None  # tokens of the python call being written
+    finish: Finish | None = None
+
+
+class Engine:
+    """Generates with a model whose weights it shares: change them, and the next call uses the new ones.
+
+    model: as model.gpt.GPT. special: ids of the special tokens by name. decode_bytes, encode: of the tokenizer.
+    tools: the text of a python call to its result; None for a call that has none, after which the model just goes on.
+    rows: completions decoded side by side.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        special: Mapping[str, int],
+        decode_bytes: Callable[[list[int]], bytes],
+        encode: Callable[[str], list[int]],
+        tools: Callable[[str], str | None] | None = None,
+        rows: int = 64,
+    ) -> None:
+        self.model, self.special, self.decode_bytes, self.encode, self.tools = (
+            model,
+            special,
+            decode_bytes,
+            encode,
+            tools,
+        )
+        self.rows, self.context = rows, model.config.sequence_len
+        self.ends = {special["<|assistant_end|>"], special["<|bos|>"]}
+        self.python_start, self.python_end = special["<|python_start|>"], special["<|python_end|>"]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.lm_head.weight.device
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling | Sequence[Sampling] = Sampling(),  # noqa: B008  (frozen)
+        samples: int = 1,
+        logprobs: bool = False,
+        should_stop: Callable[[], bool] | None = None,
+        finished: Callable[[int], None] | None = None,
+    ) -> list[Completion]:
+        """`samples` completions of each prompt, those of one prompt together and in order.
+
+        sampling: for all, or one a prompt. A prompt longer than the context allows loses its oldest turns (see
+        Completion.dropped_turns). When should_stop() turns true, what there is comes back as "cancelled".
+        finished is told how many completions are done.
+        """
+        each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+        rows = [self.row(i, j, prompt, each[i]) for i, prompt in enumerate(prompts) for j in range(samples)]
+        done = 0
+        for count in self.decode(rows, logprobs):
+            if finished is not None and count > done:
+                finished(count)
+            done = count
+            if should_stop is not None and should_stop():
+                break
+        return [self.completion(row, logprobs) for row in rows]
+
+    def row(self, number: int, sample: int, prompt: list[int], sampling: Sampling) -> Row:
+        sampling.check()
+        if not prompt:
+            raise ModelError("a prompt needs at least one token; start it with <|bos|>")
+        reply = min(sampling.max_tokens, max(1, self.context // REPLY_PART))
+        prompt, dropped = drop_oldest_turns(prompt, self.context - reply, self.special)
+        return Row(number, sample, prompt, sampling, dropped, min(sampling.max_tokens, self.context - len(prompt)))
+
+    def completion(self, row: Row, logprobs: bool) -> Completion:
+        finish = row.finish or "cancelled"
+        scores = row.logprobs if logprobs else None
+        return Completion(row.prompt, row.tokens, row.forced, scores, finish, row.dropped_turns)
+
+    def decode(self, rows: list[Row], logprobs: bool = False) -> Iterator[int]:
+        """Bring all rows to their end; after each token of all active rows, yields how many rows are finished."""
+        if not rows:
+            return
+        batch = Batch(self, rows, logprobs)
+        while batch.active:
+            yield batch.finished
+            batch.step()
+        yield batch.finished
+
+    def stream(
+        self,
+        prompt: list[int],
+        sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Iterator[Event]:
+        """One completion as it is made: text in whole characters, tool calls and results, and an "end" event last."""
+        row = self.row(0, 0, prompt, sampling)
+        pieces = Pieces(self.special, self.decode_bytes, sampling.stop)
+        read = 0
+        for _ in self.decode([row]):
+            for token in row.tokens[read:]:
+                yield from pieces.feed(token)
+            read = len(row.tokens)
+            if should_stop is not None and row.finish is None and should_stop():
+                break
+        yield from pieces.finish()
+        yield Event("end", "", row.finish or "cancelled", len(row.tokens), row.dropped_turns)
+
+    def take(self, row: Row, token: int) -> int:
+        """The row's next token is `token`, unless tool output is due; what follows from it. Returns the token."""
+        forced = bool(row.waiting)
+        if forced:
+            token = row.waiting.popleft()
+        row.tokens.append(token)
+        row.forced.append(forced)
+        row.room -= 1
+        if not forced:
+            self._react(row, token)
+        if row.finish is None and row.room <= 0:
+            row.finish = "length"
+        return token
+
+    def _react(self, row: Row, token: int) -> None:
+        if token in self.ends:
+            row.finish = "end"
+        elif token == self.python_start:
+            row.call = []
+        elif token == self.python_end and row.call is not None:
+            result = self.tools(self.text(row.call)) if self.tools is not None else None
+            row.call = None
+            if result is not None:
+                output = [self.special["<|output_start|>"], *self.encode(result), self.special["<|output_end|>"]]
+                row.waiting.extend(output)
+        elif row.call is not None:
+            row.call.append(token)
+        if row.sampling.stop and row.finish is None and self._stopped(row):
+            row.finish = "stop"
+
+    def _stopped(self, row: Row) -> bool:
+        longest = max(len(text.encode()) for text in row.sampling.stop)
+        tail = self.text(row.tokens[-longest - 1 :])  # a token has at least one byte
+        return any(text in tail for text in row.sampling.stop)
+
+    def text(self, tokens: list[int]) -> str:
+        return self.decode_bytes(tokens).decode(errors="replace")
+
+
+class Batch:
+    """The rows of one decode: a cache with a slot for each, and the queue of those that wait for one."""
+
+    # Inference mode is entered call by call: held open in a generator, it would leak into whoever reads from it.
+    @torch.inference_mode()
+    def __init__(self, engine: Engine, rows: list[Row], logprobs: bool) -> None:
+        self.engine, self.model, self.logprobs = engine, engine.model, logprobs
+        self.queue = deque(sorted(rows, key=lambda row: -len(row.prompt)))  # stable: samples of a prompt stay together
+        self.slots: list[Row | None] = [None] * min(engine.rows, len(rows))
+        self.finished = 0
+        self.length = max(len(row.prompt) + row.room for row in rows)
+        self.cache = self._new_cache(len(self.slots), self.length)
+        vocab_size = self.model.lm_head.weight.size(0)
+        self.sampler = Sampler(len(self.slots), max(row.room for row in rows), vocab_size, engine.device)
+        self._admit()
+
+    @property
+    def active(self) -> bool:
+        return any(row is not None for row in self.slots)
+
+    def _new_cache(self, rows: int, length: int) -> KVCache:
+        return KVCache(self.model.config, rows, length, self.engine.device, self.model.compute_dtype)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """One token for every row in a slot; then free slots are filled, or given up when nobody waits for them."""
+        feed = torch.tensor([[row.tokens[-1] if row else 0] for row in self.slots], device=self.engine.device)
+        hidden = self.model.hidden(feed, self.cache)
+        self.cache.advance([int(row is not None) for row in self.slots])
+        self._choose(self.model.head(hidden[:, -1]), self.slots)
+        free = self._release()
+        if self.queue and free * 8 >= len(self.slots):
+            self._admit()
+        elif not self.queue and free * 2 >= len(self.slots) and self.active:
+            kept = [slot for slot, row in enumerate(self.slots) if row is not None]
+            self.cache.select(kept)
+            self.sampler.select(kept)
+            self.slots = [self.slots[slot] for slot in kept]
+
+    def _choose(self, logits: Tensor, rows: Sequence[Row | None]) -> None:
+        tokens = self.sampler.draw(logits)
+        chosen = [self.engine.take(row, token) if row else 0 for row, token in zip(rows, tokens.tolist())]
+        if self.logprobs:
+            places = torch.tensor(chosen, device=logits.device)[:, None]
+            scores = (logits.gather(1, places)[:, 0] - logits.logsumexp(-1)).tolist()
+            for row, score in zip(rows, scores):
+                if row is not None:
+                    row.logprobs.append(score)
+
+    def _release(self) -> int:
+        """Empty the slots of finished rows; returns how many slots are free."""
+        for slot, row in enumerate(self.slots):
+            if row is not None and row.finish is not None:
+                self.finished += 1
+                self.slots[slot] = None
+                self.cache.clear(slot)
+        return self.slots.count(None)
+
+    def _admit(self) -> None:
+        """Read waiting prompts, each once however many samples it has, and give their rows a slot and a first token."""
+        while self.queue and None in self.slots:
+            prompts: dict[int, list[int]] = {}
+            rows: dict[int, Row] = {}
+            for slot in [slot for slot, row in enumerate(self.slots) if row is None]:
+                longest = max((len(prompt) for prompt in prompts.values()), default=0)
+                if not self.queue or (prompts and (len(prompts) + 1) * longest > PREFILL_TOKENS):
+                    break
+                row = self.queue.popleft()
+                prompts.setdefault(row.number, row.prompt)
+                rows[slot] = self.slots[slot] = row
+            self._start(prompts, rows)
+            self._release()
+
+    def _start(self, prompts: dict[int, list[int]], rows: dict[int, Row]) -> None:
+        place = {number: at for at, number in enumerate(prompts)}
+        logits, cache = self._prefill(list(prompts.values()))
+        at = [place[row.number] for row in rows.values()]
+        self.cache.adopt(list(rows), cache, at)
+        for slot, row in rows.items():
+            self.sampler.assign(slot, row.sampling, row.sample, row.prompt)
+        self.sampler.ready()
+        spread = torch.zeros(len(self.slots), logits.size(1), device=logits.device)
+        spread[list(rows)] = logits[at]
+        drawn = self.sampler.drawn.clone()
+        self._choose(spread, [rows.get(slot) for slot in range(len(self.slots))])
+        fresh = torch.tensor([slot in rows for slot in range(len(self.slots))], device=drawn.device)
+        self.sampler.drawn = torch.where(fresh, self.sampler.drawn, drawn)  # other rows drew nothing
+
+    def _prefill(self, prompts: list[list[int]]) -> tuple[Tensor, KVCache]:
+        """Logits after each prompt (rows, vocab), and the cache that holds them."""
+        lengths = [len(prompt) for prompt in prompts]
+        tokens = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
+        for row, prompt in zip(tokens, prompts):
+            row[: len(prompt)] = torch.tensor(prompt)
+        cache = self._new_cache(len(prompts), max(lengths))
+        hidden = self.model.hidden(tokens.to(self.engine.device), cache)
+        cache.advance(lengths)
+        last = torch.tensor(lengths, device=hidden.device) - 1
+        return self.model.head(hidden[torch.arange(len(prompts), device=hidden.device), last]), cache
+
+
+def drop_oldest_turns(prompt: list[int], limit: int, special: Mapping[str, int]) -> tuple[list[int], int]:
+    """(ids, turns dropped): a prompt of at most `limit` tokens that keeps its first token and its latest turns.
+
+    A turn begins at <|user_start|>. A last turn that is too long by itself (or a text without turns) loses its
+    beginning, which counts as a dropped turn too.
+    """
+    if len(prompt) <= limit:
+        return prompt, 0
+    starts = [place for place, token in enumerate(prompt) if token == special["<|user_start|>"]]
+    for dropped, start in enumerate(starts):
+        if 1 + len(prompt) - start <= limit:
+            return [prompt[0], *prompt[start:]], max(1, dropped)
+    head = [prompt[0], special["<|user_start|>"]] if starts else prompt[:1]
+    head = head[: max(1, limit - 1)]
+    return [*head, *prompt[len(prompt) - max(limit - len(head), 0) :]], max(1, len(starts))

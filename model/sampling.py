@@ -1,0 +1,142 @@
+"""How the next token is drawn: settings of one row, and the sampler of many rows that each have their own."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one completion is drawn. Applied in this order: penalty, temperature, top_k, top_p, min_p.
+
+    The same prompt, settings and seed give the same completion, whatever else is generated beside it.
+    """
+
+    temperature: float = 1.0  # 0: always the likeliest token
+    top_k: int | None = 50  # only the k likeliest
+    top_p: float | None = None  # only the likeliest whose probabilities sum to p
+    min_p: float | None = None  # only those at least min_p times as likely as the likeliest
+    repetition_penalty: float = 1.0  # > 1: tokens of the prompt or the completion become less likely
+    seed: int = 0
+    max_tokens: int = 256  # of the completion, tool output included
+    stop: tuple[str, ...] = ()  # texts that end the completion
+
+    def check(self) -> None:
+        """Raises ModelError naming the first value that cannot work."""
+        for name, good in (
+            ("temperature", self.temperature >= 0),
+            ("top_k", self.top_k is None or self.top_k >= 1),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1),
+            ("min_p", self.min_p is None or 0 <= self.min_p <= 1),
+            ("repetition_penalty", self.repetition_penalty > 0),
+            ("max_tokens", self.max_tokens >= 1),
+            ("stop", all(self.stop)),
+        ):
+            if not good:
+                raise ModelError(f"sampling: {name} is {getattr(self, name)!r}, which cannot work")
+
+
+def uniforms(seed: int, sample: int, count: int) -> Tensor:
+    """(count,) float32 in [0, 1): the randomness of one completion, a function of its seed and sample number alone."""
+    digest = hashlib.blake2b(f"{seed}/{sample}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.rand(count, generator=generator)
+
+
+class Sampler:
+    """Draws the next token of each of `rows` rows; a row's settings and randomness are its own.
+
+    A token is where the row's next uniform number falls in the cumulative distribution, so that a draw costs the same
+    for all rows at once and no row's draw touches another's.
+    """
+
+    def __init__(self, rows: int, max_tokens: int, vocab_size: int, device: torch.device | str) -> None:
+        self.vocab_size, self.device = vocab_size, torch.device(device)
+        self.settings: list[Sampling] = [Sampling(temperature=0.0)] * rows
+        self.uniforms = torch.zeros(rows, max_tokens, device=device)
+        self.drawn = torch.zeros(rows, dtype=torch.long, device=device)
+        self.seen: Tensor | None = None  # (rows, vocab) bool, once a row has a repetition penalty
+        self.ready()
+
+    def assign(self, row: int, sampling: Sampling, sample: int, prompt: list[int]) -> None:
+        """Row `row` starts a completion. Call ready() after the last assign."""
+        self.settings[row] = sampling
+        if sampling.temperature > 0:
+            self.uniforms[row, : sampling.max_tokens] = uniforms(sampling.seed, sample, sampling.max_tokens)
+        self.drawn[row] = 0
+        if sampling.repetition_penalty != 1.0 and self.seen is None:
+            self.seen = torch.zeros(len(self.settings), self.vocab_size, dtype=torch.bool, device=self.device)
+        if self.seen is not None:
+            self.seen[row] = False
+            self.seen[row, torch.tensor(prompt, device=self.device)] = True
+
+    def select(self, rows: list[int]) -> None:
+        """Keep only these rows, in this order."""
+        places = torch.tensor(rows, device=self.device)
+        self.settings = [self.settings[row] for row in rows]
+        self.uniforms, self.drawn = self.uniforms[places], self.drawn[places]
+        self.seen = None if self.seen is None else self.seen[places]
+        self.ready()
+
+    def ready(self) -> None:
+        """The settings as tensors, and which of them matter at all."""
+        rows = self.settings
+
+        def column(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=self.device)[:, None]
+
+        greedy = [row.temperature == 0 for row in rows]
+        self.all_greedy, self.any_greedy = all(greedy), any(greedy)
+        self.greedy = torch.tensor(greedy, device=self.device)
+        self.temperature = column([row.temperature or 1.0 for row in rows])
+        self.any_temperature = any(row.temperature not in (0.0, 1.0) for row in rows)
+        limited = [1 if row.temperature == 0 else min(row.top_k or self.vocab_size, self.vocab_size) for row in rows]
+        self.width, self.equal_width = max(limited), len(set(limited)) == 1
+        self.kept = torch.tensor(limited, device=self.device)[:, None]
+        self.any_top_p = any(row.top_p is not None for row in rows)
+        self.top_p = column([row.top_p or 1.0 for row in rows])
+        self.any_min_p = any(row.min_p for row in rows)
+        self.min_p = column([row.min_p or 0.0 for row in rows])
+        self.any_penalty = any(row.repetition_penalty != 1.0 for row in rows)
+        self.penalty = column([row.repetition_penalty for row in rows])
+
+    def draw(self, logits: Tensor) -> Tensor:
+        """(rows,) int64 from logits (rows, vocab) float32, which are left as they are."""
+        if self.any_penalty:
+            penalised = torch.where(logits < 0, logits * self.penalty, logits / self.penalty)
+            logits = torch.where(self.seen, penalised, logits)
+        if self.all_greedy:
+            tokens = logits.argmax(-1)
+        else:
+            tokens = self._sample(logits)
+            if self.any_greedy:
+                tokens = torch.where(self.greedy, logits.argmax(-1), tokens)
+        if self.seen is not None:
+            self.seen.scatter_(1, tokens[:, None], True)
+        self.drawn += 1
+        return tokens
+
+    def _sample(self, logits: Tensor) -> Tensor:
+        sort = self.width < self.vocab_size or self.any_top_p or self.any_min_p
+        ids = None
+        if sort:
+            logits, ids = logits.topk(self.width)  # (rows, width), likeliest first
+        if self.any_temperature:
+            logits = logits / self.temperature
+        if sort and not self.equal_width:
+            rank = torch.arange(self.width, device=logits.device)
+            logits = logits.masked_fill(rank >= self.kept, -torch.inf)
+        weights = logits.softmax(-1)
+        if self.any_top_p:
+            weights = weights.masked_fill(weights.cumsum(-1) - weights >= self.top_p, 0.0)
+        if self.any_min_p:
+            weights = weights.masked_fill(weights < self.min_p * weights[:, :1], 0.0)
+        reached = weights.cumsum(-1, dtype=torch.float32 if sort else torch.float64)
+        column = self.drawn[:, None].clamp(max=self.uniforms.size(1) - 1)
+        target = self.uniforms.gather(1, column) * reached[:, -1:]
+        place = (reached <= target).sum(-1, keepdim=True)  # a uniform is below 1, so never past the last weight
+        return place[:, 0] if ids is None else ids.gather(1, place)[:, 0]

@@ -1,0 +1,293 @@
+"""The engine generates what a full forward pass at each step would, whatever is generated beside it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.config import GPTConfig
+from model.engine import Engine, drop_oldest_turns
+from model.errors import ModelError
+from model.gpt import GPT
+from model.sampling import Sampler, Sampling, uniforms
+
+NAMES = ("bos", "user_start", "user_end", "assistant_start", "assistant_end")
+NAMES += ("python_start", "python_end", "output_start", "output_end")
+SPECIAL = {f"<|{name}|>": 256 + place for place, name in enumerate(NAMES)}
+BOS = SPECIAL["<|bos|>"]
+VOCAB = 256 + len(NAMES)
+
+
+def decode_bytes(ids: list[int]) -> bytes:
+    return bytes(token for token in ids if token < 256)
+
+
+def encode(text: str) -> list[int]:
+    return list(text.encode())
+
+
+def make_model(**changes) -> GPT:
+    """A small model whose next token depends on everything before it."""
+    config = GPTConfig(**{"depth": 2, "width": 32, "head_dim": 16, "sequence_len": 96} | changes).resolved(VOCAB)
+    model = GPT(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+            else:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+MODELS = {
+    "base": make_model(),
+    "grouped": make_model(kv_heads=1),
+    "modern": make_model(arch="modern", depth=4, window_pattern="SSSL", sequence_len=160),
+}
+
+
+def make_engine(model: GPT, rows: int = 64, tools=None, **changes) -> Engine:
+    return Engine(model, SPECIAL, decode_bytes, encode, tools, rows=rows, **changes)
+
+
+def reference(model: GPT, prompt: list[int], count: int) -> list[int]:
+    """Greedy decoding without a cache."""
+    ids = list(prompt)
+    with torch.inference_mode():
+        for _ in range(count):
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+            if ids[-1] in (BOS, SPECIAL["<|assistant_end|>"]):
+                break
+    return ids[len(prompt) :]
+
+
+prompts_strategy = st.lists(
+    st.lists(st.integers(0, 255), min_size=1, max_size=60).map(lambda ids: [BOS, *ids]), min_size=1, max_size=6
+)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=12, deadline=None)
+@given(prompts=prompts_strategy, rows=st.integers(1, 4), data=st.data())
+def test_greedy_is_a_full_forward_at_each_step_for_any_batch(name, prompts, rows, data):
+    model = MODELS[name]
+    limits = [data.draw(st.integers(1, 20)) for _ in prompts]
+
+    made = make_engine(model, rows).generate(prompts, [Sampling(temperature=0, max_tokens=n) for n in limits])
+
+    assert [c.tokens for c in made] == [reference(model, p, n) for p, n in zip(prompts, limits)]
+
+
+def test_a_seeded_completion_does_not_depend_on_its_neighbours():
+    model, prompt = MODELS["modern"], [BOS, 1, 2, 3]
+    settings_ = Sampling(temperature=1.3, top_k=20, top_p=0.9, min_p=0.01, seed=7, max_tokens=12)
+    others = [Sampling(temperature=0.5, top_k=None, seed=n, max_tokens=5 + n) for n in range(4)]
+
+    alone = make_engine(model).generate([prompt], settings_)[0]
+    crowd = make_engine(model, rows=2).generate(
+        [[BOS, *range(n + 5)] for n in range(4)] + [prompt], [*others, settings_]
+    )
+
+    assert crowd[-1].tokens == alone.tokens
+
+
+def test_samples_of_one_prompt_differ_from_the_first_token_on():
+    made = make_engine(MODELS["base"]).generate(
+        [[BOS, 5]], Sampling(temperature=2.0, top_k=None, max_tokens=3), samples=16
+    )
+
+    assert len({c.tokens[0] for c in made}) > 4
+    assert (
+        make_engine(MODELS["base"], rows=3).generate([[BOS, 5]], Sampling(2.0, None, max_tokens=3), samples=16) == made
+    )
+
+
+def test_logprobs_are_those_of_the_whole_distribution():
+    model, prompt = MODELS["base"], [BOS, 9, 8]
+    made = make_engine(model).generate([prompt], Sampling(temperature=0.7, top_k=5, max_tokens=6), logprobs=True)[0]
+
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + made.tokens]))[0, len(prompt) - 1 : -1]
+    expected = logits.log_softmax(-1).gather(1, torch.tensor(made.tokens)[:, None])[:, 0]
+
+    torch.testing.assert_close(torch.tensor(made.logprobs), expected, atol=1e-4, rtol=0)
+
+
+class Scripted(torch.nn.Module):
+    """Writes a fixed text after any prompt of a given length, whatever it is fed."""
+
+    def __init__(self, script: list[int], prompt_len: int) -> None:
+        super().__init__()
+        self.config = GPTConfig(depth=1, width=16, head_dim=16, sequence_len=256).resolved(VOCAB)
+        self.compute_dtype = torch.float32
+        self.lm_head = torch.nn.Linear(VOCAB, VOCAB, bias=False)
+        self.script, self.prompt_len = script, prompt_len
+        self.read: list[int] = []
+
+    def hidden(self, tokens, cache):
+        self.read += tokens.flatten().tolist()
+        at = cache.positions(tokens.size(1)) - self.prompt_len + 1
+        following = torch.tensor(self.script)[at.clamp(0, len(self.script) - 1)]
+        return torch.nn.functional.one_hot(following, VOCAB).float()
+
+    def head(self, hidden):
+        return hidden * 20
+
+
+CALL, CALL_END = SPECIAL["<|python_start|>"], SPECIAL["<|python_end|>"]
+OUT, OUT_END, END = SPECIAL["<|output_start|>"], SPECIAL["<|output_end|>"], SPECIAL["<|assistant_end|>"]
+
+
+def test_a_tool_is_asked_once_and_its_answer_is_forced_and_flagged():
+    asked = []
+    script = [*b"so ", CALL, *b"1+2", CALL_END, 0, 0, 0, *b"it is", END]  # three zeros: overridden by the result
+    model = Scripted(script, prompt_len=2)
+
+    made = make_engine(model, tools=lambda text: asked.append(text) or "3").generate(
+        [[BOS, 1]], Sampling(temperature=0)
+    )[0]
+
+    assert asked == ["1+2"]
+    assert made.tokens == [*b"so ", CALL, *b"1+2", CALL_END, OUT, *b"3", OUT_END, *b"it is", END]
+    assert [token for token, forced in zip(made.tokens, made.forced) if forced] == [OUT, *b"3", OUT_END]
+    assert made.finish == "end" and made.written == made.tokens[:-1]
+    assert model.read == [BOS, 1, *made.tokens[:-1]]  # the model reads the result like its own words
+
+
+def test_a_call_without_a_result_is_left_to_the_model():
+    script = [CALL, *b"?", CALL_END, *b"hm", END]
+
+    made = make_engine(Scripted(script, 1), tools=lambda text: None).generate([[BOS]], Sampling(temperature=0))[0]
+
+    assert made.tokens == script and not any(made.forced)
+
+
+def test_streaming_sends_whole_characters_calls_and_results():
+    script = [*"é🙂".encode(), CALL, *b"2*3", CALL_END, 0, 0, 0, *b"six", END]
+    events = list(make_engine(Scripted(script, 1), tools=lambda text: "6").stream([BOS], Sampling(temperature=0)))
+
+    texts = [(e.kind, e.text) for e in events]
+    assert texts == [
+        ("text", "é"),
+        ("text", "🙂"),
+        ("tool_call", "2*3"),
+        ("tool_output", "6"),
+        *(("text", c) for c in "six"),
+        ("end", ""),
+    ]
+    assert (events[-1].finish, events[-1].tokens) == ("end", len(script))
+
+
+def test_a_broken_character_at_the_end_is_shown_as_such():
+    events = list(make_engine(Scripted([*"🙂".encode()[:2], END], 1)).stream([BOS], Sampling(temperature=0)))
+
+    assert "".join(e.text for e in events) == "\ufffd"
+
+
+@pytest.mark.parametrize("stop", [("lo w",), ("zzz", "o world"), ("low", "o w")])
+def test_stop_texts_end_the_completion_and_are_not_streamed(stop):
+    script = [*b"hello world", END]
+    sampling = Sampling(temperature=0, stop=stop)
+
+    made = make_engine(Scripted(script, 1)).generate([[BOS]], sampling)[0]
+    events = list(make_engine(Scripted(script, 1)).stream([BOS], sampling))
+
+    matched = next(text for text in stop if text in "hello world")
+    assert made.finish == "stop" and decode_bytes(made.tokens).decode().endswith(matched)
+    assert "".join(e.text for e in events) == "hello world".split(matched)[0]
+
+
+def test_generation_can_be_cancelled_and_keeps_what_there_is():
+    calls = iter([False, False, True])
+    made = make_engine(Scripted([*b"abcdefgh", END], 1)).generate(
+        [[BOS]], Sampling(temperature=0), should_stop=lambda: next(calls)
+    )
+
+    assert made[0].finish == "cancelled" and decode_bytes(made[0].tokens) == b"abc"
+
+
+def test_the_context_is_never_exceeded_and_the_completion_says_so():
+    model = MODELS["base"]
+    prompt = [BOS, *(n % 250 for n in range(70))]
+
+    made = make_engine(model).generate([prompt], Sampling(temperature=0, max_tokens=500))[0]
+
+    assert made.finish in ("length", "end") and len(made.prompt) + len(made.tokens) <= 96
+
+
+def test_the_oldest_turns_go_first():
+    user, end = SPECIAL["<|user_start|>"], SPECIAL["<|user_end|>"]
+    turns = [[user, *[n] * 10, end, SPECIAL["<|assistant_start|>"], *[100 + n] * 5, END] for n in range(4)]
+    prompt = [BOS, *turns[0], *turns[1], *turns[2], *turns[3]]
+
+    assert drop_oldest_turns(prompt, 200, SPECIAL) == (prompt, 0)
+    assert drop_oldest_turns(prompt, 50, SPECIAL) == ([BOS, *turns[2], *turns[3]], 2)
+    shortened, dropped = drop_oldest_turns(prompt, 10, SPECIAL)
+    assert shortened == [BOS, user, *prompt[-8:]] and dropped == 4
+
+
+@given(st.lists(st.integers(250, VOCAB - 1), min_size=1, max_size=40), st.integers(1, 30))
+def test_a_shortened_prompt_always_fits_and_keeps_its_first_token(prompt, limit):
+    shortened, dropped = drop_oldest_turns(prompt, limit, SPECIAL)
+
+    assert 1 <= len(shortened) <= max(limit, 1) and shortened[0] == prompt[0]
+    assert (dropped == 0) == (shortened == prompt)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0.0}, {"min_p": 2}, {"max_tokens": 0}, {"stop": ("",)}]
+)
+def test_impossible_settings_are_refused_by_name(wrong):
+    with pytest.raises(ModelError, match=next(iter(wrong))):
+        make_engine(MODELS["base"]).generate([[BOS]], Sampling(**wrong))
+
+
+def draws(logits: torch.Tensor, sampling: Sampling, count: int = 4000) -> torch.Tensor:
+    """How often each token is drawn."""
+    sampler = Sampler(count, 1, logits.numel(), "cpu")
+    for row in range(count):
+        sampler.assign(row, sampling, row, [0])
+    sampler.ready()
+    return torch.bincount(sampler.draw(logits.expand(count, -1)), minlength=logits.numel()) / count
+
+
+def test_draws_follow_the_distribution_and_its_limits():
+    probabilities = torch.tensor([0.05, 0.4, 0.3, 0.2, 0.05])
+    logits = probabilities.log()
+
+    assert (draws(logits, Sampling(top_k=None, max_tokens=1)) - probabilities).abs().max() < 0.03
+    top_two = draws(logits, Sampling(top_k=2, max_tokens=1))
+    assert (top_two - torch.tensor([0, 4 / 7, 3 / 7, 0, 0])).abs().max() < 0.03
+    assert (draws(logits, Sampling(top_k=None, top_p=0.6, max_tokens=1)) > 0).tolist() == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert (draws(logits, Sampling(top_k=None, min_p=0.45, max_tokens=1)) > 0).tolist() == [
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
+    cold = draws(logits, Sampling(temperature=0.5, top_k=None, max_tokens=1))
+    assert (cold - probabilities**2 / (probabilities**2).sum()).abs().max() < 0.03
+
+
+def test_a_repetition_penalty_makes_seen_tokens_less_likely():
+    logits = torch.tensor([[2.0, 1.9, -1.0]])
+    sampler = Sampler(1, 4, 3, "cpu")
+    sampler.assign(0, Sampling(temperature=0, repetition_penalty=1.5, max_tokens=4), 0, [0])
+    sampler.ready()
+
+    assert [int(sampler.draw(logits)) for _ in range(3)] == [1, 0, 0]
+
+
+def test_uniforms_are_a_function_of_seed_and_sample():
+    assert torch.equal(uniforms(3, 1, 8), uniforms(3, 1, 8))
+    assert not torch.equal(uniforms(3, 1, 8), uniforms(-3, 1, 8))
+    assert not torch.equal(uniforms(3, 1, 8), uniforms(3, 2, 8))
