@@ -1,0 +1,134 @@
+"""A data set repository on a hub, through huggingface_hub: a branch is resolved once, its files fetched by sha256."""
+
+import difflib
+import fnmatch
+from typing import Any
+
+from data.errors import DataError
+from data.fetch import TIMEOUT_SECONDS, Wanted, describe_url, fetch_all, http_errors, unreachable
+from data.source import Made, Request, link_all
+
+RESULT_NEUTRAL = "fetches files that are checked against the sha256 in the key"
+
+HUB = "https://huggingface.co"
+
+
+def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any] | None:
+    """{"files": {name: {"sha256", "bytes"}}, "source": {"endpoint", "repo_id", "commit"}}, or None when that would
+    need the network and `online` is False. A branch stays at the commit it was first resolved to.
+
+    Raises DataError when the hub cannot be reached or lacks a file.
+    """
+    if not params.repo_id or params.repo_id.count("/") != 1:
+        raise DataError(f"data.repo_id: is {params.repo_id!r}, but ORG/NAME is needed.")
+    endpoint = (memory.get("endpoint") or HUB).rstrip("/")
+    place = f"{endpoint}/datasets/{params.repo_id}"
+    remembered = memory.setdefault("hub", {})
+    listing = remembered.get(f"{place}@{params.revision}")
+    names = listing and _choose(params, list(listing["files"]))
+    if not names or any(listing["files"].get(name, {}).get("sha256") is None for name in names):
+        if not online:
+            return None
+        listing = _list_repository(params.repo_id, params.revision, endpoint)
+        names = _choose(params, list(listing["files"]))
+        if not names:
+            raise _missing(params.files[0] if params.files else params.shard, list(listing["files"]), place)
+        for name in names:
+            _complete(name, listing, params.repo_id, endpoint, place)
+        remembered[f"{place}@{params.revision}"] = listing
+    files = {name: listing["files"][name] for name in names}
+    source = {"endpoint": endpoint, "repo_id": params.repo_id, "commit": listing["commit"]}
+    return {"files": files, "source": source}
+
+
+def make(request: Request) -> Made | None:
+    """Link the files into `out` under the names the repository gives them."""
+    source = request.identity["source"]
+    wanted = [
+        Wanted(
+            name=name,
+            url=_file_url(source["repo_id"], name, source["commit"], source["endpoint"]),
+            sha256=file["sha256"],
+            bytes=file["bytes"],
+            own_token=True,
+        )
+        for name, file in request.identity["files"].items()
+    ]
+    if not fetch_all(wanted, request.blobs, request.workers, request.on_progress, request.should_stop):
+        return None
+    link_all({item.name: item.sha256 for item in wanted}, request)
+    val = request.params.val_shard if request.params.what == "text" and request.params.validation else None
+    return Made([item.name for item in wanted if item.name != val], val)
+
+
+def _choose(params: Any, known: list[str]) -> list[str]:
+    """The names of the wanted files, in order; whether they exist is not checked for names without a wildcard."""
+    if params.what == "dataset":
+        chosen: dict[str, None] = {}
+        for pattern in params.files:
+            wild = any(c in pattern for c in "*?[")
+            chosen |= dict.fromkeys(sorted(fnmatch.filter(known, pattern)) if wild else [pattern])
+        return list(chosen)
+    if params.train_shards is None or params.train_shards < 1:
+        raise DataError(
+            f"data.train_shards: is {params.train_shards}; say how many shards of {params.repo_id} to take."
+        )
+    train = [params.shard.format(i) for i in range(params.train_shards)]
+    if params.val_shard in train:
+        raise DataError(f"data.val_shard: {params.val_shard} is one of the {len(train)} training shards. Name another.")
+    if not params.validation:
+        return train
+    if params.val_shard is None:
+        raise DataError("data.val_shard: name the shard that is held out.")
+    return [*train, params.val_shard]
+
+
+def _complete(name: str, listing: dict[str, Any], repo_id: str, endpoint: str, place: str) -> None:
+    """Raise if the repository lacks `name`; find out the sha256 of a file that git itself keeps."""
+    if name not in listing["files"]:
+        raise _missing(name, list(listing["files"]), place)
+    if listing["files"][name]["sha256"] is None:
+        url = _file_url(repo_id, name, listing["commit"], endpoint)
+        listing["files"][name] = describe_url(url, own_token=True)
+
+
+def _list_repository(repo_id: str, revision: str, endpoint: str) -> dict[str, Any]:
+    """{"commit": str, "files": {path: {"sha256": str | None, "bytes": int}}} of a data set repository.
+
+    sha256 is None for small files that git itself keeps. Raises DataError.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.hf_api import RepoFile
+
+    api = HfApi(endpoint=endpoint)
+    try:
+        commit = api.dataset_info(repo_id, revision=revision, timeout=TIMEOUT_SECONDS).sha or revision
+        entries = list(api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type="dataset"))
+    except GatedRepoError:
+        raise DataError(f"{repo_id} at {endpoint} is gated. Accept its terms there, then `hf auth login`.") from None
+    except RevisionNotFoundError:
+        raise DataError(f"{repo_id} at {endpoint} has no revision {revision!r}.") from None
+    except RepositoryNotFoundError:
+        raise DataError(f"there is no data set {repo_id} at {endpoint}, or it is private (`hf auth login`).") from None
+    except http_errors() as error:
+        raise unreachable(f"{repo_id} at {endpoint}", error) from None
+    files = {
+        entry.path: {"sha256": entry.lfs.sha256 if entry.lfs else None, "bytes": entry.size}
+        for entry in entries
+        if isinstance(entry, RepoFile)
+    }
+    return {"commit": commit, "files": files}
+
+
+def _file_url(repo_id: str, path: str, commit: str, endpoint: str) -> str:
+    from huggingface_hub import hf_hub_url
+
+    return hf_hub_url(repo_id, path, repo_type="dataset", revision=commit, endpoint=endpoint)
+
+
+def _missing(name: str, known: list[str], where: str) -> DataError:
+    """The error for a file that is not there, with the nearest that are."""
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    hint = f"The nearest are {', '.join(near)}." if near else f"It has {len(known)} files."
+    return DataError(f"{where} has no file {name}. {hint}")

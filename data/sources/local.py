@@ -1,0 +1,120 @@
+"""Text of your own: parquet, jsonl or txt files and folders of them.
+
+With `val_shard` naming one of the files, each file is a shard. Without, documents go into shards of even size, and a
+fraction of them, chosen by their own text, is held out.
+"""
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data.blobs import file_sha256, link
+from data.errors import DataError
+from data.resplit import VAL, Resplit
+from data.shards import check_shard, write_shard
+from data.source import Made, Request
+from data.text_files import SUFFIXES, read_text
+
+
+def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any]:
+    """{"files": {name: {"sha256", "bytes"}}, "source": {"paths": {name: path}}}; needs no network. Raises DataError."""
+    found = find_sources(params.paths)
+    files = _describe(found, memory.setdefault("local", {}))
+    return {"files": files, "source": {"paths": {name: str(path) for name, path in found.items()}}}
+
+
+def make(request: Request) -> Made | None:
+    """Shards with the column `text` in `out`; of a data set, the files as they are."""
+    params = request.params
+    found = {name: Path(path) for name, path in request.identity["source"]["paths"].items()}
+    for name, path in found.items():
+        if file_sha256(path) != request.identity["files"][name]["sha256"]:
+            raise DataError(f"{path}: has changed since this run was planned. Run again.")
+    if params.what == "dataset":
+        for name, path in found.items():
+            link(request.blobs.path(request.blobs.add(path)), request.out / name)
+        return Made(list(found))
+    if params.val_shard is not None:
+        return _file_by_file(found, request)
+    return _resplit(found, request)
+
+
+def find_sources(paths: list[str]) -> dict[str, Path]:
+    """The files that `paths` (files or folders) stand for, by their name below the folder given, in name order.
+
+    Raises DataError for a path that is not there, of another kind, or two files of one name.
+    """
+    if not paths:
+        raise DataError("data.paths: names no file. Give files or folders of parquet, jsonl or txt.")
+    found: dict[str, Path] = {}
+    for text in paths:
+        path = Path(text).expanduser().resolve()
+        if not path.exists():
+            raise DataError(f"{path}: there is no such file or folder (data.paths).")
+        if path.is_dir():
+            files = {f.relative_to(path).as_posix(): f for f in path.rglob("*") if f.suffix in SUFFIXES and f.is_file()}
+        else:
+            files = {path.name: path}
+        if not files:
+            raise DataError(f"{path}: holds no {', '.join(SUFFIXES)} file (data.paths).")
+        for name, file in files.items():
+            if file.suffix not in SUFFIXES:
+                raise DataError(f"{file}: is none of {', '.join(SUFFIXES)} (data.paths).")
+            if name in found:
+                raise DataError(f"{file} and {found[name]}: have one name in the data set. Rename one of them.")
+            found[name] = file
+    return dict(sorted(found.items()))
+
+
+def _describe(sources: dict[str, Path], memory: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{name: {"sha256", "bytes"}} of the sources; `memory` keeps digests by path, size and time of change."""
+    described = {}
+    for name, path in sources.items():
+        stat = path.stat()
+        seen = memory.get(str(path))
+        if seen is None or (seen["bytes"], seen["mtime_ns"]) != (stat.st_size, stat.st_mtime_ns):
+            seen = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": file_sha256(path)}
+            memory[str(path)] = seen
+        described[name] = {"sha256": seen["sha256"], "bytes": seen["bytes"]}
+    return described
+
+
+def _file_by_file(found: dict[str, Path], request: Request) -> Made | None:
+    """Each file one shard: parquet as it is, the others converted."""
+    params = request.params
+    shards = {str(PurePosixPath(name).with_suffix(".parquet")).replace("/", "--"): name for name in found}
+    val = next((shard for shard, name in shards.items() if params.val_shard in (shard, name)), None)
+    if val is None:
+        raise DataError(f"data.val_shard: {params.val_shard} is none of {', '.join(found)}.")
+    train = [shard for shard in shards if shard != val][: params.train_shards]
+    if len(train) < (params.train_shards or 1):
+        raise DataError(f"data.train_shards: {params.train_shards} asked for, but there are {len(train)} beside {val}.")
+    wanted = [*train, *([val] if params.validation else [])]
+    for i, shard in enumerate(wanted):
+        if request.should_stop():
+            return None
+        path, target = found[shards[shard]], request.out / shard
+        if path.suffix == ".parquet":
+            check_shard(path, params.column)
+            link(request.blobs.path(request.blobs.add(path)), target)
+        elif not target.exists():
+            write_shard(target, read_text(path, params.column), params.column)
+        request.on_progress(i + 1, len(wanted))
+    return Made(train, val if params.validation else None)
+
+
+def _resplit(found: dict[str, Path], request: Request) -> Made | None:
+    params = request.params
+    work = Resplit(
+        sources=list(found.values()),
+        column=params.column,
+        shard_chars=params.shard_chars,
+        val_fraction=params.val_fraction,
+        max_shards=params.train_shards,
+        out=request.out,
+        scratch=request.scratch,
+    )
+    if not work.run(lambda done: request.on_progress(done, len(found)), request.should_stop):
+        return None
+    if not params.validation:
+        (request.out / VAL).unlink()
+    return Made(work.names(), VAL if params.validation else None)

@@ -1,0 +1,158 @@
+"""Text that every Python installation carries: the language reference's topics, and the standard library's own words.
+
+A module gives two kinds of documents: its prose (docstrings and long comments) and its code without them, so nothing
+is told twice. Modules and topics are held out whole: no text of the validation shard has a neighbour in training.
+"""
+
+import ast
+import hashlib
+import inspect
+import platform
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.errors import DataError
+from data.permutation import Permutation
+from data.shards import held_out, write_shard
+from data.source import Made, Request
+
+SHARDS = 4
+PAGE_CHARS = 4000
+LONG_COMMENT_LINES = 4  # shorter comments stay with the code they are about
+# Tables and generated text, tests, and what is not the standard library.
+LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "entities.py"}
+
+
+def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any]:
+    """{"files": {"python", "sources"}, "source": {}}: which Python's text this is; needs no network."""
+    found = _sources()
+    stats = [(name, (stat := path.stat()).st_size, stat.st_mtime_ns) for name, path in found.items()]
+    seen_as = hashlib.sha256(repr(stats).encode()).hexdigest()
+    remembered = memory.setdefault("pydocs", {})
+    if remembered.get("seen_as") != seen_as:
+        digest = hashlib.sha256(repr(sorted(_topics().items())).encode())
+        for name, path in found.items():
+            digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+        remembered.update(seen_as=seen_as, sources=digest.hexdigest())
+    return {"files": {"python": platform.python_version(), "sources": remembered["sources"]}, "source": {}}
+
+
+def make(request: Request) -> Made | None:
+    """Pages in shuffled order as SHARDS training shards and val.parquet; None if stopped before the end."""
+    params = request.params
+    train: list[str] = []
+    val: list[str] = []
+    total = len(_topics()) + 2 * len(_sources())
+    for i, (name, text) in enumerate(_units()):
+        if request.should_stop():
+            return None
+        (val if held_out(name, params.val_fraction) else train).extend(pages(text))
+        request.on_progress(i, total)
+    if not val or not train:
+        raise DataError(f"data.val_fraction: {params.val_fraction} leaves nothing to train on or to validate with.")
+    names = [f"shard_{i:05d}.parquet" for i in range(SHARDS)]
+    train = _shuffled(train, params.seed)
+    for i, name in enumerate(names):
+        write_shard(request.out / name, train[i::SHARDS], params.column)
+    if params.validation:
+        write_shard(request.out / "val.parquet", _shuffled(val, params.seed + 1), params.column)
+    return Made(names, "val.parquet" if params.validation else None)
+
+
+def _shuffled(texts: list[str], seed: int) -> list[str]:
+    return [texts[i] for i in Permutation(len(texts), seed)(np.arange(len(texts)))]
+
+
+def _sources() -> dict[str, Path]:
+    """The standard library's modules, by path below its folder. Raises DataError where they came without source."""
+    root = Path(sysconfig.get_path("stdlib"))
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).parts
+        if not LEFT_OUT.intersection(parts) and not parts[0].startswith("config-"):
+            found["/".join(parts)] = path
+    if not found:
+        raise DataError(f"{root}: this Python carries no source of its standard library. Use data=local with text.")
+    return found
+
+
+def _units() -> Iterator[tuple[str, str]]:
+    """(name, text); both texts of a module have its name, so that they are held out together."""
+    for name, text in sorted(_topics().items()):
+        yield name, text
+    for name, path in _sources().items():
+        try:
+            text = path.read_text("utf-8")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of old escapes in somebody else's text
+                tree = ast.parse(text)
+        except (UnicodeDecodeError, SyntaxError):
+            continue  # a few files show off other encodings, or errors
+        prose, code = split_module(name.removesuffix(".py").replace("/", "."), tree, text)
+        yield name, prose
+        yield name, code
+
+
+def _topics() -> dict[str, str]:
+    """The language reference as `help()` shows it; some distributions leave it out."""
+    try:
+        from pydoc_data.topics import topics as found
+    except ImportError:
+        return {}
+    return {name: inspect.cleandoc(text) for name, text in found.items()}
+
+
+def split_module(module: str, tree: ast.Module, text: str) -> tuple[str, str]:
+    """(prose, code): docstrings under their dotted names and long comments; and the lines that are left."""
+    lines = text.split("\n")
+    prose = []
+    taken: set[int] = set()  # line numbers from 0
+    for name, node in _described(module, tree):
+        docstring = ast.get_docstring(node)
+        if docstring:
+            prose.append(f"{name}\n\n{docstring}\n")
+            first = node.body[0]
+            taken.update(range(first.lineno - 1, first.end_lineno or first.lineno))
+    for block in _comment_blocks(lines, taken):
+        prose.append("\n".join(lines[i].strip().lstrip("#").removeprefix(" ") for i in block) + "\n")
+        taken.update(block)
+    code = "\n".join(line for i, line in enumerate(lines) if i not in taken)
+    return "\n".join(prose), code
+
+
+def pages(text: str) -> Iterator[str]:
+    """`text` cut at line ends into pages of about PAGE_CHARS, at a blank line where one comes soon."""
+    page: list[str] = []
+    size = 0
+    for line in text.splitlines(keepends=True):
+        full = size >= PAGE_CHARS and not line.strip()
+        if full or (size + len(line) > PAGE_CHARS * 5 // 4 and page):
+            yield "".join(page).strip("\n")
+            page, size = [], 0
+        if page or line.strip():
+            page.append(line)
+            size += len(line)
+    if size > 40:  # a line or two on their own are no document
+        yield "".join(page).strip("\n")
+
+
+def _described(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+    yield prefix, node
+    for child in node.body:
+        if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield from _described(f"{prefix}.{child.name}", child)
+
+
+def _comment_blocks(lines: list[str], taken: set[int]) -> Iterator[range]:
+    start = 0
+    for i in range(len(lines) + 1):
+        if i < len(lines) and i not in taken and lines[i].lstrip().startswith("#"):
+            continue
+        if i - start >= LONG_COMMENT_LINES:
+            yield range(start, i)
+        start = i + 1

@@ -1,0 +1,72 @@
+"""download: text shards and data sets as artifacts, each file known by its sha256 before a byte of it is fetched.
+
+Text (`what: text`) is parquet shards and one pinned validation shard, listed in shards.json. A data set
+(`what: dataset`) keeps the names its repository gives it, listed in dataset.json.
+"""
+
+import importlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.job import Job, Stopped
+
+
+@dataclass
+class Params:
+    """What to have. Where it is does not enter the key; the sha256 of each file does, through `identity`."""
+
+    source: str  # import path: data.sources.hub, url, local or pydocs, or a module of your own (see data/source.py)
+    what: Literal["text", "dataset"] = "text"
+    repo_id: str | None = field(default=None, metadata={"key": False})  # hub: ORG/NAME of a data set repository
+    revision: str = field(default="main", metadata={"key": False})  # hub: branch, tag or commit
+    urls: list[str] = field(default_factory=list, metadata={"key": False})  # url: one file, and where else it is
+    paths: list[str] = field(default_factory=list, metadata={"key": False})  # local: files or folders
+    files: list[str] = field(default_factory=list)  # hub data set: names or globs in the repository
+    shard: str = "shard_{:05d}.parquet"  # hub text: how shards are named, counted from 0
+    train_shards: int | None = None  # text: how many; None: all there are (not on a hub)
+    val_shard: str | None = None  # text: the file held out; None (not on a hub): hold out single documents
+    validation: bool = True  # text: False keeps the held-out text away altogether, as the tokenizer's input does
+    column: str = "text"  # text: the column of a parquet file, the field of a jsonl line
+    extract: bool = False  # url: also unpack a zip beside it
+    shard_chars: int = 50_000_000  # local text without val_shard: characters a shard
+    val_fraction: float = 0.01  # local text without val_shard: of documents held out; pydocs: of modules
+    seed: int = 0  # pydocs: the order of the pages
+
+
+def identity(params: Params, memory: dict[str, Any], online: bool) -> dict[str, Any] | None:
+    """{"files": what the data is, "source": where it is}; None when that takes the network and `online` is False.
+
+    `memory` keeps what was found out, by endpoint, repository and branch; memory["endpoint"] is the hub to ask.
+    Raises DataError.
+    """
+    return importlib.import_module(params.source).identity(params, memory, online)
+
+
+def main(job: Job[Params]) -> dict[str, Any]:
+    from data.blobs import Blobs
+    from data.source import Request
+
+    params = job.params
+    source = importlib.import_module(params.source)
+    what = job.identity if job.identity is not None else source.identity(params, {}, True)
+    request = Request(
+        params=params,
+        identity=what,
+        out=job.out,
+        scratch=job.scratch,
+        blobs=Blobs(job.store / "blobs"),
+        workers=job.launch.workers,
+        on_progress=lambda done, total: job.progress(done, total, unit="bytes"),
+        should_stop=lambda: job.should_stop,
+    )
+    made = source.make(request)
+    if made is None:
+        raise Stopped("stopped while fetching; what has come is kept")
+    if params.what == "text":
+        listing = {"train": made.files, "val": made.val, "column": params.column}
+        (job.out / "shards.json").write_text(json.dumps(listing, indent=1))
+    else:
+        (job.out / "dataset.json").write_text(json.dumps({"files": made.files}, indent=1))
+    names = [*made.files, *([made.val] if made.val else [])]
+    return {"files": len(names), "bytes": sum((job.out / name).stat().st_size for name in names)}
