@@ -83,7 +83,9 @@ def build(settings: Settings) -> Dag:
             if source not in stages:
                 near = difflib.get_close_matches(source, stages, n=1, cutoff=0.4)
                 fix = f"Did you mean {near[0]}?" if near else "Add it to pipeline.stages."
-                raise UserError(f"reads {source}, which is not in pipeline.stages", f"{stage.name}.inputs.{input_name}", fix)
+                raise UserError(
+                    f"reads {source}, which is not in pipeline.stages", f"{stage.name}.inputs.{input_name}", fix
+                )
     return Dag(_ordered(stages))
 
 
@@ -140,7 +142,7 @@ def _ordered(stages: dict[str, Stage]) -> dict[str, Stage]:
         if name in done:
             return
         if name in visiting:
-            raise UserError(f"form a circle: {' -> '.join([*visiting[visiting.index(name):], name])}", "stage inputs")
+            raise UserError(f"form a circle: {' -> '.join([*visiting[visiting.index(name) :], name])}", "stage inputs")
         visiting.append(name)
         for source in stages[name].inputs.values():
             visit(source)

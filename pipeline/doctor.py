@@ -13,7 +13,18 @@ from pipeline.session import Session
 
 RESULT_NEUTRAL = "looks at the machine"
 
-PACKAGES = ("torch", "prefect", "fastapi", "hydra-core", "gradio", "tiktoken", "tokenizers", "rustbpe", "pyarrow", "wandb")
+PACKAGES = (
+    "torch",
+    "prefect",
+    "fastapi",
+    "hydra-core",
+    "gradio",
+    "tiktoken",
+    "tokenizers",
+    "rustbpe",
+    "pyarrow",
+    "wandb",
+)
 
 
 def check(session: Session) -> int:
@@ -38,6 +49,10 @@ def check(session: Session) -> int:
     if importlib.util.find_spec("torch"):
         import torch
 
-        backends = [name for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if there]
+        backends = [
+            name
+            for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
+            if there
+        ]
         print(f"devices     cpu{''.join(', ' + b for b in backends)}")
     return 1 if missing else 0

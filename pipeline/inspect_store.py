@@ -67,7 +67,9 @@ def _print_content(console: Console, step: Step) -> None:
     if step.artifact:
         record = step.artifact.record
         resolved = {k: v for k, v in record.get("metrics", {}).items() if k.startswith("resolved_")}
-        console.print(f"  made in {duration(record['seconds'])} on {record['device']}, {money(record['usd'])} {resolved or ''}")
+        console.print(
+            f"  made in {duration(record['seconds'])} on {record['device']}, {money(record['usd'])} {resolved or ''}"
+        )
 
 
 def print_status(console: Console, store: Store) -> None:
@@ -113,7 +115,9 @@ def print_artifact(console: Console, artifact: Artifact, as_json: bool) -> None:
         return
     console.print(Text(f"{artifact.module}/{artifact.key}  made by {', '.join(artifact.stages)}", style="bold"))
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["finished"]))
-    console.print(f"{made}, {duration(record['seconds'])} on {record['device']} x {record['nproc']}, {money(record['usd'])}")
+    console.print(
+        f"{made}, {duration(record['seconds'])} on {record['device']} x {record['nproc']}, {money(record['usd'])}"
+    )
     console.print(f"{artifact.folder}, {artifact.bytes / 1e6:.1f} MB in {len(record['files'])} files", soft_wrap=True)
     for name in ("inputs", "params", "metrics", "versions"):
         if record.get(name):
@@ -144,7 +148,9 @@ def print_list(console: Console, store: Store, names: list[str]) -> None:
 
 
 def _headline(artifact: Artifact) -> str:
-    shown = [(k, v) for k, v in artifact.metrics.items() if isinstance(v, (int, float)) and not k.startswith("resolved_")]
+    shown = [
+        (k, v) for k, v in artifact.metrics.items() if isinstance(v, (int, float)) and not k.startswith("resolved_")
+    ]
     return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown[:4])
 
 

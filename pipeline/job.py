@@ -70,7 +70,9 @@ class Job(Generic[Params]):
     work: Path
     store: Path
     identity: dict[str, Any] | None = None
-    context: dict[str, Any] = field(default_factory=dict)  # recorded facts a report may show; never read to make results
+    context: dict[str, Any] = field(
+        default_factory=dict
+    )  # recorded facts a report may show; never read to make results
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1

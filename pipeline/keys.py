@@ -162,10 +162,12 @@ def serialise(node: Any) -> str:
         fields = []
         for name in sorted(node._fields):
             value = getattr(node, name, None)
-            if name in ("ctx", "kind", "type_comment") or value is None and not isinstance(node, ast.Constant):
+            if name in ("ctx", "kind", "type_comment") or (value is None and not isinstance(node, ast.Constant)):
                 continue
             if name == "body" and isinstance(value, list):
                 value = [item for item in value if not _is_docstring(item)]
+            if isinstance(node, ast.JoinedStr):  # Python 3.12.0 and 3.12.1 end some format specs with an empty text
+                value = [item for item in value if getattr(item, "value", None) != ""]
             if value != []:
                 fields.append(f"{name}={serialise(value)}")
         return f"{type(node).__name__}({','.join(fields)})"

@@ -64,7 +64,7 @@ class Maker:
         lock = Lock(self.store.lock_path(stage.run, step.key), who, self._on_wait(step), self._stopping)
         with ExitStack() as held:
             held.enter_context(lock)
-            if not force or (artifact := self._look(step)) and artifact.record["started"] >= since:
+            if not force or ((artifact := self._look(step)) and artifact.record["started"] >= since):
                 artifact = self._look(step)
                 if artifact:
                     self.events.ended(stage.name, "made by another run", 0.0)
@@ -92,7 +92,9 @@ class Maker:
         assert step.key is not None
         work = self.store.work(step.stage.run, step.key)
         work.mkdir(parents=True, exist_ok=True)
-        wait_for_orphans(work, lambda: self.events.waiting(step.name, "workers of an earlier run to end"), self._stopping)
+        wait_for_orphans(
+            work, lambda: self.events.waiting(step.name, "workers of an earlier run to end"), self._stopping
+        )
         if step.stage.launch.resume == "never":
             shutil.rmtree(work)
             work.mkdir()
@@ -173,7 +175,9 @@ class Maker:
     def _note_attempt(work: Path, outcome: launch.Outcome) -> None:
         path = work / "attempts.json"
         attempts = json.loads(path.read_text()) if path.exists() else []
-        attempts.append({"started": time.time() - outcome.seconds, "seconds": outcome.seconds, "status": outcome.status})
+        attempts.append(
+            {"started": time.time() - outcome.seconds, "seconds": outcome.seconds, "status": outcome.status}
+        )
         path.write_text(json.dumps(attempts))
 
     @contextmanager

@@ -151,7 +151,9 @@ def _decide(steps: dict[str, Step], targets: set[str], only: set[str], force: se
         if step.action == "run":
             if only and name not in only:
                 reader = next(s.name for s in steps.values() if name in s.stage.inputs.values() and s.action == "run")
-                raise UserError(f"{reader} needs {name}, which is not in the store", "only", f"Add {name} to only, or drop it.")
+                raise UserError(
+                    f"{reader} needs {name}, which is not in the store", "only", f"Add {name} to only, or drop it."
+                )
             read |= set(step.stage.inputs.values())
 
 

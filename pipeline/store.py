@@ -1,8 +1,8 @@
 """Artifacts on disk: published whole or not at all, known by key, verified before they are read.
 
-    artifacts/MODULE/KEY/  published: the files and artifact.json, which alone makes a folder an artifact
-    work/MODULE-KEY/       being made; survives a crash and is what a resume continues
-    quarantine/            what was found damaged, with the reason
+artifacts/MODULE/KEY/  published: the files and artifact.json, which alone makes a folder an artifact
+work/MODULE-KEY/       being made; survives a crash and is what a resume continues
+quarantine/            what was found damaged, with the reason
 """
 
 import dataclasses
@@ -132,9 +132,7 @@ class Store:
         return len(due)
 
     def _verified(self, path: Path, entry: dict[str, Any] | None) -> bool:
-        return bool(
-            entry and entry["state"] == _file_state(path) and time.time() - entry["at"] < self.reverify_seconds
-        )
+        return bool(entry and entry["state"] == _file_state(path) and time.time() - entry["at"] < self.reverify_seconds)
 
     # --- changing
 

@@ -7,13 +7,11 @@ import sys
 import time
 import webbrowser
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 
 from pipeline import hardware, inspect_store
 from pipeline.cli import VERBS, Parser
 from pipeline.config import Settings
-from pipeline.errors import Corrupt, Interrupted, StageFailed, UserError
+from pipeline.errors import Corrupt, UserError
 from pipeline.session import Session
 
 RESULT_NEUTRAL = "carries out commands"
@@ -30,7 +28,9 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     overrides = [a for a in rest if "=" in a or a.startswith(("~", "+"))]
     names = [a for a in rest if a not in overrides]
     if wrong := [n for n in names if n.startswith("-")] or (names if not hasattr(flags, "takes_names") else []):
-        raise UserError(f"{wrong[0]!r} means nothing to {verb}", fix=f"`python flows.py {verb} --help` shows what does.")
+        raise UserError(
+            f"{wrong[0]!r} means nothing to {verb}", fix=f"`python flows.py {verb} --help` shows what does."
+        )
     flags.names = names
     return action(flags, [*hardware.launch_overrides(overrides), *overrides])
 

@@ -51,7 +51,11 @@ def test_comments_docstrings_and_layout_do_not_count(project: Path) -> None:
     write(project, "mine.helper", "def twice(x):\n    return 2 * x\n")
     write(project, "mine.stage", STAGE)
     before = code_digest("mine.stage")
-    write(project, "mine.helper", '"""New words."""\n\n\ndef twice(x):\n    """More words."""\n    return (2\n        * x)\n')
+    write(
+        project,
+        "mine.helper",
+        '"""New words."""\n\n\ndef twice(x):\n    """More words."""\n    return (2\n        * x)\n',
+    )
     write(project, "mine.stage", STAGE.replace("# a comment", "# another").replace("What it does", "It does this"))
     assert code_digest("mine.stage") == before
 
@@ -187,7 +191,12 @@ def test_the_same_key_in_another_process_folder_and_hash_seed(tmp_path: Path) ->
     ) % str(ROOT)
     found = {
         subprocess.run(
-            [sys.executable, "-c", program], cwd=folder, env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", program],
+            cwd=folder,
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for folder, seed in ((tmp_path, "1"), (ROOT, "2"))
     }

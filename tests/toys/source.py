@@ -1,6 +1,8 @@
-"""A stage without inputs: writes `n` numbers, one at a time."""
+"""A stage without inputs: writes the numbers from 0 to `n` - 1, one at a time, and goes on where it was cut off."""
 
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.job import Job, Stopped
 
@@ -8,18 +10,23 @@ from pipeline.job import Job, Stopped
 @dataclass
 class Params:
     n: int = 3
-    fail_at: int | None = None
-    gate: str | None = field(default=None, metadata={"file": True})
+    fail_at: int | None = None  # raise before this number
+    pause_at: int | None = None  # wait before this number until the file `gate` exists
+    gate: str = ""
 
 
 def main(job: Job[Params]) -> dict[str, int]:
     path = job.out / "numbers.txt"
     done = len(path.read_text().split()) if path.exists() else 0
+    job.rewind(done - 1)
     for i in range(done, job.params.n):
-        if job.should_stop:
-            raise Stopped(f"{i} of {job.params.n} numbers are written")
         if job.params.fail_at == i:
             raise RuntimeError(f"number {i} cannot be written")
+        while job.params.pause_at == i and not Path(job.params.gate).exists() and not job.should_stop:
+            job.progress(i, job.params.n, "numbers")
+            time.sleep(0.02)
+        if job.should_stop:
+            raise Stopped(f"{i} of {job.params.n} numbers are written")
         with open(path, "a") as file:
             file.write(f"{i}\n")
         job.log(i, value=i)

@@ -1,0 +1,273 @@
+"""Runs through the command line: what is made, what is kept, and what happens when somebody pulls the plug."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT, Chatmill
+
+
+@pytest.fixture(scope="module")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Prefect server for the tests of this file, so that each run need not start its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    env = os.environ | {
+        "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    server = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "prefect",
+            "server",
+            "start",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--no-services",
+        ],
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=5).read()
+                break
+            except OSError:
+                assert server.poll() is None, "the Prefect server ended"
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+@pytest.fixture
+def served(chatmill: Chatmill, prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Chatmill:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
+    return chatmill
+
+
+def toys(
+    a: dict[str, Any] | None = None, b: dict[str, Any] | None = None, c: dict[str, Any] | None = None
+) -> list[str]:
+    """Overrides that declare two sources and the sum of both."""
+
+    def declare(name: str, run: str, params: dict[str, Any], inputs: str = "") -> str:
+        inner = ", ".join(f"{k}: {v}" for k, v in params.items())
+        return f"+{name}={{run: tests.toys.{run}, inputs: {{{inputs}}}, params: {{{inner}}}}}"
+
+    return [
+        "pipeline.stages=[a,b,c]",
+        "store.min_free_gb=0",
+        declare("a", "source", {"n": 4} | (a or {})),
+        declare("b", "source", {"n": 5} | (b or {})),
+        declare("c", "total", {"scale": 1.0} | (c or {}), "a: a, b: b"),
+    ]
+
+
+def records(store: Path) -> dict[str, dict[str, Any]]:
+    found = [json.loads(p.read_text()) for p in (store / "artifacts").glob("*/*/artifact.json")]
+    return {name: record for record in found for name in record["stages"]}
+
+
+def children_naming(store: Path) -> list[psutil.Process]:
+    """Live processes that work on this store."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "pipeline.stages" in process.cmdline() and any(str(store) in part for part in process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_for(condition: Any, process: "subprocess.Popen[str] | None" = None) -> None:
+    while not condition():
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"ended early: {process.communicate()}")
+
+
+def paused(store: Path, module: str = "source") -> bool:
+    """Whether a toy has said how far it came, which it does while it waits."""
+    states = [p.read_text() for p in (store / "work").glob(f"{module}-*/progress.json")]
+    return any('"done": 2' in state for state in states)
+
+
+def test_a_run_with_its_own_server_makes_everything_and_the_next_one_nothing(chatmill: Chatmill) -> None:
+    out = chatmill.run(*toys())
+    made = records(chatmill.store)
+    assert made["c"]["metrics"]["total"] == 16
+    assert "never made" in out
+    before = {name: record["finished"] for name, record in made.items()}
+    again = chatmill.run(*toys())
+    assert "Nothing to do" in again
+    assert {name: record["finished"] for name, record in records(chatmill.store).items()} == before
+
+
+def test_a_changed_setting_makes_only_what_depends_on_it(served: Chatmill) -> None:
+    served.run(*toys())
+    before = records(served.store)
+    out = served.run(*toys(b={"n": 6}))
+    after = records(served.store)
+    assert after["a"]["finished"] == before["a"]["finished"]
+    assert after["c"]["metrics"]["total"] == 21
+    assert "n 5 -> 6" in out
+    assert "b is made again" in out
+
+
+def test_inputs_that_nothing_reads_are_not_made_again(served: Chatmill) -> None:
+    served.run(*toys())
+    served.run("rm", "a", "b")
+    assert "not needed" in served.run("plan", *toys())
+    assert "Nothing to do" in served.run(*toys())
+    served.run(*toys(c={"scale": 2.0}))
+    assert records(served.store)["c"]["metrics"]["total"] == 32
+
+
+def test_until_only_force_and_pin(served: Chatmill) -> None:
+    served.run(*toys(), "until=a")
+    assert set(records(served.store)) == {"a"}
+    assert "c needs b" in served.run(*toys(), "only=[c]", code=2)
+    served.run(*toys(), "only=[b,c]")
+    first = records(served.store)
+    served.run(*toys(), "force=[b]")
+    second = records(served.store)
+    assert second["b"]["finished"] > first["b"]["finished"]
+    assert second["a"]["finished"] == first["a"]["finished"]
+    key = first["b"]["key"]
+    served.run(*toys(b={"n": 50}), f"+b.pin={key}", "force=[c]")
+    assert records(served.store)["c"]["inputs"]["b"] == key
+
+
+@pytest.mark.parametrize("who", ["worker", "launcher"])
+def test_after_kill_9_the_same_command_goes_on_and_no_process_is_left(
+    served: Chatmill, tmp_path: Path, who: str
+) -> None:
+    gate = tmp_path / "gate"
+    overrides = [*toys(a={"pause_at": 2, "gate": str(gate)}), "launch.retries=0"]
+    process = served.start(*overrides)
+    wait_for(lambda: paused(served.store), process)
+    (worker,) = children_naming(served.store)
+    (worker if who == "worker" else process).send_signal(signal.SIGKILL)
+    _, err = process.communicate()
+    if who == "worker":
+        assert process.returncode == 1
+        assert "SIGKILL" in err
+    worker.wait(timeout=60)
+    assert not children_naming(served.store)
+    gate.touch()
+    served.run(*overrides)
+    made = records(served.store)
+    assert made["a"]["metrics"] == {"numbers": 4, "resumed_at": 2}
+    lines = (served.store / "artifacts" / "source" / made["a"]["key"] / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_130(served: Chatmill, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    overrides = toys(a={"pause_at": 2, "gate": str(gate)})
+    process = served.start(*overrides)
+    wait_for(lambda: paused(served.store), process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130, out + err
+    assert "2 of 4 numbers are written" in err
+    assert "The same command goes on" in err
+    assert not children_naming(served.store)
+    assert "can be continued" in served.run("status", *overrides)
+    gate.touch()
+    served.run(*overrides)
+    assert records(served.store)["a"]["metrics"]["resumed_at"] == 2
+
+
+def test_two_runs_at_once_make_it_once_and_the_second_says_what_it_waits_for(served: Chatmill, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    overrides = toys(a={"pause_at": 2, "gate": str(gate)})
+    first = served.start(*overrides)
+    wait_for(lambda: paused(served.store), first)
+    second = served.start(*overrides)
+    heard = ""
+    while "waits for" not in heard:
+        assert second.stdout is not None
+        line = second.stdout.readline()
+        assert line, f"the second run ended: {heard}"
+        heard += line
+    assert "at 2 of 4 numbers" in heard
+    gate.touch()
+    out, err = second.communicate()
+    assert first.wait() == 0
+    assert second.returncode == 0, err
+    assert "made by another run" in out
+    assert records(served.store)["a"]["attempts"] == 1
+
+
+def test_a_damaged_file_makes_its_stage_again_said_in_one_line(served: Chatmill) -> None:
+    served.run(*toys())
+    made = records(served.store)["b"]
+    path = served.store / "artifacts" / "source" / made["key"] / "numbers.txt"
+    path.write_bytes(path.read_bytes()[::-1])
+    out = served.run(*toys(c={"scale": 3.0}))
+    assert "sha256 differs" in out
+    assert records(served.store)["c"]["metrics"]["total"] == 48
+    assert len(list((served.store / "quarantine").iterdir())) == 1
+
+
+def test_a_failing_stage_says_what_and_where_and_leaves_the_others(served: Chatmill) -> None:
+    out = served.run(*toys(a={"fail_at": 2}), code=1)
+    assert "a failed (unknown): RuntimeError: number 2 cannot be written" in out
+    assert "log.txt" in out
+    assert set(records(served.store)) == {"b"}
+
+
+def test_a_sweep_makes_what_its_runs_share_once(served: Chatmill) -> None:
+    out = served.run("-m", *toys(), "c.params.scale=1.0,2.0,4.0")
+    totals = sorted(r["metrics"]["total"] for r in all_records(served.store, "total"))
+    assert totals == [16, 32, 64]
+    assert len(all_records(served.store, "source")) == 2
+    assert out.count("===") == 3
+
+
+def all_records(store: Path, module: str) -> list[dict[str, Any]]:
+    return [json.loads(p.read_text()) for p in (store / "artifacts" / module).glob("*/artifact.json")]
+
+
+def test_the_guard_names_what_changed_and_accept_keeps_the_old_artifact(served: Chatmill, tmp_path: Path) -> None:
+    module = tmp_path / "own_stage.py"
+    text = (ROOT / "tests" / "toys" / "source.py").read_text()
+    module.write_text(text)
+    own = [
+        "pipeline.stages=[a]",
+        "+a={run: own_stage, params: {n: 2}}",
+        "store.min_free_gb=0",
+        "launch.usd_per_hour=1e6",
+    ]
+    env = {"PYTHONPATH": str(tmp_path)}
+    served.run(*own, **env)
+    module.write_text(text.replace('"numbers": job.params.n', '"numbers": job.params.n + 0'))
+    out = served.run(*own, code=3, **env)
+    assert "own_stage (main)" in out
+    assert "accept a --why" in out
+    served.run("accept", "a", "--why", "same numbers", *own, **env)
+    assert "Nothing to do" in served.run(*own, **env)
+    module.write_text(text.replace('"numbers": job.params.n', '"numbers": job.params.n + 1'))
+    served.run(*own, "force=[a]", **env)
+    assert sorted(r["metrics"]["numbers"] for r in all_records(served.store, "own_stage")) == [2, 3]
