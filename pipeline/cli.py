@@ -10,7 +10,7 @@ import os
 import sys
 from typing import NoReturn
 
-from pipeline.errors import Corrupt, Guarded, Interrupted, StageFailed, UserError
+from pipeline.errors import Guarded, Interrupted, UserError
 
 RESULT_NEUTRAL = "reads the command line"
 
@@ -39,14 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
-    except UserError as error:
-        return _complain(str(error), USER_ERROR)
     except Guarded as error:
         return _complain(str(error), GUARD)
-    except StageFailed as error:
-        return _complain(str(error), USER_ERROR if error.cause == "config" else FAILURE)
-    except Corrupt as error:
-        return _complain(str(error), FAILURE)
     except (Interrupted, KeyboardInterrupt) as error:
         return _complain(f"stopped. {error}\nThe same command goes on from there.".replace(". \n", ".\n"), STOPPED)
     except BrokenPipeError:  # the reader of a pipe has seen enough
@@ -54,6 +48,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except OSError as error:
         return _complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILURE)
+    except Exception as error:
+        cause = getattr(error, "cause", None)
+        if not isinstance(cause, str):
+            raise  # a mistake of ours: its traceback is what helps
+        return _complain(str(error), USER_ERROR if cause == "config" else FAILURE)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -43,7 +43,9 @@ def digest(value: Any) -> str:
 
 
 def canonical(value: Any, file_digest: Callable[[str], str], where: str = "params") -> Any:
-    """A typed parameter tree as JSON values; a dataclass field marked {"file": True} becomes its content's sha256.
+    """A typed parameter tree as JSON values.
+
+    A dataclass field marked {"file": True} becomes its content's sha256; one marked {"key": False} stays out.
 
     Raises UserError for a value that has no stable form (NaN, sets, objects).
     """
@@ -51,6 +53,8 @@ def canonical(value: Any, file_digest: Callable[[str], str], where: str = "param
         result = {}
         for field in dataclasses.fields(value):
             item = getattr(value, field.name)
+            if field.metadata.get("key") is False:
+                continue  # says where something is, not what
             if field.metadata.get("file") and item is not None:
                 result[field.name] = {"sha256": file_digest(item)}
             else:
@@ -166,7 +170,9 @@ def serialise(node: Any) -> str:
                 continue
             if name == "body" and isinstance(value, list):
                 value = [item for item in value if not _is_docstring(item)]
-            if isinstance(node, ast.JoinedStr):  # Python 3.12.0 and 3.12.1 end some format specs with an empty text
+            if isinstance(node, ast.JoinedStr) and isinstance(
+                value, list
+            ):  # Python 3.12.0 and 3.12.1 end some format specs with an empty text
                 value = [item for item in value if getattr(item, "value", None) != ""]
             if value != []:
                 fields.append(f"{name}={serialise(value)}")

@@ -2,7 +2,7 @@
 
 On one host flock(2) does it all: the kernel lets go when a process dies, however it dies. Across hosts, where a file
 system may keep flock to each host, a holder also counts a heartbeat up; an observer takes over when its own clock has
-seen the count unchanged for DEAD_SECONDS, with a higher fencing number, which the old holder notices before it publishes.
+seen the count unchanged for DEAD_SECONDS, with a higher fencing number; the old holder sees it before it publishes.
 """
 
 import fcntl

@@ -144,7 +144,7 @@ class Maker:
             "inputs": {name: str(artifact.folder) for name, artifact in inputs.items()},
             "work": str(work),
             "store": str(self.store.root),
-            "identity": step.content.get("identity"),
+            "identity": step.identity,
             "logger": self.logger,
             "context": self.provenance,
         }
@@ -159,6 +159,7 @@ class Maker:
             "stages": [stage.name],
             "key": step.key,
             **step.content,
+            "source": (step.identity or {}).get("source"),
             "metrics": outcome.metrics,
             "started": attempts[0]["started"],
             "finished": finished,

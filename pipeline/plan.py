@@ -18,7 +18,8 @@ class Step:
     """One stage in a plan.
 
     key: None while the data behind it is unknown. wanted: the key its settings and code give; `key` differs from it
-    when an older artifact was accepted as equal, or pinned. action: "cached" (used or kept as it is), "run", or "idle"
+    when an older artifact was accepted as equal, or pinned. content: what the key is made of. identity: what the module's
+    hook found out about its data, {"files": enters the key, "source": does not}. action: "cached" (used or kept as it is), "run", or "idle"
     (missing, but nothing that runs reads it). seconds and usd: what it is expected to take; None when nobody knows.
     """
 
@@ -26,6 +27,7 @@ class Step:
     key: str | None = None
     wanted: str | None = None
     content: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, Any] | None = None
     artifact: Artifact | None = None
     action: Action = "cached"
     why: str = ""
@@ -106,10 +108,12 @@ def _look(
             step.why = "unknown until download"
             step.content = {"identity": None}
             return step
+        step.identity = identity
+        files = identity["files"] if identity else None
         params = keys.canonical(stage.params, store.file_digest, f"{stage.name}.params")
         code = keys.code_of(stage.run, params)
-        step.content = {"params": params, "inputs": sources, "identity": identity, "code": code}
-        step.wanted = keys.stage_key(stage.run, params, sources, identity, code)  # type: ignore[arg-type]
+        step.content = {"params": params, "inputs": sources, "identity": files, "code": code}
+        step.wanted = keys.stage_key(stage.run, params, sources, files, code)  # type: ignore[arg-type]
         step.key = store.accepted(stage.run, step.wanted)
     try:
         step.artifact = store.find(stage.run, step.key)

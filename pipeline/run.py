@@ -105,7 +105,8 @@ class Run:
     def record_path(self, step: Step) -> str:
         """Where Prefect keeps its record of the stage, relative to the artifacts' folder."""
         assert step.key is not None
-        return f"{self.session.store.folder(step.stage.run, step.key).relative_to(self.session.store.artifacts)}/_prefect.json"
+        store = self.session.store
+        return f"{store.folder(step.stage.run, step.key).relative_to(store.artifacts)}/_prefect.json"
 
     def report(self) -> str:
         """The report this run ended with, as Markdown; empty when it made none."""

@@ -1,7 +1,7 @@
 """Measurements to Weights & Biases, for those who keep theirs there."""
 
 import json
-import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ class WandbLogger:
 
         logger = described["logger"]
         id_path = Path(described["work"]) / "scratch" / "wandb.json"
-        known = json.loads(id_path.read_text()) if id_path.exists() else {"id": wandb.util.generate_id()}
+        known = json.loads(id_path.read_text()) if id_path.exists() else {"id": uuid.uuid4().hex[:8]}
         id_path.write_text(json.dumps(known))
         self.run = wandb.init(
             project=logger["project"],
@@ -29,7 +29,6 @@ class WandbLogger:
             config=described["params"],
             settings=wandb.Settings(silent=True, console="off"),
         )
-        os.environ.pop("WANDB_SERVICE", None)
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         self.run.log(metrics, step=step)

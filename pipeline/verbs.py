@@ -8,16 +8,13 @@ import time
 import webbrowser
 from collections.abc import Callable
 
-from pipeline import hardware, inspect_store
+from pipeline import chat_command, hardware, inspect_store
 from pipeline.cli import VERBS, Parser
 from pipeline.config import Settings
 from pipeline.errors import Corrupt, UserError
 from pipeline.session import Session
 
 RESULT_NEUTRAL = "carries out commands"
-
-MODELS = ("rl", "finetune", "pretrain")
-NAMES = {"help": argparse.SUPPRESS}
 
 
 def run_verb(verb: str, arguments: list[str]) -> int:
@@ -225,10 +222,7 @@ def accept(flags: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def chat(flags: argparse.Namespace, overrides: list[str]) -> int:
-    session = Session.open(overrides)
-    from pipeline import chat_command
-
-    return chat_command.chat(session, flags)
+    return chat_command.chat(Session.open(overrides), flags)
 
 
 def doctor(flags: argparse.Namespace, overrides: list[str]) -> int:
@@ -273,6 +267,6 @@ ACTIONS: dict[str, tuple[Callable[[argparse.Namespace, list[str]], int], Declare
     "verify": (verify, _flags(names=True)),
     "gc": (gc, _flags(("--dry-run",))),
     "accept": (accept, _flags(names=True, why="the reason, kept with the artifact")),
-    "chat": (chat, _flags(("--cli",), names=True, prompt="answer once and end", system="a system message")),
+    "chat": (chat, chat_command.declare),
     "doctor": (doctor, _flags()),
 }

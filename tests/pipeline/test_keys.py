@@ -159,7 +159,7 @@ def test_files_enter_by_content_not_by_path() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, {1, 2}, object(), {1: 2}])
 def test_a_value_without_a_stable_form_is_an_error(value: object) -> None:
-    with pytest.raises(UserError, match="params.x"):
+    with pytest.raises(UserError, match=r"params\.x"):
         keys.canonical({"x": value}, str)
 
 
@@ -185,10 +185,13 @@ def repr_sorted(value: object) -> str:
 
 
 def test_the_same_key_in_another_process_folder_and_hash_seed(tmp_path: Path) -> None:
-    program = (
-        "import json, sys; sys.path.insert(0, %r); from pipeline import keys; "
-        "print(keys.stage_key('tests.toys.source', {'n': 3}, {'b': '1', 'a': '2'}, None, keys.code_of('pipeline.stages.tokenize')))"
-    ) % str(ROOT)
+    program = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pipeline import keys
+code = keys.code_of("pipeline.stages.download")
+print(keys.stage_key("pipeline.stages.download", {{"n": 3}}, {{"b": "1", "a": "2"}}, None, code))
+"""
     found = {
         subprocess.run(
             [sys.executable, "-c", program],

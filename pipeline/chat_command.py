@@ -1,0 +1,54 @@
+"""`chat`: the app, an answer on the terminal, or a conversation there."""
+
+import argparse
+import sys
+
+from pipeline.errors import UserError
+from pipeline.session import Session
+
+RESULT_NEUTRAL = "opens what talks to a model"
+
+
+def declare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompt", help="answer once and end")
+    parser.add_argument("--cli", action="store_true", help="talk on the terminal")
+    parser.add_argument("--system", default="", help="a system message")
+    parser.add_argument("--temperature", type=float, default=0.6)
+    parser.add_argument("--top-k", type=int, default=50)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.set_defaults(takes_names=True)
+
+
+def chat(session: Session, flags: argparse.Namespace) -> int:
+    """Talk to the model that was named, else to the store's newest chat model."""
+    from pipeline.ui.models import MODULES, choice, find_models
+
+    models = find_models(session.store)
+    if flags.names:
+        chosen = choice(session.store, session.store.find_by_name(flags.names[0], MODULES))
+        models = [chosen, *(m for m in models if m.key != chosen.key)]
+    if not models:
+        raise UserError("the store holds no model yet", str(session.store.root), "`python flows.py` trains one.")
+    device = session.settings.launch.device
+    if flags.prompt is None and not flags.cli:
+        from pipeline.ui.app import launch_app
+
+        app = session.settings.app
+        print(f"Loading {models[0].label}", file=sys.stderr)
+        launch_app(models, app.host, app.port, app.share, device, on_ready=_say_address)
+        return 0
+    from pipeline.ui.chat import ChatSession, ChatSettings
+    from pipeline.ui.terminal import answer_once, talk
+
+    settings = ChatSettings(flags.temperature, flags.top_k, flags.top_p, flags.max_tokens, flags.seed)
+    settings.check()
+    loaded = ChatSession.load(models[0].folder, models[0].tokenizer, device)
+    if flags.prompt is not None:
+        return answer_once(loaded, flags.prompt, settings, flags.system)
+    return talk(loaded, settings, flags.system, models[0].label)
+
+
+def _say_address(url: str) -> None:
+    print(f"Chat at {url} (Ctrl-C ends it)", flush=True)

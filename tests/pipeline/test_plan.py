@@ -1,0 +1,175 @@
+"""What a plan says, without running anything."""
+
+import ast
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import config, dag, keys
+from pipeline.dag import Dag, Stage
+from pipeline.errors import UserError
+from pipeline.job import Launch
+from pipeline.plan import make_plan
+from pipeline.store import Store
+from tests.toys import source, total
+
+ROOT = Path(config.__file__).resolve().parent.parent
+
+
+def make_dag(edges: dict[str, list[str]], scale: dict[str, float] | None = None) -> Dag:
+    """A DAG of toys: a stage without inputs is a source."""
+    stages = {}
+    for name, inputs in edges.items():
+        number = (scale or {}).get(name, float(len(name)))
+        if inputs:
+            params: Any = total.Params(scale=number)
+            run = "tests.toys.total"
+        else:
+            params, run = source.Params(n=3, gate=name), "tests.toys.source"
+        stages[name] = Stage(name, run, {i: i for i in inputs}, params, Launch())
+    return Dag(stages)
+
+
+def publish_all(found: Dag, store: Store) -> dict[str, str]:
+    """Pretend that every stage was made."""
+    plan = make_plan(found, store, online=True)
+    for step in plan.steps.values():
+        assert step.key is not None
+        if store.find(step.stage.run, step.key):
+            continue
+        work = store.work(step.stage.run, step.key)
+        (work / "out").mkdir(parents=True)
+        module = step.stage.run.rpartition(".")[2]
+        facts = {"module": module, "key": step.key, "stages": [step.name], "run": "r", "seconds": 60.0, "finished": 1.0}
+        store.publish(work, facts | {"usd": 0.0} | step.content)
+    return {name: str(step.key) for name, step in plan.steps.items()}
+
+
+DIAMOND = {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"]}
+
+
+def test_changing_one_stage_changes_its_key_and_those_behind_it_only(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    before = publish_all(make_dag(DIAMOND), store)
+    after = make_plan(make_dag(DIAMOND, {"b": 5.0}), store, online=True)
+    changed = {name for name, step in after.steps.items() if step.key != before[name]}
+    assert changed == {"b", "d"}
+    assert {s.name for s in after.running()} == {"b", "d"}
+    assert after.steps["b"].why == "scale 1.0 -> 5.0"
+    assert after.steps["d"].why == "b is made again"
+
+
+@st.composite
+def dags(draw: st.DrawFn) -> dict[str, list[str]]:
+    names = [f"s{i}" for i in range(draw(st.integers(1, 7)))]
+    return {n: draw(st.lists(st.sampled_from(names[:i]), unique=True)) if i else [] for i, n in enumerate(names)}
+
+
+@given(dags(), st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_stage_runs_exactly_if_it_is_missing_and_wanted(tmp_path_factory: Any, edges: Any, data: Any) -> None:
+    """Against the rule written down once more, as a recursion from the targets."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    found = make_dag(edges)
+    made = publish_all(found, store)
+    missing = set(data.draw(st.lists(st.sampled_from(list(edges)), unique=True)))
+    for name in missing:
+        store.discard(store.folder(found.stages[name].run, made[name]))
+    expected: set[str] = set()
+
+    def want(name: str) -> None:
+        if name in missing and name not in expected:
+            expected.add(name)
+            for read in edges[name]:
+                want(read)
+
+    for name in found.targets():
+        want(name)
+    assert {s.name for s in make_plan(found, store, online=True).running()} == expected
+
+
+def test_a_plan_never_asks_the_network_and_says_what_it_cannot_know(tmp_path: Path) -> None:
+    settings = config.settings(config.compose(["data=fineweb_edu", "until=tokenizer"]))
+    plan = make_plan(dag.build(settings), Store(tmp_path), online=False, until="tokenizer")
+    assert plan.steps["tokenizer"].key is None
+    assert plan.steps["tokenizer"].why == "unknown until download"
+
+
+def test_stages_that_need_each_other_are_an_error() -> None:
+    stages = {n: {"run": "tests.toys.total", "inputs": {"x": m}} for n, m in (("a", "b"), ("b", "a"))}
+    with pytest.raises(UserError, match="a -> b -> a"):
+        dag.build(config.settings(composed_with(stages)))
+
+
+def test_an_input_that_is_no_stage_is_an_error_with_the_nearest() -> None:
+    stages = {"tokens": {"run": "tests.toys.source"}, "b": {"run": "tests.toys.total", "inputs": {"x": "token"}}}
+    with pytest.raises(UserError, match=r"b\.inputs\.x.*Did you mean tokens"):
+        dag.build(config.settings(composed_with(stages)))
+
+
+def composed_with(stages: dict[str, Any]) -> dict[str, Any]:
+    composed = config.compose([])
+    return composed | {"pipeline": {"stages": list(stages)}} | stages
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.dpeth=3", "Did you mean model.depth"),
+        ("+model.dpeth=3", r"model\.dpeth.*Did you mean .*model\.depth"),
+        ("+sft.params.lr_fraq=3", r"sft\.params\.lr_fraq.*Did you mean sft\.params\.lr_frac"),
+        ("+lauch.nproc=3", "lauch"),
+        ("launch.nproc=three", "launch.nproc: is 'three'"),
+        ("recipe=d21", "Did you mean recipe=d20|Did you mean recipe=d12"),
+        ("+data.trian_shards=3", r"data\.trian_shards.*Did you mean data\.train_shards"),
+    ],
+)
+def test_a_wrong_name_is_an_error_with_the_nearest_right_one(override: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        dag.build(config.settings(config.compose([override])))
+
+
+def test_planning_and_stage_modules_import_nothing_heavy() -> None:
+    program = (
+        "import sys, pkgutil, importlib, pipeline.stages, pipeline.verbs; "
+        "[importlib.import_module('pipeline.stages.' + m.name) for m in pkgutil.iter_modules(pipeline.stages.__path__)"
+        " if m.name != '__main__']; "
+        "print(sorted({'torch', 'numpy', 'pyarrow', 'prefect', 'gradio', 'pandas', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_neutral_modules_are_these() -> None:
+    """A module listed here cannot change what is made; add one only after showing that."""
+    found = set()
+    for path in [
+        *ROOT.glob("*.py"),
+        *(p for d in ("pipeline", "model", "data", "evals") for p in (ROOT / d).rglob("*.py")),
+    ]:
+        tree = ast.parse(path.read_text())
+        if any(isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "RESULT_NEUTRAL" for n in tree.body):
+            found.add(path.relative_to(ROOT).as_posix())
+    outside = {name for name in found if not name.startswith("pipeline/")}
+    assert outside == NEUTRAL_OUTSIDE_PIPELINE
+
+
+NEUTRAL_OUTSIDE_PIPELINE = {"flows.py", "data/source.py", "model/checkpoint.py"}
+
+
+def test_every_launch_setting_is_in_the_launch_configs() -> None:
+    composed = config.compose([])
+    assert set(composed["launch"]) == {f.name for f in dataclasses.fields(Launch)}
+
+
+def test_keys_of_stages_leave_out_what_only_runs_them(tmp_path: Path) -> None:
+    code = keys.code_of("pipeline.stages.download", {"source": "data.sources.pydocs"})
+    assert "data.sources.pydocs" in code
+    assert "data.sources.hub" not in code, "a source that is not named does not count"
+    assert not any(name.startswith("pipeline.") and not name.startswith("pipeline.stages") for name in code)

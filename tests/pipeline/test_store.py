@@ -1,0 +1,158 @@
+"""Artifacts are published whole or not at all, and a file that changed is never read as if it had not."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import store as store_module
+from pipeline.errors import Corrupt, UserError
+from pipeline.store import Store
+
+RECORD: dict[str, Any] = {"module": "toy", "key": "a" * 16, "stages": ["one"], "run": "r", "finished": 1.0}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def publish(store: Store, files: dict[str, bytes], **record: Any) -> Any:
+    described = RECORD | record
+    work = store.work(described["module"], described["key"])
+    for name, content in files.items():
+        path = work / "out" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return store.publish(work, described)
+
+
+def test_what_was_published_is_found_with_its_manifest(store: Store) -> None:
+    publish(store, {"x.txt": b"1", "deep/y.bin": b"22"})
+    found = store.find("toy", RECORD["key"])
+    assert found is not None
+    assert {n: e["bytes"] for n, e in found.record["files"].items()} == {"x.txt": 1, "deep/y.bin": 2}
+    assert not store.work("toy", RECORD["key"]).exists()
+    assert store.verify(found) == 0, "what was hashed while publishing is not hashed again"
+    assert store.verify(found, everything=True) == 2
+
+
+@pytest.mark.parametrize("how", ["missing", "short"])
+def test_a_hit_is_checked_by_names_and_sizes(store: Store, how: str) -> None:
+    artifact = publish(store, {"x.txt": b"123"})
+    path = artifact.folder / "x.txt"
+    path.unlink() if how == "missing" else path.write_bytes(b"1")
+    with pytest.raises(Corrupt, match=r"x\.txt"):
+        store.find("toy", RECORD["key"])
+
+
+@given(st.binary(min_size=1, max_size=64), st.data())
+@settings(max_examples=20, deadline=None)
+def test_any_flipped_bit_is_found_when_the_file_is_read(tmp_path_factory: Any, content: bytes, data: Any) -> None:
+    store = Store(tmp_path_factory.mktemp("store"))
+    artifact = publish(store, {"x": content})
+    bit = data.draw(st.integers(0, 8 * len(content) - 1))
+    flipped = bytearray(content)
+    flipped[bit // 8] ^= 1 << bit % 8
+    (artifact.folder / "x").write_bytes(bytes(flipped))
+    with pytest.raises(Corrupt, match="sha256"):
+        store.verify(artifact)
+
+
+def test_verified_files_are_hashed_again_after_their_time(tmp_path: Path) -> None:
+    artifact = publish(Store(tmp_path), {"x": b"1"})
+    assert Store(tmp_path, reverify_days=0).verify(artifact) == 1
+
+
+def test_a_kill_at_any_step_of_publishing_leaves_nothing_or_the_whole(tmp_path: Path) -> None:
+    """The process dies at its n-th change of the file system, for every n; publishing again then succeeds."""
+    program = """
+import os, sys
+sys.path.insert(0, sys.argv[3])
+from pathlib import Path
+from pipeline.store import Store
+left = int(sys.argv[2])
+def dying(call):
+    def wrapped(*a, **k):
+        global left
+        left -= 1
+        if left < 0:
+            os._exit(9)
+        return call(*a, **k)
+    return wrapped
+for name in ("replace", "rename", "fsync", "mkdir"):
+    setattr(os, name, dying(getattr(os, name)))
+store = Store(Path(sys.argv[1]))
+record = {"module": "toy", "key": "k", "stages": ["s"], "run": "r", "finished": 1.0}
+store.publish(store.work("toy", "k"), record)
+"""
+    root = Path(store_module.__file__).resolve().parent.parent
+    for n in itertools.count():
+        store = Store(tmp_path / str(n))
+        out = store.work("toy", "k") / "out"
+        out.mkdir(parents=True)
+        (out / "x").write_bytes(b"content")
+        (out.parent / "log.txt").write_text("log\n")
+        died = subprocess.run([sys.executable, "-c", program, str(store.root), str(n), str(root)]).returncode == 9
+        found = store.find("toy", "k")
+        if found is not None:
+            assert store.verify(found, everything=True) == 2
+        else:
+            assert died
+            assert (out / "x").read_bytes() == b"content"
+            store.publish(out.parent, RECORD | {"key": "k"})
+            assert store.find("toy", "k") is not None
+        if not died:
+            break
+    assert n > 5, "the process never died"
+
+
+def test_removing_takes_the_marker_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = publish(store, {"x": b"1"})
+
+    def refuse(*_: object) -> None:
+        raise OSError("power cut")
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(OSError, match="power cut"):
+        store.discard(artifact.folder)
+    assert store.find("toy", RECORD["key"]) is None
+
+
+def test_names_find_artifacts(store: Store) -> None:
+    publish(store, {"x": b"1"}, key="a" * 16, finished=1.0)
+    publish(store, {"x": b"2"}, key="b" * 16, finished=2.0)
+    store.remember("names", {"mine": {"one": ["toy", "a" * 16]}})
+    assert store.find_by_name("one").key == "b" * 16
+    assert store.find_by_name("aaaa").key == "a" * 16
+    assert store.find_by_name("mine").key == "a" * 16
+    assert store.find_by_name("mine/one").key == "a" * 16
+    with pytest.raises(UserError, match="nothing called 'two'"):
+        store.find_by_name("two")
+
+
+def test_a_local_file_is_known_by_content_and_hashed_again_when_it_changes(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text("one")
+    first = store.file_digest(str(path))
+    path.write_text("two!")
+    assert store.file_digest(str(path)) != first
+    with pytest.raises(UserError, match="no such file"):
+        store.file_digest(str(tmp_path / "none"))
+
+
+def test_an_unreadable_record_is_damage_not_absence(store: Store) -> None:
+    artifact = publish(store, {"x": b"1"})
+    (artifact.folder / "artifact.json").write_text(json.dumps({"key": 1})[:5])
+    with pytest.raises(Corrupt, match=r"artifact\.json"):
+        store.find("toy", RECORD["key"])
+    target = store.quarantine(artifact.folder, "because")
+    assert (target / "reason.txt").read_text() == "because\n"
+    assert store.find("toy", RECORD["key"]) is None
