@@ -68,7 +68,7 @@ class Blobs:
     def lock(self, sha256: str) -> Iterator[None]:
         """Held by one thread of one process; the kernel lets go of it when the process dies."""
         path = self.root / "tmp" / f"{sha256}.lock"
-        with _locked(path):
+        with locked(path):
             try:
                 yield
             finally:
@@ -76,7 +76,8 @@ class Blobs:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, waiting for whoever has it; works between threads and between processes."""
     while True:
         with open(path, "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,0 +1,102 @@
+"""tokenize: each text shard once into a flat file of token ids, kept in the store by tokenizer and shard."""
+
+import functools
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.job import Job, Stopped
+
+
+@dataclass
+class Params:
+    """Nothing to choose: the text and the tokenizer say it all."""
+
+
+@dataclass
+class _Shard:
+    name: str
+    split: str
+    path: Path
+    column: str
+    tokenizer: Path
+    store: Path
+
+
+def main(job: Job[Params]) -> dict[str, Any]:
+    from data.blobs import link
+    from data.helpers import run_in_helpers
+    from data.token_files import token_dtype
+    from data.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(job.inputs["tokenizer"])
+    shards = _shards(job)
+    progress = _Progress(job, shards)
+    made = run_in_helpers(_tokenize, shards, job.launch.workers, progress.add, lambda: job.should_stop)
+    if made is None:
+        raise Stopped("stopped between shards; those that are done are kept")
+    listing = []
+    for shard, file in zip(shards, made):
+        name = Path(shard.name).stem
+        link(Path(file.folder) / "tokens.npy", job.out / f"{name}.tokens.npy")
+        link(Path(file.folder) / "offsets.npy", job.out / f"{name}.offsets.npy")
+        entry = {"name": name, "sha256": file.shard_sha256, "split": shard.split}
+        listing.append(entry | {"tokens": file.tokens, "documents": file.documents})
+    described = {
+        "dtype": token_dtype(tokenizer.vocab_size).name,
+        "bos": tokenizer.bos,
+        "vocab_size": tokenizer.vocab_size,
+        "shards": listing,
+    }
+    (job.out / "tokens.json").write_text(json.dumps(described, indent=1))
+    train = sum(file.tokens for shard, file in zip(shards, made) if shard.split == "train")
+    total = sum(file.tokens for file in made)
+    job.say(f"{total:,} tokens in {len(shards)} shards, {progress.tokens:,} of them new")
+    return {"shards": len(shards), "train_tokens": train, "val_tokens": total - train} | progress.speed()
+
+
+def _shards(job: Job[Params]) -> list[_Shard]:
+    folder = job.inputs["shards"]
+    listing = json.loads((folder / "shards.json").read_text())
+    names = [(name, "train") for name in listing["train"]] + ([(listing["val"], "val")] if listing["val"] else [])
+    return [
+        _Shard(name, split, folder / name, listing["column"], job.inputs["tokenizer"], job.store / "tokens")
+        for name, split in names
+    ]
+
+
+def _tokenize(shard: _Shard, report: Any) -> Any:
+    """Runs in a helper process; reports (bytes, tokens) of text and, at the end, that the shard is done."""
+    from data.token_files import tokenize_shard
+
+    made = tokenize_shard(
+        shard.path, shard.column, shard.tokenizer, shard.store, lambda size, tokens: report(("text", size, tokens))
+    )
+    report(("shard", shard.path.stat().st_size, 0))
+    return made
+
+
+class _Progress:
+    """Adds up what the helpers report: megabytes of parquet done of all, and the speed of what is new."""
+
+    def __init__(self, job: Job[Params], shards: list[_Shard]):
+        self.job = job
+        self.total = sum(shard.path.stat().st_size for shard in shards)
+        self.done = self.bytes = self.tokens = 0
+        self.started = time.monotonic()
+
+    def add(self, report: tuple[str, int, int]) -> None:
+        kind, size, tokens = report
+        if kind == "shard":
+            self.done += size
+        else:
+            self.bytes += size
+            self.tokens += tokens
+        shown = {name.removesuffix("_per_s"): round(value, 2) for name, value in self.speed().items()}
+        self.job.progress(self.done / 1e6, self.total / 1e6, unit="MB", **shown)
+
+    def speed(self) -> dict[str, float]:
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        return {"MB_per_s": self.bytes / 1e6 / seconds, "tokens_per_s": self.tokens / seconds} if self.tokens else {}
