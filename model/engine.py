@@ -103,21 +103,21 @@ class Engine:
         samples: int = 1,
         logprobs: bool = False,
         should_stop: Callable[[], bool] | None = None,
-        finished: Callable[[int], None] | None = None,
+        finished: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
         """`samples` completions of each prompt, those of one prompt together and in order.
 
         sampling: for all, or one a prompt. A prompt longer than the context allows loses its oldest turns (see
         Completion.dropped_turns). When should_stop() turns true, what there is comes back as "cancelled".
-        finished is told how many completions are done.
+        finished(place in the list, completion) is called as soon as one has come to its end by itself.
         """
         each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
         rows = [self.row(i, j, prompt, each[i]) for i, prompt in enumerate(prompts) for j in range(samples)]
-        done = 0
-        for count in self.decode(rows, logprobs):
-            if finished is not None and count > done:
-                finished(count)
-            done = count
+        places = {id(row): place for place, row in enumerate(rows)}
+        for done in self.decode(rows, logprobs):
+            if finished is not None:
+                for row in done:
+                    finished(places[id(row)], self.completion(row, logprobs))
             if should_stop is not None and should_stop():
                 break
         return [self.completion(row, logprobs) for row in rows]
@@ -135,15 +135,15 @@ class Engine:
         scores = row.logprobs if logprobs else None
         return Completion(row.prompt, row.tokens, row.forced, scores, finish, row.dropped_turns)
 
-    def decode(self, rows: list[Row], logprobs: bool = False) -> Iterator[int]:
-        """Bring all rows to their end; after each token of all active rows, yields how many rows are finished."""
+    def decode(self, rows: list[Row], logprobs: bool = False) -> Iterator[list[Row]]:
+        """Bring all rows to their end; after each token of all active rows, yields the rows that came to it since."""
         if not rows:
             return
         batch = Batch(self, rows, logprobs)
         while batch.active:
-            yield batch.finished
+            yield batch.take_finished()
             batch.step()
-        yield batch.finished
+        yield batch.take_finished()
 
     def stream(
         self,
@@ -212,7 +212,7 @@ class Batch:
         self.engine, self.model, self.logprobs = engine, engine.model, logprobs
         self.queue = deque(sorted(rows, key=lambda row: -len(row.prompt)))  # stable: samples of a prompt stay together
         self.slots: list[Row | None] = [None] * min(engine.rows, len(rows))
-        self.finished = 0
+        self.finished: list[Row] = []
         self.length = max(len(row.prompt) + row.room for row in rows)
         self.cache = self._new_cache(len(self.slots), self.length)
         vocab_size = self.model.lm_head.weight.size(0)
@@ -222,6 +222,10 @@ class Batch:
     @property
     def active(self) -> bool:
         return any(row is not None for row in self.slots)
+
+    def take_finished(self) -> list[Row]:
+        taken, self.finished = self.finished, []
+        return taken
 
     def _new_cache(self, rows: int, length: int) -> KVCache:
         return KVCache(self.model.config, rows, length, self.engine.device, self.model.compute_dtype)
@@ -256,7 +260,7 @@ class Batch:
         """Empty the slots of finished rows; returns how many slots are free."""
         for slot, row in enumerate(self.slots):
             if row is not None and row.finish is not None:
-                self.finished += 1
+                self.finished.append(row)
                 self.slots[slot] = None
                 self.cache.clear(slot)
         return self.slots.count(None)
