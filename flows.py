@@ -38,7 +38,7 @@ def build_flow() -> Any:
 
         return make_stage
 
-    @flow(name="chatmill", task_runner=ThreadPoolTaskRunner(max_workers=32))
+    @flow(name="chatmill", task_runner=ThreadPoolTaskRunner(max_workers=32))  # type: ignore[arg-type]
     def chatmill(overrides: list[str]) -> dict[str, str]:
         """Make what the overrides ask for. Returns the key of each stage."""
         with Run.open(overrides) as run:

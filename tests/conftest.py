@@ -1,4 +1,4 @@
-"""What tests share: a store of their own, the command line as a process, and the public sample data where it is there."""
+"""What tests share: a store of their own, the command line as a process, the public sample data where it is there."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A stage in a process of its own: `python -m pipeline.stages JOB.json`, by hand or under torchrun with the same line."""
+"""A stage in a process of its own: `python -m pipeline.stages JOB.json`, by hand or under torchrun alike."""
 
 import errno
 import importlib
