@@ -210,7 +210,7 @@ class GPT(nn.Module):
         return self.head(self.hidden(tokens, cache))
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Sum of the negative log-probabilities of the targets that are not -1, in nats. Both (B, T); a float32 scalar."""
+        """Sum of the negative log-probabilities of targets other than -1, in nats. Both (B, T); a float32 scalar."""
         return softcap_cross_entropy(self.hidden(tokens), self.lm_head.weight, targets, SOFTCAP)
 
 
@@ -248,10 +248,17 @@ def new_model(config: GPTConfig, seed: int) -> nn.Module:
     return model
 
 
-def load_model(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The model of an artifact, in eval mode, weights and compute in `dtype`. Raises ModelError if it is not whole."""
-    config = read_config(folder)
-    model = build_model(config)
+def load_model(
+    folder: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    config: GPTConfig | None = None,
+) -> nn.Module:
+    """The model of an artifact, in eval mode, weights and compute in `dtype`; config: other than model.json's.
+
+    Raises ModelError if the artifact is not whole.
+    """
+    model = build_model(config or read_config(folder))
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, RuntimeError) as error:

@@ -12,6 +12,8 @@ def softcap_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, softc
 
     hidden: (..., C), weight: (V, C), targets: (...) int64. A float32 scalar, differentiable in hidden and weight.
     """
+    if not torch.is_grad_enabled():
+        return token_losses(hidden, weight, targets, softcap).sum()
     return _Fused.apply(hidden.flatten(0, -2), weight, targets.flatten(), softcap)
 
 

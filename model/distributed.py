@@ -1,0 +1,116 @@
+"""Processes that train together: who I am, how we add up, how we end. gloo on CPU, nccl on CUDA."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model.errors import ModelError
+
+RESULT_NEUTRAL = "a run on any number of processes makes the same artifact up to the order of additions"
+
+
+class Done:
+    """The handle of a collective that had nothing to do."""
+
+    def wait(self) -> None:
+        """Returns at once."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of one training run. With size 1 no process group exists and every collective is free."""
+
+    rank: int
+    size: int
+    device: torch.device
+    aside: "dist.ProcessGroup | None" = None  # for a thread beside the one that trains
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor, wait: bool = True) -> "dist.Work | Done":
+        """Add `tensor` up over the ranks, in place; on its own device."""
+        if self.size == 1:
+            return Done()
+        work = dist.all_reduce(tensor, async_op=True)
+        if wait:
+            work.wait()
+        return work
+
+    def sum_host(self, values: list[int]) -> list[int]:
+        """Integers added up over the ranks through the CPU: the GPU's queue is not waited for."""
+        if self.size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def min_host(self, value: int) -> int:
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.int64)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+        return int(tensor)
+
+    def reduce_scatter(self, own: Tensor, whole: Tensor) -> "dist.Work | Done":
+        """own becomes this rank's equal part of `whole` added up over the ranks. Not awaited."""
+        if self.size == 1:
+            return Done()
+        return _reduce_scatter(own, whole, async_op=True)
+
+    def all_gather(self, whole: Tensor, own: Tensor) -> "dist.Work | Done":
+        """whole becomes the parts of all ranks side by side; own may be a part of it. Not awaited."""
+        if self.size == 1:
+            return Done()
+        return _all_gather(whole, own, async_op=True)
+
+    def barrier(self) -> None:
+        self.sum_host([0])
+
+    def meet_aside(self, value: int) -> int:
+        """The sum of `value` over the ranks, for the thread that writes checkpoints; the main thread never calls it."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.int64)
+        dist.all_reduce(tensor, group=self.aside)
+        return int(tensor)
+
+    def close(self) -> None:
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+# Renamed in torch 2.13; the old names still work there, with a warning.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+def start(rank: int, local_rank: int, size: int, device: str = "auto") -> World:
+    """Join the other processes (found as torchrun describes them). device: auto | cpu | cuda | mps.
+
+    Raises ModelError when the device is not there or there are fewer GPUs than processes on this host.
+    """
+    own = choose_device(device, local_rank)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    if size == 1:
+        return World(rank, size, own)
+    # CPU tensors travel through gloo on GPU machines too: control never waits for the GPU's queue.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo", "env://")
+    return World(rank, size, own, aside=dist.new_group(backend="gloo"))
+
+
+def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        wanted = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
+    if not there.get(wanted):
+        raise ModelError(f"launch.device={wanted}: this machine has none that torch can use; try launch.device=auto")
+    if wanted != "cuda":
+        return torch.device(wanted)
+    if local_rank >= torch.cuda.device_count():
+        raise ModelError(f"launch.nproc asks for GPU {local_rank}, but there are {torch.cuda.device_count()}: lower it")
+    return torch.device("cuda", local_rank)

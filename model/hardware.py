@@ -1,0 +1,73 @@
+"""How fast this device could be, to say how much of it is used."""
+
+import ctypes
+import resource
+import time
+
+import torch
+
+RESULT_NEUTRAL = "measures the machine"
+
+DATASHEET = {  # dense bfloat16 FLOP/s by a part of the device's name; the first that is found counts
+    "H100 PCIe": 756e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A10G": 70e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "4090": 165e12,
+    "3090": 71e12,
+}
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s: the datasheet's for a known GPU in 16 bits, else what matmuls reach now (a fraction of a second)."""
+    if device.type == "cuda" and dtype != torch.float32:
+        name = torch.cuda.get_device_name(device)
+        known = next((peak for part, peak in DATASHEET.items() if part in name), None)
+        if known:
+            return known
+    return matmul_flops(device, dtype)
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype, tries: int = 4) -> float:
+    """The best of a few square matmuls."""
+    size = 1024 if device.type == "cpu" else 4096
+    a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(tries):
+        synchronise(device)
+        started = time.perf_counter()
+        a @ b
+        synchronise(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Peak memory of this process on the device; of the process itself on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep large freed buffers instead of giving them back to the system and faulting every page in again:
+    a fifth of a training step on CPUs. Elsewhere nothing happens."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(MMAP_THRESHOLD, 1 << 30)
+        mallopt(TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # their numbers in glibc's malloc.h

@@ -1,0 +1,98 @@
+"""A chat model from a trained one and conversation rows: midtrain and sft, which differ in their data and rates.
+
+Reads   model, rows (render), tokenizer; tokens (tokenize) if val_bpb is to be measured
+Writes  model.safetensors, model.json, checkpoints/
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from model.config import OptimConfig, ScheduleConfig
+from model.errors import ModelError
+from pipeline.job import Job
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from data.packing import ValidationRows
+
+RANKS = True
+
+
+@dataclass
+class Params:
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    lr_frac: float = 1.0  # every rate times this
+    total_batch_tokens: int = 524_288  # of one step over all devices, masked ones included
+    epochs: float = 1.0  # the horizon, unless steps is set
+    steps: int | None = None
+    dropout: float | None = None  # null: the model's
+    seed: int = 0  # of the order of rows
+    grad_clip: float | None = 1.0  # norm of the global gradients; null: off
+    dtype: str = "auto"  # of the computations: bfloat16, float32, float16; auto: what the device is good at
+    eval_every: int | None = 150  # steps between measurements of val_bpb, if tokens is an input
+    val_tokens: int | None = 10_485_760  # of the validation shard, from its start; null: all
+
+
+def main(job: Job[Params]) -> dict[str, Any]:
+    """Raises ModelError when rows, model and batch do not fit each other, Diverged, Stopped."""
+    import numpy as np
+    import torch
+
+    from data.rows import ConversationRows
+    from pipeline.stages.training import Work, train
+
+    params = job.params
+    rows = ConversationRows(job.inputs["rows"])
+    token_bytes = torch.from_numpy(np.load(job.inputs["tokenizer"] / "token_bytes.npy"))
+    model = load_trainable(job, rows.sequence_len, len(token_bytes))
+    rows_per_step = max(1, params.total_batch_tokens // rows.sequence_len)
+    steps = params.steps if params.steps is not None else max(1, -int(-params.epochs * len(rows) // rows_per_step))
+    validation = open_validation(job, rows.sequence_len)
+    return train(
+        job,
+        Work(
+            model=model,
+            rows=rows,
+            order=lambda per_step: rows.order(per_step, params.seed),
+            steps=steps,
+            total_batch_tokens=params.total_batch_tokens,
+            optim=params.optim,
+            schedule=params.schedule,
+            lr_frac=params.lr_frac,
+            grad_clip=params.grad_clip,
+            dtype=params.dtype,
+            seed=params.seed,
+            eval_every=params.eval_every if validation else None,
+            validation=(validation, token_bytes) if validation else None,
+            advice=f"Try again at half the rate: {job.stage}.params.lr_frac={params.lr_frac / 2}",
+        ),
+    )
+
+
+def load_trainable(job: Job[Params], sequence_len: int, vocab_size: int) -> "nn.Module":
+    """The input model in float32, with the dropout that params ask for."""
+    import dataclasses
+
+    from model.gpt import load_model, read_config
+
+    folder = job.inputs["model"]
+    config = read_config(folder)
+    if sequence_len > config.sequence_len:
+        raise ModelError(
+            f"{job.stage}: the rows have {sequence_len} tokens, more than the model's context of {config.sequence_len}; "
+            "make the rows shorter"
+        )
+    if config.vocab_size != vocab_size:
+        raise ModelError(f"{job.stage}: the model knows {config.vocab_size} tokens, the tokenizer has {vocab_size}")
+    if job.params.dropout is not None:
+        config = dataclasses.replace(config, dropout=job.params.dropout)
+    return load_model(folder, config=config)
+
+
+def open_validation(job: Job[Params], sequence_len: int) -> "ValidationRows | None":
+    from data.packing import ValidationRows
+
+    tokens = job.inputs.get("tokens")
+    return ValidationRows(tokens, sequence_len, job.params.val_tokens) if tokens else None

@@ -1,0 +1,141 @@
+"""A base model from packed text.
+
+Reads   tokens (tokenize), pack, tokenizer
+Writes  model.safetensors, model.json, checkpoints/
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from model.config import GPTConfig, OptimConfig, ScheduleConfig
+from model.errors import ModelError
+from pipeline.job import Job
+
+if TYPE_CHECKING:
+    from data.packing import PackedRows
+    from model.resume import Checkpoint
+
+RANKS = True
+
+H100_FLOPS, USUAL_MFU = 989e12, 0.45  # for the estimate on GPUs whose kind is not known yet
+
+
+@dataclass
+class Params:
+    model: GPTConfig = field(default_factory=GPTConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    total_batch_tokens: int = 524_288  # of one step over all devices
+    tokens_per_param: float = 20.0  # the horizon, unless tokens or steps is set
+    tokens: int | None = None
+    steps: int | None = None
+    max_epochs: float = 1.0  # more text than this is an error, not silently repeated
+    seed: int = 0  # of the weights and of the order of rows
+    grad_clip: float | None = 1.0  # norm of the global gradients; null: off
+    dtype: str = "auto"  # of the computations: bfloat16, float32, float16; auto: what the device is good at
+    eval_every: int | None = 250  # steps between measurements of val_bpb; the end is always measured
+    val_tokens: int | None = 10_485_760  # of the validation shard, from its start; null: all
+    init: str | None = None  # KEY@STEP: go on from a checkpoint of another pretrain
+
+
+def main(job: Job[Params]) -> dict[str, Any]:
+    """Raises ModelError when sizes do not fit each other or there is too little text, Diverged, Stopped."""
+    import numpy as np
+    import torch
+
+    from data.packing import BatchOrder, PackedRows, ValidationRows, window_rows
+    from model.gpt import new_model
+    from pipeline.stages.training import Work, train
+
+    params = job.params
+    token_bytes = np.load(job.inputs["tokenizer"] / "token_bytes.npy")
+    config = params.model.resolved(vocab_size=len(token_bytes))
+    rows = PackedRows(job.inputs["tokens"], job.inputs["pack"])
+    if rows.sequence_len != config.sequence_len:
+        raise ModelError(
+            f"{job.stage}: the text is packed in rows of {rows.sequence_len} tokens, but model.sequence_len is "
+            f"{config.sequence_len}; set both to the same"
+        )
+    steps = count_steps(params, config)
+    check_horizon(job, rows, steps)
+    validation = ValidationRows(job.inputs["tokens"], config.sequence_len, params.val_tokens)
+    metrics = train(
+        job,
+        Work(
+            model=new_model(config, params.seed),
+            rows=rows,
+            order=lambda per_step: BatchOrder(len(rows), per_step, params.seed, window_rows(rows.sequence_len)),
+            steps=steps,
+            total_batch_tokens=params.total_batch_tokens,
+            optim=params.optim,
+            schedule=params.schedule,
+            lr_frac=1.0,
+            grad_clip=params.grad_clip,
+            dtype=params.dtype,
+            seed=params.seed,
+            eval_every=params.eval_every,
+            validation=(validation, torch.from_numpy(token_bytes)),
+            advice=f"Go on from there at half the rate: {job.stage}.params.init={job.key}@{{step}} "
+            f"{job.stage}.params.optim.init_lr_frac={params.optim.init_lr_frac / 2}",
+            start=find_start(job) if params.init else None,
+        ),
+    )
+    return metrics | {"flops": steps * params.total_batch_tokens * config.flops_per_token()}
+
+
+def count_steps(params: Params, config: GPTConfig) -> int:
+    """Steps of the horizon. The ratio counts the parameters of the base architecture, so that switches compare at the
+    same tokens. Raises ModelError when both steps and tokens are set, or not one step comes out."""
+    if params.steps is not None and params.tokens is not None:
+        raise ModelError("set steps or tokens, not both")
+    if params.steps is not None:
+        steps = params.steps
+    else:
+        base = config.matmul_params() + config.vocab_size * config.width
+        tokens = params.tokens if params.tokens is not None else params.tokens_per_param * base
+        steps = int(tokens // params.total_batch_tokens)
+    if steps < 1:
+        raise ModelError(f"the horizon is shorter than one step of {params.total_batch_tokens} tokens")
+    return steps
+
+
+def check_horizon(job: Job[Params], rows: "PackedRows", steps: int) -> None:
+    """Raises ModelError with the numbers when the text would have to be read more than max_epochs times."""
+    there = len(rows) * rows.sequence_len
+    needed = steps * job.params.total_batch_tokens
+    if needed > there * job.params.max_epochs:
+        name = f"{job.stage}.params"
+        raise ModelError(
+            f"{steps} steps need {needed:,} tokens, but the packed text has {there:,} ({needed / there:.2f} epochs): "
+            f"take more shards, or a shorter horizon ({name}.steps={int(there // job.params.total_batch_tokens)}), or "
+            f"allow repetition ({name}.max_epochs={-(-needed // there)})"
+        )
+
+
+def find_start(job: Job[Params]) -> "Checkpoint":
+    """The checkpoint that params.init names, of a published pretrain or of one that did not finish."""
+    import json
+
+    from model.checkpoint import MARKER, folder_of, steps_in
+    from model.resume import Checkpoint, damage_of
+
+    key, _, step = job.params.init.partition("@")
+    folders = [job.store / "artifacts" / "pretrain" / key, job.store / "work" / f"pretrain-{key}" / "out"]
+    there = [(folder / "checkpoints", n) for folder in folders for n in steps_in(folder / "checkpoints")]
+    folder = next((folder for folder, n in there if str(n) == step), None)
+    if folder is None:
+        known = ", ".join(str(n) for _, n in there) or "none"
+        raise ModelError(f"{job.stage}.params.init={job.params.init}: no such KEY@STEP; steps of that key: {known}")
+    checkpoint = folder_of(folder, int(step))
+    if damage := damage_of(checkpoint):
+        raise ModelError(f"{job.stage}.params.init={job.params.init} is damaged: {damage}")
+    return Checkpoint(checkpoint, json.loads((checkpoint / MARKER).read_text()))
+
+
+def estimate(params: Params, inputs: dict[str, Any], device: str, nproc: int) -> float | None:
+    """Seconds on `nproc` H100-like GPUs at the usual utilisation; None on CPUs, which differ too much."""
+    if device != "cuda":
+        return None
+    config = params.model.resolved(vocab_size=params.model.vocab_size or inputs["tokenizer"].vocab_size)
+    flops = count_steps(params, config) * params.total_batch_tokens * config.flops_per_token()
+    return flops / (H100_FLOPS * USUAL_MFU * nproc)

@@ -1,0 +1,267 @@
+"""What pretrain, midtrain and sft share: a model, rows and rates become a trained model in job.out."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.config import OptimConfig, ScheduleConfig
+from pipeline.job import Job, Stopped
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from data.packing import BatchOrder, Rows
+    from model.checkpoint import Checkpointer
+    from model.distributed import World
+    from model.feed import Batches
+    from model.resume import Checkpoint
+    from model.trainer import Hooks, Progress, Settings, Trainer
+
+
+@dataclass
+class Work:
+    """A training job as its stage describes it.
+
+    model: on the CPU, float32, with its first weights. order: rows of a step -> the order in which steps read `rows`.
+    validation: rows whose bits per byte are measured every eval_every steps, and the bytes of each token (vocab,).
+    start: another run's checkpoint to go on from. advice: what to do when the loss becomes NaN; {step} is filled in.
+    """
+
+    model: "nn.Module"
+    rows: "Rows"
+    order: "Callable[[int], BatchOrder]"
+    steps: int
+    total_batch_tokens: int
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    lr_frac: float
+    grad_clip: float | None
+    dtype: str
+    seed: int
+    eval_every: int | None
+    validation: "tuple[Rows, Tensor] | None"
+    advice: str
+    start: "Checkpoint | None" = None
+
+
+def train(job: Job[Any], work: Work) -> dict[str, Any]:
+    """Train, evaluate and write model.safetensors, model.json and checkpoints/ into job.out; returns the metrics.
+
+    Raises ModelError for settings that do not fit each other, Diverged, and Stopped after saving.
+    """
+    import torch
+
+    from model.distributed import start
+    from model.optim import Optimizer
+    from model.resume import restore
+    from model.rng import seed_everything
+    from model.schedule import Schedule, batch_factor
+    from model.trainer import Progress, Trainer
+
+    world = start(job.rank, job.local_rank, job.world_size, job.launch.device)
+    own = find_own_checkpoint(job, world)
+    set_up_process(job, own)
+    seed_everything(work.seed, world.rank)
+    model = work.model.to(world.device)
+    settings = make_settings(job, work, world, own)
+    factor = work.lr_frac * batch_factor(work.schedule, work.total_batch_tokens)
+    optimizer = Optimizer(model, work.optim, model.config.width, world, factor)
+    progress = Progress()
+    if checkpoint := own or work.start:
+        restore(checkpoint, model, optimizer, world)
+        progress = Progress(**checkpoint.progress)
+    if job.launch.compile:
+        model.hidden = torch.compile(model.hidden, dynamic=False)
+    trainer = Trainer(
+        model,
+        optimizer,
+        Schedule(work.schedule, work.steps),
+        make_batches(work, settings, world),
+        settings,
+        world,
+        make_hooks(job, work, model, settings, world),
+        make_saver(job, settings, world, own),
+    )
+    run(trainer, progress, work)
+    if world.leads:
+        write_model(job.out, model)
+    world.close()
+    return describe(work, model, progress, settings, trainer.peak)
+
+
+def find_own_checkpoint(job: Job[Any], world: "World") -> "Checkpoint | None":
+    """Where this very work stopped, as launch.resume says; what it measured after that is dropped."""
+    from model.checkpoint import folder_of, remove, steps_in
+    from model.resume import find
+
+    folder = job.out / "checkpoints"
+    wanted = job.launch.resume
+    wanted = wanted if wanted in ("latest", "never") else int(wanted)
+    own = find(folder, wanted, world, job.say)
+    at = own.step if own else -1
+    if world.leads:
+        for step in steps_in(folder):
+            if step > at:
+                remove(folder_of(folder, step))
+        job.rewind(at - 1)
+    if own:
+        job.say(f"continues from the checkpoint of step {own.step}")
+    return own
+
+
+def set_up_process(job: Job[Any], own: "Checkpoint | None") -> None:
+    """Threads (those of the checkpoint, unless launch.threads says otherwise), determinism, memory."""
+    import torch
+
+    from model.hardware import keep_freed_memory
+
+    before = own.conditions["threads"] if own and own.conditions["world_size"] == job.world_size else None
+    torch.set_num_threads(job.launch.threads or before or max(1, len(os.sched_getaffinity(0)) // job.world_size))
+    keep_freed_memory()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if job.launch.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA needs to repeat its sums
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | None") -> "Settings":
+    """Decide what is left open, compute dtype and micro-batch, and tell the model."""
+    from model.fit import micro_batch, rows_per_rank
+    from model.precision import resolve_dtype
+    from model.trainer import Settings
+
+    launch, model, length = job.launch, work.model, work.rows.sequence_len
+    dtype = model.compute_dtype = resolve_dtype(work.dtype, world.device)
+    model.grad_checkpoint = launch.grad_checkpoint
+    rows = rows_per_rank(work.total_batch_tokens, length, world)
+    wanted = launch.device_batch_size
+    if wanted == "auto" and own and rows % own.conditions["micro_batch"] == 0:
+        wanted = own.conditions["micro_batch"]
+    size = micro_batch(wanted, rows, length, model, world)
+    split = f"{size} rows x {length} tokens x {world.size} process(es) x {rows // size} passes"
+    job.say(f"{work.steps} steps of {work.total_batch_tokens} tokens: {split}, {dtype}".replace("torch.", ""))
+    return Settings(
+        steps=work.steps,
+        micro_batch=size,
+        rows=rows,
+        dtype=dtype,
+        flops_per_token=dataclasses.replace(model.config, sequence_len=length).flops_per_token(),
+        grad_clip=work.grad_clip,
+        eval_every=work.eval_every,
+        log_every=launch.log_every,
+        save_every=launch.save_every,
+        save_minutes=launch.save_minutes,
+        trace=job.out / "profile" if launch.profile else None,
+    )
+
+
+def make_saver(job: Job[Any], settings: "Settings", world: "World", own: "Checkpoint | None") -> "Checkpointer":
+    """Knows what a later resume must meet to be exact; says what this one does not."""
+    import torch
+
+    from model.checkpoint import Checkpointer, Keep
+
+    keep = Keep(job.launch.keep_last, job.launch.keep_every)
+    saver = Checkpointer(job.out / "checkpoints", world, job.key, keep, job.say)
+    cuda = world.device.type == "cuda"
+    saver.conditions = {
+        "world_size": world.size,
+        "micro_batch": settings.micro_batch,
+        "threads": torch.get_num_threads(),
+        "dtype": str(settings.dtype),
+        "device": torch.cuda.get_device_name(world.device) if cuda else world.device.type,
+        "torch": torch.__version__,
+        "compile": job.launch.compile,
+        "deterministic": job.launch.deterministic,
+    }
+    if own:
+        saver.last_step = own.step
+        changed = [
+            f"{n} {own.conditions.get(n)} -> {v}" for n, v in saver.conditions.items() if own.conditions.get(n) != v
+        ]
+        if changed:
+            job.say(f"equal only up to rounding to a run that never stopped: {', '.join(changed)}")
+    return saver
+
+
+def make_batches(work: Work, settings: "Settings", world: "World") -> "Batches":
+    """step -> this rank's part of the step's rows."""
+    import torch
+
+    order = work.order(settings.rows * world.size)
+
+    def batch(step: int) -> "tuple[Tensor, Tensor]":
+        mine = order.step_rows(step)[world.rank * settings.rows : (world.rank + 1) * settings.rows]
+        tokens, targets = work.rows.gather(mine)
+        return torch.from_numpy(tokens), torch.from_numpy(targets)
+
+    return batch
+
+
+def make_hooks(job: Job[Any], work: Work, model: "nn.Module", settings: "Settings", world: "World") -> "Hooks":
+    from model.trainer import Hooks
+
+    def evaluate() -> dict[str, float]:
+        rows, token_bytes = work.validation
+        return {"val_bpb": validation_bpb(model, rows, token_bytes, settings.micro_batch, world)}
+
+    measured = evaluate if work.validation else None
+    return Hooks(job.log, job.progress, job.say, lambda: job.should_stop, measured)
+
+
+def validation_bpb(model: "nn.Module", rows: "Rows", token_bytes: "Tensor", batch_rows: int, world: "World") -> float:
+    """Bits per byte of all rows, each rank measuring its share; every rank gets the same number."""
+    import torch
+
+    from data.packing import in_order
+    from evals.bpb import bits_per_byte, nats_and_bytes
+
+    token_bytes = token_bytes.to(world.device)
+    arrays = in_order(rows, batch_rows, world.rank, world.size)
+    batches = ((torch.from_numpy(a).to(world.device), torch.from_numpy(b).to(world.device)) for a, b in arrays)
+    sums = torch.tensor(nats_and_bytes(model, batches, token_bytes), dtype=torch.float64)
+    world.sum(sums)
+    return bits_per_byte(float(sums[0]), int(sums[1]))
+
+
+def run(trainer: "Trainer", progress: "Progress", work: Work) -> None:
+    from model.errors import Diverged
+
+    try:
+        if not trainer.run(progress):
+            raise Stopped(f"checkpoint at step {trainer.saver.last_step} of {work.steps}")
+    except Diverged as error:
+        raise Diverged(f"{error}. {work.advice.format(step=trainer.saver.last_step)}") from error
+
+
+def write_model(folder: Path, model: "nn.Module") -> None:
+    """model.safetensors appears whole or not at all; model.json holds the resolved GPTConfig."""
+    from safetensors.torch import save_file
+
+    from model.checkpoint import to_host
+    from model.gpt import write_config
+
+    save_file(to_host(model.state_dict()), folder / "model.tmp")
+    os.replace(folder / "model.tmp", folder / "model.safetensors")
+    write_config(model.config, folder)
+
+
+def describe(work: Work, model: "nn.Module", progress: "Progress", settings: "Settings", peak: float) -> dict[str, Any]:
+    """The metrics of the artifact. tok_s and mfu are over all training steps, without saving and evaluating."""
+    rate = work.steps * work.total_batch_tokens / max(progress.seconds, 1e-9)
+    return {
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "loss": progress.loss,
+        **progress.evaluated,
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "tok_s": rate,
+        "mfu": rate * settings.flops_per_token / peak,
+        "train_seconds": progress.seconds,
+        "dtype": str(settings.dtype).removeprefix("torch."),
+        "skipped_steps": progress.skipped,
+    }
