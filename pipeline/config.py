@@ -56,26 +56,52 @@ class PipelineConfig:
 
 @dataclass
 class StageConfig:
-    """One file of conf/stage: the whole contract of a stage."""
+    """One file of conf/stage: the whole contract of a stage. An input set to null is none."""
 
     run: str
-    inputs: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, str | None] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
     launch: dict[str, Any] = field(default_factory=dict)
     pin: str | None = None
 
 
 @dataclass
+class DataConfig:
+    """Text to pretrain on; see conf/data."""
+
+    source: str
+    repo_id: str | None
+    revision: str
+    shard: str
+    train_shards: int | None
+    tokenizer_shards: int | None
+    val_shard: str | None
+    column: str
+    paths: list[str]
+
+
+@dataclass
+class MixtureConfig:
+    """Tasks of each kind; their entries are typed where a stage's params take them up."""
+
+    midtrain: list[dict[str, Any]]
+    sft: list[dict[str, Any]]
+    rl: list[dict[str, Any]]
+    chat_eval: list[dict[str, Any]]
+
+
+@dataclass
 class Settings:
-    """Everything a run is told, typed. `model`, `data` and `mixture` are typed where a stage's params take them up."""
+    """Everything a run is told, typed. `model` and `optim` are typed where a stage's params take them up."""
 
     pipeline: PipelineConfig
     stages: dict[str, StageConfig]
     recipe: str
     datasets: dict[str, dict[str, Any]]
     model: dict[str, Any]
-    data: dict[str, Any]
-    mixture: dict[str, Any]
+    optim: dict[str, Any]
+    data: DataConfig
+    mixture: MixtureConfig
     launch: Launch
     store: StoreConfig
     run: RunConfig

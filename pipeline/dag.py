@@ -122,7 +122,8 @@ def _typed(name: str, declared: StageConfig, launch: Launch) -> Stage:
     module = stage_module(declared.run, name)
     params = typed.build(module.Params, declared.params, f"{name}.params")
     own = typed.build(Launch, dataclasses.asdict(launch) | declared.launch, f"{name}.launch")
-    return Stage(name, declared.run, dict(declared.inputs), params, own, declared.pin)
+    inputs = {name: source for name, source in declared.inputs.items() if source is not None}
+    return Stage(name, declared.run, inputs, params, own, declared.pin)
 
 
 def _dataset(dataset: str, reader: str, settings: Settings) -> StageConfig:
