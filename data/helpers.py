@@ -72,17 +72,17 @@ def _run(
         while busy:
             if should_stop():
                 return None
-            for connection in wait(list(busy), timeout=0.3):
-                kind, value = _receive(connection)  # type: ignore[arg-type]
+            for connection in _ready(busy):
+                kind, value = _receive(connection)
                 if kind == "report":
                     on_report(value)
                     continue
                 if kind == "error":
                     raise value
-                results[busy.pop(connection)] = value  # type: ignore[call-overload]
+                results[busy.pop(connection)] = value
                 if waiting:
-                    busy[connection] = waiting.popleft()  # type: ignore[index]
-                    connection.send(items[busy[connection]])  # type: ignore[union-attr,index]
+                    busy[connection] = waiting.popleft()
+                    connection.send(items[busy[connection]])
     finally:
         for process in processes:
             process.kill()
@@ -99,6 +99,10 @@ def _start(function: Callable[[Any, Report], Any], processes: list[BaseProcess])
     there.close()
     processes.append(process)
     return here
+
+
+def _ready(busy: dict[Connection, int]) -> list[Connection]:
+    return [connection for connection in wait(list(busy), timeout=0.3) if isinstance(connection, Connection)]
 
 
 def _receive(connection: Connection) -> tuple[str, Any]:

@@ -5,7 +5,9 @@ alone, so a resumed run needs no loader state and the number of devices changes 
 """
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
@@ -47,18 +49,18 @@ class TokenSpan:
         for part, shard in zip(self.parts, shards):
             if len(part) != shard["tokens"]:
                 raise DataError(f"{folder / shard['name']}.tokens.npy: has {len(part)} tokens, not {shard['tokens']}")
-        self.starts = np.concatenate([[0], np.cumsum([len(part) for part in self.parts])]).astype(np.int64)
+        self.starts = [0, *accumulate(len(part) for part in self.parts)]
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return self.starts[-1]
 
     def copy(self, start: int, out: np.ndarray) -> None:
         """Write the tokens from `start` on into `out` (n,), across shard borders if need be."""
-        shard = int(np.searchsorted(self.starts, start, side="right")) - 1
+        shard = bisect_right(self.starts, start) - 1
         done = 0
         while done < len(out):
             part = self.parts[shard]
-            at = start + done - int(self.starts[shard])
+            at = start + done - self.starts[shard]
             n = min(len(out) - done, len(part) - at)
             out[done : done + n] = part[at : at + n]
             done += n
@@ -167,6 +169,7 @@ class BatchOrder:
             raise DataError(f"cannot make batches of {rows_per_step} rows from {rows} rows")
         self.rows, self.rows_per_step, self.seed = rows, rows_per_step, seed
         self.window = min(window or rows, rows)
+        self._last: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def epoch(self, step: int) -> float:
         """How often all rows have been seen before `step`."""
@@ -174,7 +177,9 @@ class BatchOrder:
 
     def step_rows(self, step: int) -> np.ndarray:
         """(rows_per_step,) int64: the rows of a step."""
-        return self.at(step * self.rows_per_step + np.arange(self.rows_per_step))
+        if self._last[0] != step:  # asked for again by each micro-batch
+            self._last = (step, self.at(step * self.rows_per_step + np.arange(self.rows_per_step)))
+        return self._last[1]
 
     def micro_rows(self, step: int, micro: int, batch_rows: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """(batch_rows,) int64: the rows of one micro-batch on one rank. Over all of them they are `step_rows`."""
@@ -186,8 +191,8 @@ class BatchOrder:
             )
         if not 0 <= micro < self.rows_per_step // together:
             raise IndexError(f"micro-batch {micro} of {self.rows_per_step // together}")
-        start = step * self.rows_per_step + micro * together + rank * batch_rows
-        return self.at(start + np.arange(batch_rows))
+        start = micro * together + rank * batch_rows
+        return self.step_rows(step)[start : start + batch_rows]
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Rows at positions (n,) of the endless sequence of epochs."""
@@ -226,6 +231,6 @@ def split_targets(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _open(path: Path) -> np.ndarray:
     """A .npy file, memory-mapped without pickle; DataError naming it when it is missing or damaged."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # slices of a memmap cost more
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: cannot be read ({error}). Remove its artifact; it is made again.") from None

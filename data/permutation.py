@@ -1,8 +1,10 @@
 """A keyed permutation of range(n) that needs no table: any position can be asked for, in any order, at once.
 
-Feistel network over the smallest even number of bits that holds n, with cycle walking back into range (Black and
-Rogaway, "Ciphers with arbitrary finite domains", 2002).
+A generalised Feistel network over a rectangle that holds n, with cycle walking back into range (Black and Rogaway,
+"Ciphers with arbitrary finite domains", 2002, section 5).
 """
+
+import math
 
 import numpy as np
 
@@ -20,8 +22,8 @@ class Permutation:
         if n < 1:
             raise ValueError(f"a permutation needs at least one element, not {n}")
         self.n = n
-        self.half_bits = np.uint64(max(1, -(-(n - 1).bit_length() // 2)))
-        self.mask = (np.uint64(1) << self.half_bits) - np.uint64(1)
+        width = math.isqrt(n - 1) + 1
+        self.sides = (np.uint64(width), np.uint64(-(-n // width)))  # fewer than n + sqrt(n) + 1 values in all
         self.round_keys = _round_keys(key)
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
@@ -30,23 +32,24 @@ class Permutation:
             raise IndexError(f"positions must be in range({self.n})")
         values = self._shuffle(positions.reshape(-1).astype(np.uint64))
         outside = np.flatnonzero(values >= self.n)
-        while outside.size:  # fewer than 4n values in all, so few rounds of this
+        while outside.size:
             values[outside] = self._shuffle(values[outside])
             outside = outside[values[outside] >= self.n]
         return values.astype(np.int64).reshape(positions.shape)
 
     def _shuffle(self, values: np.ndarray) -> np.ndarray:
-        left, right = values >> self.half_bits, values & self.mask
-        for key in self.round_keys:
-            left, right = right, left ^ (_mix(right + key) & self.mask)
-        return (left << self.half_bits) | right
+        width = self.sides[0]
+        right, left = np.divmod(values, width)
+        for i, key in enumerate(self.round_keys):
+            left, right = right, (left + _mix(right + key)) % self.sides[i % 2]
+        return left + width * right
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 on uint64 arrays (Steele, Lea, Flood 2014)."""
+    """The finaliser of SplitMix64 on uint64 arrays (Steele, Lea, Flood 2014), less its lowest bits."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return x >> np.uint64(16)  # leaves room to add to it
 
 
 def _round_keys(key: tuple[int, ...]) -> np.ndarray:

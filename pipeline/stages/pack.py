@@ -56,13 +56,14 @@ def _best_fit(job: Job[Params], span: Any) -> tuple[int, int]:
 
     from data.bestfit import best_fit
 
-    firsts, starts, lengths = [np.zeros(1, np.int64)], [], []
+    firsts, starts, lengths, pieces = [np.zeros(1, np.int64)], [], [], 0
     for i, name in enumerate(span.names):
         if job.should_stop:
             raise Stopped(f"stopped before {name}; packing starts over")
         offsets = np.load(job.inputs["tokens"] / f"{name}.offsets.npy", allow_pickle=False)
         packing = best_fit(np.diff(offsets), job.params.sequence_len + 1, job.params.window)
-        firsts.append(packing.first[1:] + firsts[-1][-1])
+        firsts.append(packing.first[1:] + pieces)
+        pieces += len(packing.lengths)
         starts.append(span.starts[i] + offsets[packing.documents])
         lengths.append(packing.lengths)
         job.progress(i + 1, len(span.names), unit="shards")

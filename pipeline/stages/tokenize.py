@@ -1,6 +1,5 @@
 """tokenize: each text shard once into a flat file of token ids, kept in the store by tokenizer and shard."""
 
-import functools
 import json
 import time
 from dataclasses import dataclass

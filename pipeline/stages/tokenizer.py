@@ -50,7 +50,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
 
 @dataclass
 class _Corpus:
-    """The documents of the shards, streamed; every HELD_OUT_EVERY-th is kept back for measuring while more is needed."""
+    """The documents of the shards, streamed; of the first ones, every HELD_OUT_EVERY-th is kept back to measure on."""
 
     job: Job[Params]
     chars: int = 0
@@ -117,8 +117,8 @@ def _no_network() -> Iterator[None]:
     """tiktoken looks in its cache and then asks the network; it has no switch for the second."""
     import tiktoken.load
 
-    def refuse(path: str) -> bytes:
-        raise _NotOnDisk(path)
+    def refuse(blobpath: str) -> bytes:
+        raise _NotOnDisk(blobpath)
 
     fetch = tiktoken.load.read_file
     tiktoken.load.read_file = refuse
