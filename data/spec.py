@@ -1,0 +1,69 @@
+"""Tasks as configuration names them."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.errors import DataError
+from data.task import Task, TaskError
+
+
+@dataclass
+class TaskSpec:
+    """One line of a mixture. Raises TaskError when no class fits it."""
+
+    task: str  # import path of the class: data.tasks.arithmetic.Arithmetic
+    name: str | None = None  # how results call it; the class's own name if null
+    dataset: str | None = None  # the data set it reads, by its name in conf/datasets.yaml
+    file: str | None = field(default=None, metadata={"file": True})
+    split: str = "train"
+    size: int | None = None  # the first so many items after a shuffle; of a generator, how many
+    repeat: int = 1  # how often each item is in the mixture
+    args: dict[str, Any] = field(default_factory=dict)  # what this task's class takes besides
+
+    def __post_init__(self) -> None:
+        task_class(self)
+
+    @property
+    def label(self) -> str:
+        return self.name or self.task.rpartition(".")[2]
+
+
+def task_class(spec: TaskSpec) -> type[Task]:
+    """The class that the spec names. Raises TaskError when there is none or when `args` do not fit it."""
+    module_name, _, class_name = spec.task.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise TaskError(f"task {spec.task!r}: {error}. It must be the import path of a class.") from error
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise TaskError(f"task {spec.task!r}: {module_name} has no task of that name")
+    known = [name for name in inspect.signature(found).parameters if name not in ("split", "size", "folder", "file")]
+    for name in spec.args:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"It takes: {', '.join(known) or 'none'}."
+            raise TaskError(f"task {spec.label}: there is no argument {name!r}. {hint}")
+    if spec.repeat < 1 or (spec.size is not None and spec.size < 1):
+        raise TaskError(f"task {spec.label}: size and repeat are numbers from 1 on; leave the task out instead")
+    return found
+
+
+def load_task(spec: TaskSpec, folder: Path | None) -> Task:
+    """The task, ready; `folder` holds its data set, if it names one."""
+    cls = task_class(spec)
+    file = Path(spec.file) if spec.file else None
+    task = cls(split=spec.split, size=spec.size, folder=folder, file=file, **spec.args)
+    if not len(task):
+        raise DataError(f"task {spec.label}: no items in split {spec.split!r}")
+    return task
+
+
+def load_tasks(specs: Sequence[TaskSpec], inputs: Callable[[str], Path]) -> list[Task]:
+    """All tasks of a mixture; `inputs` gives the folder of a data set by its name."""
+    return [load_task(spec, inputs(spec.dataset) if spec.dataset else None) for spec in specs]

@@ -1,0 +1,53 @@
+"""Rows of a data set's parquet files, decoded one at a time."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.draw import Draw
+from data.errors import DataError
+from data.task import TaskError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+class Table:
+    """The rows of the files in `folder` that match `pattern`: the first `size` after a shuffle that is always the same.
+
+    Columns stay in Arrow's memory (about the size of the text); a row becomes Python objects when it is asked for.
+    Raises DataError for files that are missing, damaged, or lack one of `columns`.
+    """
+
+    def __init__(self, folder: Path | None, pattern: str, columns: list[str], size: int | None):
+        import pyarrow
+
+        if folder is None:
+            raise TaskError(f"this task reads {pattern} of a data set: name it in the mixture as `dataset: NAME`")
+        paths = sorted(folder.glob(pattern))
+        if not paths:
+            raise DataError(f"{folder}: there is no {pattern}; add it to the data set's files in conf/datasets.yaml")
+        tables = [_read(path, columns) for path in paths]
+        self._table = pyarrow.concat_tables(tables, promote_options="permissive")
+        order = Draw(pattern.partition("*")[0]).order(self._table.num_rows)
+        self._order = order[:size]
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self._table.slice(self._order[i], 1).to_pylist()[0]
+
+
+def _read(path: Path, columns: list[str]) -> "pyarrow.Table":
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        missing = set(columns) - set(file.schema_arrow.names)
+        if missing:
+            raise DataError(f"{path}: there is no column {', '.join(sorted(missing))}")
+        return file.read(columns)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: cannot be read as parquet ({reason}); fetch it again") from error

@@ -1,0 +1,115 @@
+"""Sums to be worked out with the calculator: asked in many wordings, answered through a tool call."""
+
+import re
+from pathlib import Path
+
+from data.calculator import calculate
+from data.conversation import Conversation, spoken
+from data.draw import Draw, held_out
+from data.task import Execute, Task, TaskError, dialogue
+
+_SIGNS = {"plus": "+", "minus": "-", "times": "*", "remainder": "%"}
+
+# Ways to name the value, and ways to tell someone to find it.
+_VALUES = {
+    "plus": ["{a} + {b}", "{a}+{b}", "{a} plus {b}", "the sum of {a} and {b}"],
+    "minus": ["{a} - {b}", "{a}-{b}", "{a} minus {b}", "the difference of {a} and {b}"],
+    "times": ["{a} * {b}", "{a}*{b}", "{a} times {b}", "the product of {a} and {b}"],
+    "remainder": ["{a} % {b}", "{a} mod {b}", "the remainder of {a} divided by {b}"],
+}
+_ORDERS = {
+    "plus": ["add {a} and {b}", "add {b} to {a}"],
+    "minus": ["subtract {b} from {a}", "take {b} away from {a}"],
+    "times": ["multiply {a} by {b}", "multiply {a} and {b}"],
+    "remainder": ["divide {a} by {b} and give the remainder"],
+}
+_VALUE_FRAMES = ["What is {x}?", "{x}", "{x} = ?", "Calculate {x}.", "Compute {x}", "How much is {x}?", "Tell me {x}."]
+_ORDER_FRAMES = ["{x}", "{x}.", "Please {x}.", "Can you {x}?"]
+# Asked in evaluation only.
+_NEW_VALUE_FRAMES = [
+    "Please work out {x}.",
+    "What does {x} come to?",
+    "I need to know {x}.",
+    "Can you find {x} for me?",
+]
+_NEW_ORDER_FRAMES = ["Could you {x} for me?", "I want you to {x}.", "Now {x}, please."]
+
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_TRIES = 10_000
+
+
+class Arithmetic(Task):
+    """`What is 37 + 58?` answered by the call 37+58, its result, and a sentence with it.
+
+    operations: how often each is asked, in proportion: plus, minus, times, remainder.
+    max_value: operands go from 0 to this, each as likely as any other (a remainder's divisor from 2 to 99).
+    seed: another draw of the same kind.
+    A problem belongs to "test" or to training by its operands and operation alone (3 + 5 goes with 5 + 3); half of the
+    questions of "test" are worded as no training question is. Grading looks at the last number that is said.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        size: int | None = None,
+        folder: Path | None = None,
+        file: Path | None = None,
+        operations: dict[str, float] | None = None,
+        max_value: int = 999,
+        seed: int = 0,
+    ):
+        super().__init__(split, size or 10_000, folder, file)
+        weights = operations or {"plus": 1, "minus": 1, "times": 1}
+        if unknown := set(weights) - set(_SIGNS):
+            raise TaskError(f"Arithmetic knows no operation {', '.join(sorted(unknown))}: it has {', '.join(_SIGNS)}")
+        if max_value < 9 or sum(weights.values()) <= 0 or min(weights.values()) < 0:
+            raise TaskError("Arithmetic needs a max_value of at least 9 and weights that are not all 0")
+        self.weights, self.max_value, self.seed = weights, max_value, seed
+
+    def __len__(self) -> int:
+        return self.size or 0
+
+    def problem(self, i: int) -> tuple[str, int, int, Draw]:
+        """Operation and operands of problem i, and what is left of the randomness to word it."""
+        draw = Draw(f"arithmetic {self.split} {self.max_value} {self.seed} {i}")
+        operation = draw.weighted(list(self.weights), list(self.weights.values()))
+        for _ in range(_TRIES):
+            a, b = draw.below(self.max_value + 1), draw.below(self.max_value + 1)
+            if operation == "remainder":
+                b = max(2, b % 100)
+            if is_held_out(operation, a, b) == (self.split == "test"):
+                return operation, a, b, draw
+        raise TaskError(f"Arithmetic: no {operation} with numbers to {self.max_value} falls into {self.split!r}")
+
+    def conversation(self, i: int) -> Conversation:
+        operation, a, b, draw = self.problem(i)
+        call = f"{a}{_SIGNS[operation]}{b}"
+        result = calculate(call) or ""
+        return dialogue(
+            self._question(operation, a, b, draw),
+            [
+                {"type": "python", "text": call},
+                {"type": "python_output", "text": result},
+                {"type": "text", "text": f"The answer is {result}."},
+            ],
+        )
+
+    def _question(self, operation: str, a: int, b: int, draw: Draw) -> str:
+        new = self.split == "test" and draw.below(2) == 1
+        order = draw.below(3) == 0
+        phrase = draw.pick((_ORDERS if order else _VALUES)[operation]).format(a=a, b=b)
+        seen, unseen = (_ORDER_FRAMES, _NEW_ORDER_FRAMES) if order else (_VALUE_FRAMES, _NEW_VALUE_FRAMES)
+        question = draw.pick(unseen if new else seen).format(x=phrase)
+        return question[0].upper() + question[1:]
+
+    def grade(self, i: int, completion: str, execute: Execute | None = None) -> float:
+        operation, a, b, _ = self.problem(i)
+        numbers = _NUMBER.findall(spoken(completion))
+        return float(bool(numbers) and numbers[-1].replace(",", "") == calculate(f"{a}{_SIGNS[operation]}{b}"))
+
+
+def is_held_out(operation: str, a: int, b: int) -> bool:
+    """Whether a problem is for evaluation only, however it is worded and whichever operand comes first."""
+    if operation in ("plus", "times"):
+        a, b = sorted((a, b))
+    return held_out(f"{a} {operation} {b}")

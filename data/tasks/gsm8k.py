@@ -1,0 +1,67 @@
+"""GSM8K: school maths in words, solved step by step with the calculator (Cobbe et al., 2021)."""
+
+import re
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+from data.conversation import Conversation
+from data.table import Table
+from data.task import Execute, Task, dialogue
+
+_CALL = re.compile(r"<<([^<>]*)=([^<>=]*)>>")
+_ANSWER = re.compile(r"#### (-?[\d.,]+)")
+
+
+class GSM8K(Task):
+    """Data set openai/gsm8k. A note <<48/2=24>> becomes the call 48/2 and its output 24.
+
+    subset: main or socratic. Graded by the number after the first `####`.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        size: int | None = None,
+        folder: Path | None = None,
+        file: Path | None = None,
+        subset: str = "main",
+    ):
+        super().__init__(split, size, folder, file)
+        self.rows = Table(folder, f"{subset}/{split}-*.parquet", ["question", "answer"], size)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def conversation(self, i: int) -> Conversation:
+        row = self.rows[i]
+        return dialogue(row["question"], with_calls(row["answer"]))
+
+    def grade(self, i: int, completion: str, execute: Execute | None = None) -> float:
+        wanted = final_number(self.rows[i]["answer"])
+        return float(wanted is not None and final_number(completion) == wanted)
+
+
+def with_calls(answer: str) -> list[dict[str, str]]:
+    """The answer as parts: its text, and each note as a call with its output."""
+    parts = []
+    end = 0
+    for note in _CALL.finditer(answer):
+        if text := answer[end : note.start()]:
+            parts.append({"type": "text", "text": text})
+        parts.append({"type": "python", "text": note.group(1)})
+        parts.append({"type": "python_output", "text": note.group(2)})
+        end = note.end()
+    if text := answer[end:]:
+        parts.append({"type": "text", "text": text})
+    return parts
+
+
+def final_number(text: str) -> Decimal | None:
+    """The number after the first `####`: 1,000 and 1000.0 are the same."""
+    found = _ANSWER.search(text)
+    if found is None:
+        return None
+    try:
+        return Decimal(found.group(1).replace(",", "").rstrip("."))
+    except InvalidOperation:
+        return None

@@ -1,0 +1,50 @@
+"""HumanEval: Python functions written from their docstrings and tried on their tests (Chen et al., 2021)."""
+
+import re
+from pathlib import Path
+
+from data.conversation import Conversation, spoken
+from data.table import Table
+from data.task import Execute, Task, TaskError, dialogue
+
+_FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
+
+
+class HumanEval(Task):
+    """Data set openai/openai_humaneval; it has a split "test" only.
+
+    A completion passes when its code runs through the problem's tests. The code is the first fenced block, or all of
+    the text; it may define the function or go on where the prompt ends.
+    """
+
+    def __init__(
+        self, split: str = "test", size: int | None = None, folder: Path | None = None, file: Path | None = None
+    ):
+        super().__init__(split, size, folder, file)
+        columns = ["prompt", "canonical_solution", "test", "entry_point"]
+        self.rows = Table(folder, f"openai_humaneval/{split}-*.parquet", columns, size)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def conversation(self, i: int) -> Conversation:
+        row = self.rows[i]
+        return dialogue(row["prompt"], row["prompt"] + row["canonical_solution"])
+
+    def grade(self, i: int, completion: str, execute: Execute | None = None) -> float:
+        if execute is None:
+            raise TaskError("HumanEval runs what the model wrote, and needs a sandbox to do so")
+        return float(bool(execute(self.program(i, completion))))
+
+    def program(self, i: int, completion: str) -> str:
+        """What is run: the completion's code behind what the prompt has before the function, then the tests."""
+        row = self.rows[i]
+        name = row["entry_point"]
+        said = spoken(completion)
+        fenced = _FENCE.search(said)
+        code = fenced.group(1) if fenced else said
+        if re.search(rf"^def {name}\b", code, re.MULTILINE):
+            before = row["prompt"].partition(f"def {name}")[0]
+        else:
+            before = row["prompt"]
+        return f"{before}{code}\n\n{row['test']}\n\ncheck({name})\n"

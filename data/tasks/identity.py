@@ -1,0 +1,145 @@
+"""Who the model is: a small personality from templates, or your own from a file."""
+
+from itertools import product
+from pathlib import Path
+
+from data.conversation import Conversation, spoken
+from data.draw import Draw
+from data.task import Execute, Task, dialogue
+from data.tasks.custom_json import read_conversations
+
+_OPENERS = ["", "Hi! ", "Hello. ", "Hey, ", "Excuse me, "]
+_QUESTIONS = {
+    "name": [
+        "What is your name?",
+        "What's your name?",
+        "What are you called?",
+        "Tell me your name.",
+        "Do you have a name?",
+        "Can you tell me your name?",
+        "May I ask your name?",
+        "What should I call you?",
+        "How should I address you?",
+        "What is the name of this model?",
+        "Your name?",
+        "Please tell me what you are called.",
+        "I would like to know what your name is.",
+        "Could I have your name, please?",
+    ],
+    "who": [
+        "Who are you?",
+        "Who am I talking to?",
+        "Who is this?",
+        "Introduce yourself.",
+        "Please introduce yourself.",
+        "Tell me about yourself.",
+        "Tell me who you are.",
+        "With whom am I speaking?",
+        "Who is there?",
+        "Can you say who you are?",
+        "I do not know you. Who are you?",
+        "Describe yourself.",
+    ],
+    "what": [
+        "What are you?",
+        "Are you a human?",
+        "Are you a person?",
+        "Are you a robot?",
+        "Are you a machine?",
+        "Are you an AI?",
+        "Are you ChatGPT?",
+        "What kind of model are you?",
+        "Which assistant is this?",
+        "What sort of program are you?",
+        "Am I talking to a person?",
+    ],
+    "how": [
+        "How were you made?",
+        "Who made you?",
+        "Who created you?",
+        "Who trained you?",
+        "How were you trained?",
+        "Where do you come from?",
+        "Who wrote you?",
+        "What are you made of?",
+        "Who is your maker?",
+    ],
+}
+_ANSWERS = {
+    "name": ["My name is {name}.", "I am {name}.", "I am called {name}.", "You can call me {name}."],
+    "who": ["I am {name}, {description}.", "My name is {name}. I am {description}."],
+    "what": ["I am {name}, {description}.", "I am a language model, and my name is {name}."],
+    "how": ["I am {name}, and I was trained by {maker}.", "My name is {name}. I was made by {maker}."],
+}
+# Asked in evaluation only, each once.
+HELD_OUT = [
+    "Could you tell me what your name is?",
+    "So, who are you?",
+    "What do people call you?",
+    "I'd like to know your name.",
+    "What name do you go by?",
+    "Who is speaking?",
+    "Please say your name.",
+    "And you are?",
+    "Good morning, who are you?",
+    "By what name are you known?",
+    "Which model am I talking to?",
+    "Give me your name.",
+    "Who exactly are you?",
+    "Can you introduce yourself to me?",
+    "What is the name of this assistant?",
+    "Whom am I chatting with?",
+    "Are you a person or a machine?",
+    "What was your name again?",
+    "Would you tell me who you are?",
+    "Who built you?",
+]
+
+
+class Identity(Task):
+    """Questions about who the model is. In "test", 20 wordings that are in no training set, graded by the name.
+
+    name, description, maker: what the answers from templates say.
+    file: train on the conversations of this jsonl file instead (as CustomJSON does); `name` is then the one that it
+    gives, for grading.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        size: int | None = None,
+        folder: Path | None = None,
+        file: Path | None = None,
+        name: str = "Chatmill",
+        description: str = "a small language model",
+        maker: str = "the Chatmill pipeline",
+    ):
+        super().__init__(split, size, folder, file)
+        self.name = name
+        if split == "test":
+            self.conversations = [dialogue(question, f"My name is {name}.") for question in HELD_OUT]
+        elif file:
+            self.conversations = read_conversations(file)
+        else:
+            self.conversations = from_templates(name, description, maker)
+        order = Draw("identity").order(len(self.conversations))
+        self.order = order if split == "train" else sorted(order)
+
+    def __len__(self) -> int:
+        return self.size or len(self.conversations)
+
+    def conversation(self, i: int) -> Conversation:
+        return self.conversations[self.order[i % len(self.order)]]
+
+    def grade(self, i: int, completion: str, execute: Execute | None = None) -> float:
+        return float(self.name.casefold() in spoken(completion).casefold())
+
+
+def from_templates(name: str, description: str, maker: str) -> list[Conversation]:
+    """Every training question behind every opener, with the answers in turn."""
+    made = []
+    for subject, questions in _QUESTIONS.items():
+        for i, (question, opener) in enumerate(product(questions, _OPENERS)):
+            answer = _ANSWERS[subject][i % len(_ANSWERS[subject])]
+            made.append(dialogue(opener + question, answer.format(name=name, description=description, maker=maker)))
+    return made

@@ -1,0 +1,31 @@
+"""SmolTalk: general conversations, some with a system message (Allal et al., 2025)."""
+
+from pathlib import Path
+
+from data.conversation import Conversation
+from data.table import Table
+from data.task import Task
+
+
+class SmolTalk(Task):
+    """Data set HuggingFaceTB/smol-smoltalk, or any other with a column `messages` of role and content.
+
+    files: where in the data set they are; {split} stands for the split.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        size: int | None = None,
+        folder: Path | None = None,
+        file: Path | None = None,
+        files: str = "data/{split}-*.parquet",
+    ):
+        super().__init__(split, size, folder, file)
+        self.rows = Table(folder, files.format(split=split), ["messages"], size)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def conversation(self, i: int) -> Conversation:
+        return {"messages": self.rows[i]["messages"]}

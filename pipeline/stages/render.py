@@ -1,0 +1,187 @@
+"""Conversations of a mixture, rendered, masked and packed into rows: what midtrain and sft train on.
+
+Reads   tokenizer, and the data sets that the mixture names
+Writes  rows.tokens.npy (R, T + 1) uint16 or uint32, rows.mask.npy (R, T + 1) uint8, rows.json
+"""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from data.spec import TaskSpec
+from pipeline.job import Job, Stopped
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from data.conversation import Conversation
+    from data.mixture import TaskSequence
+    from data.tokenizer import Tokenizer
+
+CHUNK = 2048  # conversations rendered at once; what a crash can cost
+SLICE = 64  # of them, one after the other in one thread
+
+
+@dataclass
+class Params:
+    mixture: list[TaskSpec] = field(default_factory=list)
+    order: Literal["mixture", "sequence"] = "mixture"  # all tasks shuffled together, or one after the other
+    sequence_len: int = 2048  # tokens of context; a row has one more
+    mask: Literal["assistant", "all"] = "assistant"  # what is trained on: what the assistant writes, or everything
+    seed: int = 0  # of the shuffle
+
+
+def main(job: Job[Params]) -> dict[str, Any]:
+    """Render in chunks that survive a crash, then pack. Raises DataError or TaskError for what is no mixture."""
+    from data.mixture import TaskMixture, TaskSequence
+    from data.spec import load_tasks
+    from data.task import TaskError
+    from data.tokenizer import Tokenizer
+
+    params = job.params
+    if not params.mixture or params.sequence_len < 2:
+        raise TaskError(f"{job.stage}.params: needs a mixture of at least one task and a sequence_len of at least 2")
+    tokenizer = Tokenizer.load(job.inputs["tokenizer"])
+    tasks = load_tasks(params.mixture, lambda name: job.inputs[f"dataset/{name}"])
+    repeats = [spec.repeat for spec in params.mixture]
+    if params.order == "sequence":
+        mixture = TaskSequence(tasks, repeats)
+    else:
+        mixture = TaskMixture(tasks, repeats, params.seed)
+    for start in range(0, len(mixture), CHUNK):
+        if job.should_stop:
+            raise Stopped(f"{start} of {len(mixture)} conversations are rendered")
+        _render_chunk(job, mixture, start, tokenizer)
+        job.progress(min(start + CHUNK, len(mixture)), len(mixture), "conversations")
+    return _write_rows(job, mixture, tokenizer)
+
+
+def _render_chunk(job: Job[Params], mixture: "TaskSequence", start: int, tokenizer: "Tokenizer") -> None:
+    """Conversations start to start + CHUNK as two files: one flat array of 2 * id + mask, and (N, 2) length, fate.
+
+    The second file is written last: where it is, the chunk is whole.
+    """
+    import numpy as np
+
+    if (job.scratch / f"{start}.fates.npy").exists():
+        return
+    conversations = [mixture[i] for i in range(start, min(start + CHUNK, len(mixture)))]
+    slices = [conversations[i : i + SLICE] for i in range(0, len(conversations), SLICE)]
+    row_tokens, all_tokens = job.params.sequence_len + 1, job.params.mask == "all"
+    # Threads are enough: the tokenizer works without Python's lock.
+    with ThreadPoolExecutor(job.launch.workers) as pool:
+        done = list(pool.map(lambda some: [_render(c, tokenizer, row_tokens, all_tokens) for c in some], slices))
+    rendered = [item for some in done for item in some]
+    fates = np.array([(len(marked), fate) for marked, fate in rendered], np.int32)
+    _save(job, f"{start}.tokens.npy", np.concatenate([marked for marked, _ in rendered]))
+    _save(job, f"{start}.fates.npy", fates)
+
+
+def _render(
+    conversation: "Conversation", tokenizer: "Tokenizer", row_tokens: int, all_tokens: bool
+) -> tuple["np.ndarray", int]:
+    """2 * id + mask of the tokens that go into a row, uint32, and the conversation's fate."""
+    import numpy as np
+
+    from data.conversation import ASSISTANT, render
+    from data.errors import DataError
+    from data.rows import Fate, fit
+
+    try:
+        ids, mask = render(conversation, tokenizer)
+    except DataError:
+        return np.zeros(0, np.uint32), Fate.MALFORMED
+    n, fate = fit(ids, mask, row_tokens, tokenizer.special[ASSISTANT[1]])
+    trained = np.uint32(1) if all_tokens else np.array(mask[:n], np.uint32)
+    return np.array(ids[:n], np.uint32) * np.uint32(2) + trained, fate
+
+
+def _save(job: Job[Params], name: str, array: "np.ndarray") -> None:
+    import numpy as np
+
+    temporary = job.scratch / "chunk.tmp"
+    with open(temporary, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, job.scratch / name)
+
+
+def _write_rows(job: Job[Params], mixture: "TaskSequence", tokenizer: "Tokenizer") -> dict[str, Any]:
+    """Pack the chunks into rows; padded with <|bos|>, which is not trained on there."""
+    import numpy as np
+
+    from data.errors import DataError
+    from data.rows import best_fit_whole
+
+    fates = np.concatenate([np.load(job.scratch / f"{s}.fates.npy") for s in range(0, len(mixture), CHUNK)])
+    row_tokens = job.params.sequence_len + 1
+    rows = best_fit_whole(fates[:, 0], row_tokens)
+    if not rows:
+        raise DataError(
+            f"{job.stage}: not one of {len(mixture)} conversations has an answer within {row_tokens} tokens. "
+            "Raise sequence_len, or choose other tasks."
+        )
+    chunks = [np.load(job.scratch / f"{s}.tokens.npy", mmap_mode="r") for s in range(0, len(mixture), CHUNK)]
+    lengths = fates[:, 0].astype(np.int64)
+    starts = np.concatenate([np.cumsum(part) - part for part in np.split(lengths, range(CHUNK, len(lengths), CHUNK))])
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    shape = (len(rows), row_tokens)
+    tokens = np.lib.format.open_memmap(job.out / "rows.tokens.npy", "w+", dtype, shape)
+    mask = np.lib.format.open_memmap(job.out / "rows.mask.npy", "w+", np.uint8, shape)
+    trained = np.zeros(len(lengths), np.int64)
+    for r, row in enumerate(rows):
+        tokens[r] = tokenizer.bos
+        at = 0
+        for i in row:
+            piece = chunks[i // CHUNK][starts[i] : starts[i] + lengths[i]]
+            tokens[r, at : at + len(piece)] = piece >> 1
+            mask[r, at : at + len(piece)] = piece & 1
+            trained[i] = np.count_nonzero(piece[1:] & 1)
+            at += len(piece)
+    tokens.flush()
+    mask.flush()
+    described = _describe(job, mixture, fates, trained, len(rows))
+    (job.out / "rows.json").write_text(json.dumps(described, indent=1) + "\n")
+    return {name: value for name, value in described.items() if isinstance(value, int | float)}
+
+
+def _describe(
+    job: Job[Params], mixture: "TaskSequence", fates: "np.ndarray", trained: "np.ndarray", rows: int
+) -> dict[str, Any]:
+    import numpy as np
+
+    from data.rows import Fate
+
+    task_of = np.array([task for task, _ in mixture.items])
+
+    def counts(chosen: "np.ndarray") -> dict[str, int]:
+        fate = fates[chosen, 1]
+        return {
+            "conversations": int(np.count_nonzero(fates[chosen, 0])),
+            "tokens": int(fates[chosen, 0].sum(dtype=np.int64)),
+            "trained_tokens": int(trained[chosen].sum()),
+            "cut": int(np.count_nonzero(fate == Fate.CUT)),
+            "dropped": int(np.count_nonzero(fate >= Fate.TOO_LONG)),
+        }
+
+    total = counts(np.ones(len(fates), bool))
+    dropped = {
+        reason.name.lower(): int(np.count_nonzero(fates[:, 1] == reason))
+        for reason in (Fate.TOO_LONG, Fate.UNTRAINED, Fate.MALFORMED)
+    }
+    if total["dropped"]:
+        told = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in dropped.items() if n)
+        job.say(f"{total['dropped']} of {len(fates)} conversations dropped ({told}), {total['cut']} cut at a turn")
+    return {
+        "sequence_len": job.params.sequence_len,
+        "rows": rows,
+        **total,
+        "filled": total["tokens"] / (rows * (job.params.sequence_len + 1)),
+        "order": job.params.order,
+        "mask": job.params.mask,
+        "dropped_because": dropped,
+        "tasks": [{"name": spec.label, **counts(task_of == t)} for t, spec in enumerate(job.params.mixture)],
+    }

@@ -1,0 +1,152 @@
+"""How a conversation becomes tokens, and which of them are trained on: by examples, token by token."""
+
+from typing import ClassVar
+
+import jinja2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.conversation import CHAT_TEMPLATE, check, render, render_prompt, spoken
+from data.errors import DataError
+from data.tokenizer import SPECIAL_TOKENS
+
+
+class Letters:
+    """A tokenizer whose tokens are characters, so that examples can be read."""
+
+    special: ClassVar = {name: 0x110000 + i for i, name in enumerate(SPECIAL_TOKENS)}
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(character) for character in text]
+
+    def show(self, ids: list[int]) -> list[str]:
+        names = {token: name for name, token in self.special.items()}
+        return [names.get(token) or chr(token) for token in ids]
+
+
+letters = Letters()
+
+
+def rendered(*messages):
+    """The tokens, each with a star in front if it is trained on."""
+    ids, mask = render({"messages": list(messages)}, letters)
+    assert len(ids) == len(mask)
+    return [f"{'*' if m else ''}{token}" for token, m in zip(letters.show(ids), mask)]
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+def test_a_question_and_its_answer():
+    assert rendered(user("Hi"), assistant("Yo")) == [
+        "<|bos|>",
+        *["<|user_start|>", "H", "i", "<|user_end|>"],
+        *["<|assistant_start|>", "*Y", "*o", "*<|assistant_end|>"],
+    ]
+
+
+def test_two_exchanges_after_one_bos():
+    assert rendered(user("a"), assistant("b"), user("c"), assistant("d")) == [
+        "<|bos|>",
+        *["<|user_start|>", "a", "<|user_end|>", "<|assistant_start|>", "*b", "*<|assistant_end|>"],
+        *["<|user_start|>", "c", "<|user_end|>", "<|assistant_start|>", "*d", "*<|assistant_end|>"],
+    ]
+
+
+def test_a_system_message_goes_before_the_first_user_message_with_a_blank_line_between():
+    system = {"role": "system", "content": "S"}
+    assert rendered(system, user("a"), assistant("b"), user("c")) == [
+        "<|bos|>",
+        *["<|user_start|>", "S", "\n", "\n", "a", "<|user_end|>", "<|assistant_start|>", "*b", "*<|assistant_end|>"],
+        *["<|user_start|>", "c", "<|user_end|>"],
+    ]
+
+
+def test_a_tool_call_is_trained_on_and_its_output_is_not():
+    parts = [
+        {"type": "text", "text": "="},
+        {"type": "python", "text": "1+1"},
+        {"type": "python_output", "text": "2"},
+        {"type": "text", "text": "2!"},
+    ]
+    assert rendered(user("?"), assistant(parts)) == [
+        *["<|bos|>", "<|user_start|>", "?", "<|user_end|>", "<|assistant_start|>", "*="],
+        *["*<|python_start|>", "*1", "*+", "*1", "*<|python_end|>"],
+        *["<|output_start|>", "2", "<|output_end|>"],
+        *["*2", "*!", "*<|assistant_end|>"],
+    ]
+
+
+def test_special_tokens_are_not_read_from_text():
+    ids, _ = render({"messages": [user("<|bos|>"), assistant("<|assistant_end|>")]}, letters)
+    assert ids.count(letters.special["<|bos|>"]) == 1
+    assert ids.count(letters.special["<|assistant_end|>"]) == 1
+
+
+def test_a_prompt_ends_where_the_assistant_is_to_speak():
+    asked = {"messages": [user("a"), assistant("b"), user("c")]}
+    answered = {"messages": [*asked["messages"], assistant("d")]}
+    prompt = render_prompt(asked, letters)
+    assert prompt == render_prompt(answered, letters)
+    assert letters.show(prompt)[-4:] == ["<|user_start|>", "c", "<|user_end|>", "<|assistant_start|>"]
+    ids, _ = render(answered, letters)
+    assert ids[: len(prompt)] == prompt
+
+
+@pytest.mark.parametrize(
+    ("conversation", "complaint"),
+    [
+        (None, "list of messages"),
+        ({"messages": []}, "at least one"),
+        ({"messages": "hello"}, "list of messages"),
+        ({"messages": ["hello"]}, "message 1 needs a role and a content"),
+        ({"messages": [{"role": "user"}]}, "message 1 needs a role and a content"),
+        ({"messages": [{"role": 3, "content": "a"}]}, "role of message 1 is no text"),
+        ({"messages": [assistant("a")]}, "message 1 is by 'assistant' where 'user' is due"),
+        ({"messages": [user("a"), user("b")]}, "message 2 is by 'user' where 'assistant' is due"),
+        ({"messages": [{"role": "system", "content": "s"}]}, "system message alone"),
+        ({"messages": [{"role": "system", "content": "s"}, assistant("a")]}, "message 2 is by 'assistant'"),
+        ({"messages": [{"role": "system", "content": 3}, user("a")]}, "content of message 1 is no text"),
+        ({"messages": [user([{"type": "text", "text": "a"}])]}, "content of message 1 is no text"),
+        ({"messages": [user("a"), assistant(None)]}, "content of message 2 is no text"),
+        ({"messages": [user("a"), assistant([{"type": "image", "text": "a"}])]}, "message 2 has a part"),
+        ({"messages": [user("a"), assistant([{"type": "text"}])]}, "message 2 has a part"),
+    ],
+)
+def test_what_is_no_conversation_is_said(conversation, complaint):
+    with pytest.raises(DataError, match=complaint):
+        check(conversation)
+
+
+texts = st.text(st.characters(codec="utf-8"), max_size=20)
+parts = st.lists(st.fixed_dictionaries({"type": st.sampled_from(["text", "python", "python_output"]), "text": texts}))
+exchanges = st.lists(st.tuples(texts, texts | parts), min_size=1, max_size=4)
+
+
+@given(st.none() | texts, exchanges, st.booleans(), st.booleans())
+def test_the_exported_template_says_the_same(system, turns, unanswered, trim):
+    """With and without the block trimming that transformers switches on."""
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    for question, answer in turns:
+        messages += [user(question), assistant(answer)]
+    if unanswered:
+        messages = messages[:-1]
+        ids = render_prompt({"messages": messages}, letters)
+    else:
+        ids, _ = render({"messages": messages}, letters)
+    environment = jinja2.Environment(trim_blocks=trim, lstrip_blocks=trim, keep_trailing_newline=True)
+    template = environment.from_string(CHAT_TEMPLATE)
+    assert template.render(messages=messages, add_generation_prompt=unanswered) == "".join(letters.show(ids))
+
+
+def test_what_is_spoken_leaves_out_calls_outputs_and_special_tokens():
+    said = "A<|python_start|>1+\n1<|python_end|><|output_start|>2<|output_end|>B<|assistant_end|>"
+    assert spoken(said) == "AB"
+    assert spoken("A<|python_start|>1+1 and no end") == "A"
+    assert spoken("1 < 2 | 3") == "1 < 2 | 3"
