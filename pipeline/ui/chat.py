@@ -1,0 +1,185 @@
+"""A conversation with one model, whatever shows it: the app, the HTTP API and the terminal all talk through here."""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from data.conversation import Encoder, render_prompt
+from pipeline.errors import UserError
+
+RESULT_NEUTRAL = "talks to finished models"
+
+Message = dict[str, Any]  # {"role", "content"} as in data.conversation
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """How an answer is drawn. temperature 0 takes the likeliest token; top_k 0 and top_p 1 leave all tokens in."""
+
+    temperature: float = 0.6
+    top_k: int = 50
+    top_p: float = 1.0
+    max_tokens: int = 256
+    seed: int | None = None  # None: another answer each time
+
+    def check(self) -> None:
+        """Raises UserError for a value that means nothing."""
+        if not 0.0 <= self.temperature <= 10.0:
+            raise UserError(f"is {self.temperature:g}", "temperature", "It must be between 0 and 10.")
+        if self.top_k < 0:
+            raise UserError(f"is {self.top_k}", "top_k", "It must be 0 (all tokens) or more.")
+        if not 0.0 < self.top_p <= 1.0:
+            raise UserError(f"is {self.top_p:g}", "top_p", "It must be above 0 and at most 1.")
+        if self.max_tokens < 1:
+            raise UserError(f"is {self.max_tokens}", "max_tokens", "It must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """The model asked the calculator."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ToolOutput:
+    """What the calculator said."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class End:
+    """reason: end (the model was done) | length (max_tokens or the context was full) | stop (somebody stopped it).
+
+    forgotten: turns at the beginning of the conversation that no longer fitted in the context.
+    """
+
+    reason: Literal["end", "length", "stop"]
+    tokens: int
+    seconds: float
+    forgotten: int = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+    def describe(self) -> str:
+        """One line for the person who reads the answer."""
+        parts = [f"{self.tokens:,} token{'s' * (self.tokens != 1)}", f"{self.tokens_per_second:,.0f} tokens/s"]
+        parts += {"length": ["cut off at the limit"], "stop": ["stopped"], "end": []}[self.reason]
+        if self.forgotten:
+            parts.append(f"the first {self.forgotten} messages no longer fit in the context")
+        return " · ".join(parts)
+
+
+Event = Text | ToolCall | ToolOutput | End
+
+
+class Generate(Protocol):
+    """What a session needs of an engine: the answer to a prompt of token ids, ending with exactly one End."""
+
+    def __call__(
+        self, prompt: list[int], settings: ChatSettings, should_stop: Callable[[], bool]
+    ) -> Iterator[Event]: ...
+
+
+@dataclass
+class Draft:
+    """An answer as it comes in, in the form in which it then belongs to the conversation."""
+
+    parts: list[dict[str, str]] = field(default_factory=list)
+    end: End | None = None
+
+    def add(self, event: Event) -> None:
+        if isinstance(event, End):
+            self.end = event
+        elif isinstance(event, Text) and self.parts and self.parts[-1]["type"] == "text":
+            self.parts[-1] = {"type": "text", "text": self.parts[-1]["text"] + event.text}
+        else:
+            kind = {Text: "text", ToolCall: "python", ToolOutput: "python_output"}[type(event)]
+            self.parts.append({"type": kind, "text": event.text})
+
+    @property
+    def text(self) -> str:
+        """What is said, without tool calls and their results."""
+        return "".join(part["text"] for part in self.parts if part["type"] == "text")
+
+    @property
+    def message(self) -> Message:
+        only_text = all(part["type"] == "text" for part in self.parts)
+        return {"role": "assistant", "content": self.text if only_text else list(self.parts)}
+
+
+class ChatSession:
+    """One loaded model. Answers one conversation at a time; others wait."""
+
+    def __init__(self, generate: Generate, tokenizer: Encoder, context: int):
+        self._generate, self._tokenizer, self.context = generate, tokenizer, context
+        self._busy = threading.Lock()
+
+    @classmethod
+    def load(cls, model: Path, tokenizer: Path, device: str = "auto") -> "ChatSession":
+        """The model artifact in `model` with the tokenizer artifact in `tokenizer`. Raises ModelError, DataError."""
+        from pipeline.ui.loading import load
+
+        return cls(*load(model, tokenizer, device))
+
+    def reply(
+        self,
+        messages: Iterable[Message],
+        settings: ChatSettings | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Generator[Event]:
+        """The next answer of a conversation that ends with a user's message, piece by piece; the last event is End.
+
+        Closing the iterator, or `should_stop`, ends the answer. Raises UserError when the message alone is too long.
+        """
+        settings = settings or ChatSettings()
+        settings.check()
+        prompt, forgotten = self._fit(list(messages), settings)
+        room = self.context - len(prompt)
+        limits = ChatSettings(
+            settings.temperature,
+            settings.top_k,
+            settings.top_p,
+            min(settings.max_tokens, room),
+            secrets.randbits(31) if settings.seed is None else settings.seed,
+        )
+        with self._busy:
+            started = time.monotonic()
+            for event in self._generate(prompt, limits, should_stop):
+                if isinstance(event, End):
+                    event = End(event.reason, event.tokens, time.monotonic() - started, forgotten)
+                yield event
+
+    def _fit(self, messages: list[Message], settings: ChatSettings) -> tuple[list[int], int]:
+        """(prompt ids, messages left out): the oldest turns go until an answer has room; the system message stays."""
+        system = messages[:1] if messages and messages[0]["role"] == "system" else []
+        turns = messages[len(system) :]
+        if not turns or turns[-1]["role"] != "user":
+            raise UserError("there is no message to answer")
+        spare = min(settings.max_tokens, self.context // 4)
+        forgotten = 0
+        while True:
+            prompt = render_prompt({"messages": system + turns[forgotten:]}, self._tokenizer)
+            if len(prompt) + spare <= self.context:
+                return prompt, forgotten
+            if forgotten + 2 >= len(turns):
+                break
+            forgotten += 2
+        if len(prompt) >= self.context:
+            raise UserError(
+                f"the message takes {len(prompt)} tokens with the system prompt, the model reads {self.context}",
+                fix="Shorten it.",
+            )
+        return prompt, forgotten

@@ -1,0 +1,44 @@
+"""From two artifacts to a model that answers: the only file of the user interface that knows the engine."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from data.calculator import calculate
+from data.tokenizer import Tokenizer
+from model.distributed import choose_device
+from model.engine import Engine
+from model.gpt import load_model
+from model.precision import resolve_dtype
+from model.sampling import Sampling
+from pipeline.ui.chat import ChatSettings, End, Event, Generate, Text, ToolCall, ToolOutput
+
+RESULT_NEUTRAL = "loads finished models"
+
+
+def load(model: Path, tokenizer: Path, device: str = "auto") -> tuple[Generate, Tokenizer, int]:
+    """(generate, tokenizer, context in tokens) for a ChatSession. Raises ModelError, DataError."""
+    vocabulary = Tokenizer.load(tokenizer)
+    where = choose_device(device)
+    network = load_model(model, where, resolve_dtype("auto", where))
+    engine = Engine(network, vocabulary.special, vocabulary.decode_bytes, vocabulary.encode, calculate, rows=1)
+
+    def generate(prompt: list[int], settings: ChatSettings, should_stop: Callable[[], bool]) -> Iterator[Event]:
+        sampling = Sampling(
+            temperature=settings.temperature,
+            top_k=settings.top_k or None,
+            top_p=settings.top_p if settings.top_p < 1 else None,
+            seed=settings.seed or 0,
+            max_tokens=settings.max_tokens,
+        )
+        for event in engine.stream(prompt, sampling, should_stop):
+            if event.kind == "text":
+                yield Text(event.text)
+            elif event.kind == "tool_call":
+                yield ToolCall(event.text)
+            elif event.kind == "tool_output":
+                yield ToolOutput(event.text)
+            else:
+                reason = {"cancelled": "stop", "length": "length"}.get(event.finish, "end")
+                yield End(reason, event.tokens, 0.0)  # type: ignore[arg-type]
+
+    return generate, vocabulary, int(network.config.sequence_len)  # type: ignore[union-attr, arg-type]

@@ -1,0 +1,92 @@
+"""Which models of a store can be talked to, and what to ask them."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.config import GPTConfig
+from pipeline.errors import UserError
+from pipeline.store import Artifact, Store
+
+RESULT_NEUTRAL = "finds finished models"
+
+CHAT_MODULES = ("finetune", "rl")
+MODULES = (*CHAT_MODULES, "pretrain")
+PROMPTS = ("Who are you?", "What is 37 + 58?", "How do you spell banana?", "Why is the sky blue?")
+PROMPT_CHARACTERS = 120  # longer ones do not fit on a button
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model to talk to: its artifact's folder, its tokenizer's, and what to show of it."""
+
+    label: str
+    key: str
+    folder: Path
+    tokenizer: Path
+    facts: str = ""  # one line: size, context, when it was made
+    prompts: tuple[str, ...] = PROMPTS
+
+
+def find_models(store: Store) -> list[ModelChoice]:
+    """Every model of the store: the newest chat model first, those that only continue text last."""
+    choices = []
+    for artifact in sorted(store.all(), key=lambda a: a.module not in CHAT_MODULES):
+        if artifact.module in MODULES:
+            with suppress(UserError):
+                choices.append(choice(store, artifact))
+    return choices
+
+
+def choice(store: Store, artifact: Artifact) -> ModelChoice:
+    """Raises UserError if the artifact is no model, or its tokenizer is gone."""
+    where = f"{artifact.module}/{artifact.key}"
+    if not (artifact.folder / "model.json").is_file():
+        raise UserError("is no model to talk to", where, "`ls` shows what the store holds.")
+    tokenizer = store.folder("tokenizer", str(artifact.record["inputs"].get("tokenizer", "")))
+    if Store.read(tokenizer) is None:
+        raise UserError(f"its tokenizer {tokenizer} is not there", where, "Run the pipeline once more to make it.")
+    name = str(artifact.record.get("run_name") or "")
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(artifact.record["finished"]))
+    label = " · ".join(part for part in (artifact.stages[0], name, artifact.key[:8]) if part)
+    facts = f"{_facts(artifact)} · made {made}"
+    return ModelChoice(label, artifact.key, artifact.folder, tokenizer, facts, _prompts(store, artifact))
+
+
+def _facts(artifact: Artifact) -> str:
+    config = GPTConfig.from_json(json.loads((artifact.folder / "model.json").read_text()))
+    size = f"{_count(config.num_params())} parameters"
+    parts = [size, f"{config.depth} layers", f"{config.sequence_len:,} tokens of context"]
+    if artifact.module == "pretrain":
+        parts.append("base model: continues text only")
+    return " · ".join(parts)
+
+
+def _count(number: float) -> str:
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number:g}"
+
+
+def _prompts(store: Store, artifact: Artifact) -> tuple[str, ...]:
+    """A question of each task that the model answered rightly in its evaluation; the usual ones where there is none."""
+    found: dict[str, str] = {}
+    for results in _evaluations(store, artifact.key):
+        for conversation in results.get("conversations") or []:
+            prompt = str(conversation.get("prompt", "")).strip()
+            fits = "\n" not in prompt and 0 < len(prompt) <= PROMPT_CHARACTERS
+            if fits and conversation.get("correct"):
+                found.setdefault(str(conversation.get("task")), prompt)
+    return tuple(dict.fromkeys([*list(found.values())[:3], *PROMPTS]))[: len(PROMPTS)]
+
+
+def _evaluations(store: Store, key: str) -> Iterator[dict[str, Any]]:
+    for artifact in store.all():
+        if artifact.module == "evaluate" and artifact.record["inputs"].get("model") == key:
+            with suppress(OSError, ValueError):
+                yield json.loads((artifact.folder / "results.json").read_text())

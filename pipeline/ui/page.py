@@ -1,0 +1,211 @@
+"""The page of the chat app: what is on it and what happens when something is pressed.
+
+The conversation itself is kept apart from how it is shown (transcript.py), so that editing, retrying and undoing work
+on messages rather than on what a browser made of them.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import gradio as gr
+from gradio.components.chatbot import ExampleMessage
+
+from data.errors import DataError
+from model.errors import ModelError
+from pipeline.errors import UserError
+from pipeline.ui import transcript
+from pipeline.ui.chat import ChatSettings, Draft, Message
+from pipeline.ui.look import NARROW_JS, header_html, model_html, status_html, welcome_html
+from pipeline.ui.models import ModelChoice
+from pipeline.ui.sessions import Sessions
+
+RESULT_NEUTRAL = "shows answers"
+
+MAX_TOKENS = 2048  # end of the slider
+
+
+class Page:
+    """The components of one page and their handlers.
+
+    Handlers that answer are generators of (conversation, chatbot, box, status).
+    """
+
+    def __init__(self, sessions: Sessions):
+        self.sessions = sessions
+        self.stopping: set[str] = set()  # browser sessions whose answer is to end
+        with gr.Blocks(title="Chatmill", analytics_enabled=False, fill_height=True) as self.blocks:
+            self._lay_out()
+            self._connect()
+
+    # --- what is there
+
+    def _lay_out(self) -> None:
+        first = self.sessions.models[0]
+        self.conversation = gr.State([])
+        with gr.Sidebar(width=320, elem_id="side"):
+            gr.HTML(header_html())
+            self.new = gr.Button("New chat", elem_id="new-chat", size="md")
+            names = [(m.label, m.key) for m in self.sessions.models]
+            self.model = gr.Dropdown(names, value=first.key, label="Model", filterable=len(names) > 8, elem_id="model")
+            self.facts = gr.HTML(model_html(first), padding=False)
+            self.system = gr.Textbox(label="System prompt", placeholder="None", lines=2, max_lines=8)
+            self._lay_out_settings()
+        with gr.Column(elem_id="talk"):
+            self.chatbot = gr.Chatbot(
+                show_label=False,
+                elem_id="chat",
+                scale=1,
+                height="100%",
+                layout="bubble",
+                editable="user",
+                buttons=["copy"],
+                latex_delimiters=[],
+                examples=_examples(first.prompts),
+                placeholder=welcome_html(first),
+            )
+            self.box = gr.Textbox(
+                placeholder="Ask something",
+                show_label=False,
+                autofocus=True,
+                lines=1,
+                max_lines=8,
+                submit_btn=True,
+                elem_id="box",
+            )
+            self.status = gr.HTML(status_html(""), elem_id="status", padding=False)
+
+    def _lay_out_settings(self) -> None:
+        usual = ChatSettings()
+        self.settings = [
+            gr.Slider(0, 2, usual.temperature, step=0.05, label="Temperature"),
+            gr.Slider(0, 200, usual.top_k, step=1, label="Top-k (0: all)"),
+            gr.Slider(0.05, 1, usual.top_p, step=0.05, label="Top-p"),
+            gr.Slider(1, MAX_TOKENS, usual.max_tokens, step=1, label="Max tokens"),
+            gr.Textbox(label="Seed", placeholder="Another answer each time", max_lines=1),
+        ]
+
+    # --- what happens
+
+    def _connect(self) -> None:
+        shown = [self.conversation, self.chatbot, self.box, self.status]
+        given = [self.conversation, self.model, self.system, *self.settings]
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        self.box.submit(self.send, [self.box, *given], shown, **quiet)
+        self.chatbot.example_select(self.send_example, given, shown, **quiet)
+        self.chatbot.retry(self.retry, given, shown, **quiet)
+        self.chatbot.edit(self.edit, given, shown, **quiet)
+        self.chatbot.undo(self.undo, [self.conversation], shown, **quiet)
+        gr.on([self.chatbot.clear, self.new.click], self.clear, None, shown, **quiet)
+        self.box.stop(self.stop, None, None, queue=False, **quiet)
+        self.model.change(self.choose, [self.model], [self.facts, self.chatbot, self.status], **quiet)
+        self.blocks.load(None, None, None, js=NARROW_JS)
+
+    def send(self, request: gr.Request, text: str, conversation: list[Message], *given: Any) -> Iterator[Any]:
+        if not text.strip():
+            yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            return
+        yield from self._answer(request, [*conversation, _user(text)], given, clear_box=True)
+
+    def send_example(
+        self, request: gr.Request, chosen: gr.SelectData, conversation: list[Message], *given: Any
+    ) -> Iterator[Any]:
+        yield from self._answer(request, [*conversation, _user(chosen.value["text"])], given)
+
+    def retry(
+        self, request: gr.Request, event: gr.RetryData, conversation: list[Message], *given: Any
+    ) -> Iterator[Any]:
+        """Write an answer anew; what came after it goes."""
+        kept = conversation[: transcript.position(conversation, _index(event)) + 1]
+        if kept and kept[-1]["role"] == "assistant":
+            kept = kept[:-1]
+        yield from self._answer(request, kept, given)
+
+    def edit(self, request: gr.Request, event: gr.EditData, conversation: list[Message], *given: Any) -> Iterator[Any]:
+        """Answer a changed message; what came after it goes."""
+        kept = conversation[: transcript.position(conversation, _index(event))]
+        yield from self._answer(request, [*kept, _user(str(event.value))], given)
+
+    def undo(self, event: gr.UndoData, conversation: list[Message]) -> tuple[Any, ...]:
+        """Take a message and what followed it back into the box."""
+        at = transcript.position(conversation, _index(event))
+        text = conversation[at]["content"] if at < len(conversation) else ""
+        kept = conversation[:at]
+        return kept, transcript.shown(kept), gr.update(value=text), status_html("")
+
+    def clear(self, request: gr.Request) -> tuple[Any, ...]:
+        self.stop(request)
+        return [], [], gr.update(value=""), status_html("")
+
+    def stop(self, request: gr.Request) -> None:
+        self.stopping.add(str(request.session_hash))
+
+    def choose(self, key: str) -> tuple[Any, ...]:
+        """Load a model before its first question, so that the wait is where it was asked for."""
+        chosen = self.sessions.choice(key)
+        try:
+            self.sessions.get(key)
+        except (UserError, ModelError, DataError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return model_html(chosen), _greeting(chosen), status_html("")
+
+    def _answer(
+        self, request: gr.Request, conversation: list[Message], given: tuple[Any, ...], clear_box: bool = False
+    ) -> Iterator[Any]:
+        """Stream the answer to the last message. Stopped or failed, what was written so far stays."""
+        key, system, *values = given
+        who = str(request.session_hash)
+        self.stopping.discard(who)
+        box = gr.update(submit_btn=False, stop_btn=True)
+        if clear_box:
+            box["value"] = ""
+        yield conversation, transcript.shown(conversation), box, status_html("", busy=True)
+        draft = Draft()
+        try:
+            prompt = [{"role": "system", "content": system}] if system.strip() else []
+            session = self.sessions.get(key)
+            events = session.reply([*prompt, *conversation], _settings(values), lambda: who in self.stopping)
+            with closing(events):  # the tab may be closed in the middle
+                for event in events:
+                    draft.add(event)
+                    grown = [*conversation, draft.message]
+                    yield grown, transcript.shown(grown, pending=True), gr.skip(), gr.skip()
+        except (UserError, ModelError, DataError) as error:
+            gr.Warning(str(error))
+        finally:
+            self.stopping.discard(who)
+        whole = [*conversation, draft.message] if draft.parts else conversation
+        note = draft.end.describe() if draft.end else ""
+        yield whole, transcript.shown(whole), gr.update(submit_btn=True, stop_btn=False), status_html(note)
+
+
+def build_page(sessions: Sessions) -> gr.Blocks:
+    """The app, not yet served."""
+    return Page(sessions).blocks
+
+
+def _settings(values: list[Any]) -> ChatSettings:
+    """Raises UserError for a seed that is no whole number."""
+    temperature, top_k, top_p, max_tokens, seed = values
+    try:
+        number = int(seed) if seed.strip() else None
+    except ValueError:
+        raise UserError(f"{seed!r} is no whole number", "Seed") from None
+    return ChatSettings(temperature, int(top_k), top_p, int(max_tokens), number)
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def _index(event: Any) -> int:
+    """Where in the list of shown messages something happened."""
+    return event.index[0] if isinstance(event.index, (list, tuple)) else event.index
+
+
+def _greeting(model: ModelChoice) -> Any:
+    return gr.update(examples=_examples(model.prompts), placeholder=welcome_html(model))
+
+
+def _examples(prompts: tuple[str, ...]) -> list[ExampleMessage]:
+    return [{"text": prompt, "display_text": prompt} for prompt in prompts]

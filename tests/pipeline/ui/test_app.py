@@ -1,0 +1,134 @@
+import json
+import re
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+SERVE = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{root!r}, {here!r}]
+from echo_model import ByteTokenizer, EchoModel
+from pipeline.errors import UserError
+from pipeline.ui.app import launch_app
+from pipeline.ui.chat import ChatSession
+from pipeline.ui.models import ModelChoice
+models = [ModelChoice("rl · mill", "aaaa1111", Path("a"), Path("t"), "1 M parameters", ("What is 3+4?",)),
+          ModelChoice("sft · mill", "bbbb2222", Path("b"), Path("t"))]
+try:
+    launch_app(models, "127.0.0.1", int(sys.argv[1]), load=lambda *_: ChatSession(EchoModel(), ByteTokenizer(), 400))
+except UserError as error:
+    sys.exit(str(error))
+"""
+
+
+def serve(port):
+    code = SERVE.format(root=str(ROOT), here=str(Path(__file__).parent))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-u", "-c", code, str(port)], text=True, **pipes)
+
+
+@pytest.fixture(scope="module")
+def app():
+    """The address of a running app."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = serve(port)
+    try:
+        address = process.stdout.readline().strip()
+        assert address, process.stderr.read()
+        yield address.rstrip("/")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def post(app, body):
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(f"{app}/api/chat", data), timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def ask(text, **more):
+    return {"messages": [{"role": "user", "content": text}], **more}
+
+
+def test_the_api_streams_an_answer_line_by_line(app):
+    status, body = post(app, ask("3+4"))
+
+    lines = [json.loads(line) for line in body.splitlines()]
+    assert status == 200
+    assert [line["type"] for line in lines] == ["text", "tool_call", "tool_output", "text", "end"]
+    assert lines[-1]["reason"] == "end" and lines[-1]["message"]["role"] == "assistant"
+
+
+def test_the_api_answers_at_once_when_asked_to(app):
+    status, body = post(app, ask("hi", stream=False, model="bbbb"))
+
+    assert status == 200
+    assert json.loads(body)["message"] == {"role": "assistant", "content": "You said: hi"}
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (ask("hi", temprature=1), "Did you mean temperature?"),
+        (ask("hi", top_p=7), "top_p"),
+        (ask("hi", model="zzzz"), "no model 'zzzz'"),
+        (ask("x" * 500), "Shorten it"),
+        ({"messages": [{"role": "user"}]}, "content"),
+        ({"message": "hi"}, "list of messages"),
+        (b"{", "not JSON"),
+    ],
+)
+def test_a_wrong_request_is_answered_with_what_is_wrong(app, body, said):
+    status, answer = post(app, body)
+
+    assert status == 400
+    assert said in json.loads(answer)["error"]
+
+
+def test_a_reader_who_leaves_frees_the_model_for_the_next(app):
+    request = urllib.request.Request(f"{app}/api/chat", json.dumps(ask("forever")).encode())
+    with urllib.request.urlopen(request, timeout=30) as endless:
+        endless.readline()
+
+    assert post(app, ask("3+4"))[0] == 200
+
+
+def test_the_models_to_choose_from_are_listed(app):
+    with urllib.request.urlopen(f"{app}/api/models", timeout=30) as answer:
+        assert [m["key"] for m in json.load(answer)] == ["aaaa1111", "bbbb2222"]
+
+
+def test_the_page_loads_nothing_from_outside_and_tells_nobody(app):
+    with urllib.request.urlopen(app, timeout=30) as answer:
+        page = answer.read().decode()
+    config = json.loads(re.search(r"window\.gradio_config = (.*?);</script>", page)[1])
+
+    outside = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)', page)
+    assert [url for url in outside if not url.startswith(app)] == []
+    assert config["analytics_enabled"] is False
+    assert config["stylesheets"] == []
+
+
+def test_a_taken_port_is_named_with_the_setting_that_changes_it(app):
+    port = int(app.rpartition(":")[2])
+    process = serve(port)
+    out, err = process.communicate(timeout=60)
+
+    assert process.returncode == 1 and out == ""
+    assert (
+        err.strip() == f"app.port: port {port} on 127.0.0.1 is in use. Choose another, for example app.port={port + 1}."
+    )
