@@ -1,6 +1,7 @@
 """What an evaluation has measured so far: survives a kill, and is how ranks put their parts together."""
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -26,6 +27,7 @@ class Ledger:
         self._read()
         self._drop_torn_line()
         self._since = time.monotonic()
+        self._lock = threading.Lock()
 
     @property
     def _own(self) -> Path:
@@ -38,13 +40,14 @@ class Ledger:
         return [item for item in range(self.rank, count, self.world_size) if item not in known]
 
     def record(self, group: str, item: int, **values: Any) -> None:
-        """Keep a measurement; `seconds`, the time since the last one, is added."""
-        now = time.monotonic()
-        line = {"group": group, "item": item, "seconds": round(now - self._since, 4), **values}
-        self._since = now
-        with open(self._own, "a") as file:
-            file.write(json.dumps(line) + "\n")
-        self.records.setdefault(group, {})[item] = line
+        """Keep a measurement, from any thread; `seconds`, the time since the last one, is added."""
+        with self._lock:
+            now = time.monotonic()
+            line = {"group": group, "item": item, "seconds": round(now - self._since, 4), **values}
+            self._since = now
+            with open(self._own, "a") as file:
+                file.write(json.dumps(line) + "\n")
+            self.records.setdefault(group, {})[item] = line
 
     def wait(self, group: str, count: int, check: Callable[[], None]) -> list[dict[str, Any]]:
         """The records of range(count), in order, once all ranks have made theirs. check() may raise to give up."""

@@ -308,6 +308,16 @@ class Batch:
         return self.model.head(hidden[torch.arange(len(prompts), device=hidden.device), last]), cache
 
 
+def rows_that_fit(model: nn.Module) -> int:
+    """Completions to decode side by side: on a GPU what half of its free memory caches, elsewhere a good number."""
+    device = model.lm_head.weight.device
+    if device.type != "cuda":
+        return 64
+    config, element = model.config, torch.finfo(model.compute_dtype).bits // 8
+    row_bytes = 2 * config.depth * config.kv_width * config.sequence_len * element
+    return int(min(256, max(1, torch.cuda.mem_get_info(device)[0] // 2 // row_bytes)))
+
+
 def drop_oldest_turns(prompt: list[int], limit: int, special: Mapping[str, int]) -> tuple[list[int], int]:
     """(ids, turns dropped): a prompt of at most `limit` tokens that keeps its first token and its latest turns.
 

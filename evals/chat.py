@@ -1,0 +1,248 @@
+"""Chat tasks: questions asked as a user would, graded by the task; and ChatCORE over six of them."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from data.conversation import render_prompt, text_of
+from data.draw import keyed
+from data.errors import DataError
+from data.task import Task
+from evals.ledger import Ledger
+from evals.sandbox import Execution, Sandbox
+from model.engine import Completion, Engine, drop_oldest_turns
+from model.sampling import Sampling
+
+CHATCORE = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval", "SpellingBee")
+Z95 = 1.959964  # of a two-sided interval of 95%
+_GRADERS = 2  # threads: grading may run a program, and the next token need not wait for it
+
+
+class Tokenizer(Protocol):
+    special: dict[str, int]
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def encode_batch(self, texts: list[str], threads: int) -> list[list[int]]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """How questions are answered. samples: answers to each; the accuracy is their mean, pass@k counts any right one.
+
+    keep: conversations of each task that are kept to be read. batch_tokens: of one pass over multiple choice.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = 50
+    max_tokens: int = 256
+    samples: int = 1
+    seed: int = 0
+    keep: int = 4
+    batch_tokens: int = 16_384
+
+
+@dataclass
+class ChatTask:
+    """A task under the name that results give it."""
+
+    name: str
+    task: Task
+
+    @property
+    def group(self) -> str:
+        return f"chat/{self.name}"
+
+
+class ChatEvaluation:
+    """Measures tasks with one model. check() may raise to stop: items that are recorded are not done again."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        sandbox: Sandbox,
+        settings: ChatSettings,
+        ledger: Ledger,
+        check: Callable[[], None],
+    ) -> None:
+        self.model, self.engine, self.tokenizer, self.sandbox = model, engine, tokenizer, sandbox
+        self.settings, self.ledger, self.check = settings, ledger, check
+        self.refused: dict[str, str] = {}  # why, by the name of a task whose programs the sandbox will not run
+
+    def measure(self, chat: ChatTask, progress: Callable[[int, str], None]) -> None:
+        """Answer and grade this rank's share. progress(items done, name) follows each batch or item."""
+        items = self.ledger.share(chat.group, len(chat.task))
+        if chat.task.kind == "choice":
+            self._choose(chat, items, progress)
+        else:
+            self._generate(chat, items, progress)
+
+    def prompt(self, chat: ChatTask, item: int) -> list[int]:
+        return render_prompt(chat.task.conversation(item), self.tokenizer)
+
+    def _choose(self, chat: ChatTask, items: list[int], progress: Callable[[int, str], None]) -> None:
+        """The letter with the highest logit after the prompt is the answer."""
+        context, special = self.model.config.sequence_len, self.tokenizer.special
+        prompts = {}
+        for item in items:
+            prompt = self.prompt(chat, item)
+            prompts[item] = drop_oldest_turns(prompt, context, special)
+        while items:
+            self.check()
+            batch = _next_batch(items, {i: len(p) for i, (p, _) in prompts.items()}, self.settings.batch_tokens)
+            logits = self._last_logits([prompts[item][0] for item in batch])
+            for item, row in zip(batch, logits):
+                letters = chat.task.letters(item)
+                tokens = torch.tensor([self._letter_token(chat, letter) for letter in letters])
+                letter = letters[int(row[tokens].argmax())]
+                right = letter == chat.task.answer(item)
+                cropped = int(prompts[item][1] > 0)
+                self.ledger.record(chat.group, item, grades=[float(right)], texts=[letter], cropped=cropped)
+            progress(len(batch), chat.name)
+
+    def _letter_token(self, chat: ChatTask, letter: str) -> int:
+        tokens = self.tokenizer.encode(letter)
+        if len(tokens) != 1:
+            raise DataError(f"task {chat.name}: the letter {letter!r} is {len(tokens)} tokens, so it cannot be scored")
+        return tokens[0]
+
+    @torch.inference_mode()
+    def _last_logits(self, prompts: list[list[int]]) -> torch.Tensor:
+        """(rows, vocab) float32 on the CPU: the logits after each prompt."""
+        width = max(len(prompt) for prompt in prompts)
+        tokens = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in prompts]).to(self.engine.device)
+        last = torch.tensor([len(prompt) - 1 for prompt in prompts])
+        return self.model.head(self.model.hidden(tokens)[torch.arange(len(prompts)), last]).cpu()
+
+    def _generate(self, chat: ChatTask, items: list[int], progress: Callable[[int, str], None]) -> None:
+        settings, samples = self.settings, self.settings.samples
+        sampling = [
+            Sampling(
+                temperature=settings.temperature,
+                top_k=settings.top_k,
+                seed=item_seed(settings.seed, chat.name, item),
+                max_tokens=settings.max_tokens,
+            )
+            for item in items
+        ]
+        answers: dict[int, list[Completion]] = {}
+        grading: deque[Future[None]] = deque()
+
+        def finished(place: int, completion: Completion) -> None:
+            item = items[place // samples]
+            answers.setdefault(item, []).append(completion)
+            if len(answers[item]) == samples:
+                grading.append(pool.submit(self._grade, chat, item, answers.pop(item)))
+
+        def should_stop() -> bool:
+            while grading and grading[0].done():
+                grading.popleft().result()
+                progress(1, chat.name)
+            self.check()
+            return chat.name in self.refused
+
+        with ThreadPoolExecutor(_GRADERS) as pool:
+            prompts = [self.prompt(chat, item) for item in items]
+            self.engine.generate(prompts, sampling, samples, should_stop=should_stop, finished=finished)
+            for future in grading:
+                future.result()
+                progress(1, chat.name)
+        if chat.name in self.refused:
+            for item in self.ledger.share(chat.group, len(chat.task)):
+                self.ledger.record(chat.group, item, refused=self.refused[chat.name])
+
+    def _grade(self, chat: ChatTask, item: int, completions: list[Completion]) -> None:
+        def execute(program: str) -> Execution:
+            execution = self.sandbox(program)
+            if execution.status == "refused":
+                self.refused[chat.name] = execution.detail
+            return execution
+
+        texts = [self.tokenizer.decode(completion.written) for completion in completions]
+        grades = [float(chat.task.grade(item, text, execute)) for text in texts]
+        if chat.name not in self.refused:
+            cropped = int(completions[0].dropped_turns > 0)
+            unfinished = sum(completion.finish == "length" for completion in completions)
+            self.ledger.record(chat.group, item, grades=grades, texts=texts, cropped=cropped, unfinished=unfinished)
+
+    def collect(self, chat: ChatTask) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The result of all ranks for one task ({"refused": why} where the sandbox runs nothing), and the conversations
+        that are kept."""
+        records = self.ledger.wait(chat.group, len(chat.task), self.check)
+        if refused := [record["refused"] for record in records if "refused" in record]:
+            return {"refused": refused[0], "items": len(records)}, []
+        samples = self.settings.samples if chat.task.kind == "generate" else 1
+        correct = sum(sum(record["grades"]) / len(record["grades"]) for record in records)
+        result = summary(correct, len(records), chat.task.baseline)
+        result["cropped"] = sum(record["cropped"] for record in records)
+        result["seconds"] = round(self.ledger.seconds(records), 3)
+        if chat.task.kind == "generate":
+            result["unfinished"] = sum(record["unfinished"] for record in records)
+        if samples > 1:
+            result[f"pass@{samples}"] = sum(max(record["grades"]) > 0 for record in records) / len(records)
+        kept = []
+        for item, record in enumerate(records[: self.settings.keep]):
+            question = chat.task.conversation(item)["messages"]
+            asked = [text_of(message["content"]) for message in question if message["role"] == "user"]
+            kept.append(
+                {
+                    "task": chat.name,
+                    "prompt": asked[-1],
+                    "completion": record["texts"][0],
+                    "correct": record["grades"][0],
+                }
+            )
+        return result, kept
+
+
+def _next_batch(items: list[int], lengths: dict[int, int], batch_tokens: int) -> list[int]:
+    """Takes off `items` a batch of neighbours in length within batch_tokens, the longest first."""
+    items.sort(key=lambda item: (lengths[item], item))
+    count = max(1, min(len(items), batch_tokens // lengths[items[-1]]))
+    batch = items[-count:]
+    del items[-count:]
+    return batch
+
+
+def item_seed(seed: int, name: str, item: int) -> int:
+    """The seed of one item's answers: none depends on which other items are asked, or by whom."""
+    return keyed(f"{seed}/{name}/{item}")
+
+
+def summary(correct: float, items: int, baseline: float) -> dict[str, Any]:
+    """Accuracy, centred accuracy and confidence interval of `correct` right answers among `items`."""
+    accuracy = correct / items
+    return {
+        "accuracy": accuracy,
+        "correct": correct,
+        "items": items,
+        "baseline": baseline,
+        "centered": (accuracy - baseline) / (1 - baseline),
+        "ci": list(wilson(accuracy, items)),
+    }
+
+
+def wilson(accuracy: float, trials: int) -> tuple[float, float]:
+    """The 95% score interval of a proportion (Wilson, 1927)."""
+    if trials == 0:
+        return 0.0, 1.0
+    shrink = 1 + Z95**2 / trials
+    centre = (accuracy + Z95**2 / (2 * trials)) / shrink
+    half = Z95 / shrink * math.sqrt(accuracy * (1 - accuracy) / trials + Z95**2 / (4 * trials**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def chatcore(results: dict[str, dict[str, Any]]) -> tuple[float | None, int]:
+    """The mean centred accuracy over those of the six tasks that were measured, and how many these are."""
+    found = [results[name]["centered"] for name in CHATCORE if "centered" in results.get(name, {})]
+    return (sum(found) / len(found) if found else None), len(found)

@@ -1,0 +1,261 @@
+"""What a model can do: bits per byte, CORE, chat tasks and samples, as far as the configuration lists them.
+
+Reads   model, tokenizer; tokens (tokenize) for bits per byte; the data sets of tasks and of the CORE bundle
+Writes  results.json
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from data.spec import TaskSpec
+from pipeline.job import Job, Stopped
+
+if TYPE_CHECKING:
+    from data.packing import ValidationRows
+    from evals.chat import ChatEvaluation, ChatTask
+    from evals.core import Core
+
+RANKS = True
+
+
+@dataclass
+class CoreParams:
+    """The CORE bundle: which data set holds it, and how much of it to use."""
+
+    dataset: str = "core"
+    max_per_task: int | None = None  # for a quick look; null: all items
+
+
+@dataclass
+class Params:
+    tasks: list[TaskSpec] = field(default_factory=list)  # chat tasks; their names are those in results
+    bpb_tokens: int | None = None  # of the validation shard, from its start; null: no bits per byte
+    core: CoreParams | None = None  # null: no CORE
+    prompts: list[str] = field(default_factory=list)  # texts to continue
+    questions: list[str] = field(default_factory=list)  # messages to answer, for chat models
+    sample_tokens: int = 64  # of a continuation or an answer
+    sample_temperature: float = 0.0
+    keep: int = 4  # conversations of each task in results.json
+    max_new_tokens: int = 256  # of an answer to a task's question
+    temperature: float = 0.0  # of these answers; 0: the likeliest token
+    top_k: int | None = 50
+    samples: int = 1  # answers to each question; with more than 1, pass@k is measured too
+    seed: int = 0
+    dtype: str = "auto"  # bfloat16, float32, float16; auto: what the device is good at
+
+
+def main(job: Job[Params]) -> dict[str, Any]:
+    """Raises DataError for inputs that do not fit, Stopped when asked to: what is measured is kept for a resume."""
+    bench = Bench(job)
+    bench.measure()
+    if job.rank != 0:
+        return {}
+    results = bench.collect()
+    (job.out / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    say_results(job, results)
+    return flat(results)
+
+
+class Bench:
+    """A model and everything it is to be measured on.
+
+    Ranks share the work through a ledger and never wait for each other, so that results are the same for any number.
+    """
+
+    def __init__(self, job: Job[Params]) -> None:
+        from data.calculator import calculate
+        from data.tokenizer import Tokenizer
+        from evals.ledger import Ledger
+        from model.distributed import choose_device
+        from model.engine import Engine, rows_that_fit
+        from model.gpt import load_model
+        from model.precision import resolve_dtype
+
+        self.job, params = job, job.params
+        self.device = choose_device(job.launch.device, job.local_rank)
+        self.model = load_model(job.inputs["model"], self.device, resolve_dtype(params.dtype, self.device))
+        self.tokenizer = tok = Tokenizer.load(job.inputs["tokenizer"])
+        rows = job.launch.device_batch_size
+        rows = rows_that_fit(self.model) if rows == "auto" else int(rows)
+        self.engine = Engine(self.model, tok.special, tok.decode_bytes, tok.encode, calculate, rows)
+        self.batch_tokens = 8_192 if self.device.type == "cpu" else 65_536
+        self.ledger = Ledger(job.scratch / f"ledger-{self.batch_tokens}", job.rank, job.world_size)
+        self.rows = self._validation_rows()
+        self.row_batches = -(-len(self.rows) // self.batch_rows) if self.rows is not None else 0
+        self.core = self._open_core()
+        self.tasks = self._open_tasks()
+        self.chat = self._chat_evaluation()
+        self.samples = [(text, False) for text in params.prompts] + [(text, True) for text in params.questions]
+        counts = [self.row_batches, self.core.items if self.core else 0, len(self.samples)]
+        self.total = sum(counts) + sum(len(chat.task) for chat in self.tasks)
+        self.done = 0
+
+    def _validation_rows(self) -> "ValidationRows | None":
+        from data.errors import DataError
+        from data.packing import ValidationRows
+
+        if self.job.params.bpb_tokens is None:
+            return None
+        if "tokens" not in self.job.inputs:
+            raise DataError(f"{self.job.stage}: bpb_tokens needs the input tokens; add it, or set bpb_tokens to null")
+        return ValidationRows(self.job.inputs["tokens"], self.engine.context, self.job.params.bpb_tokens)
+
+    def _open_core(self) -> "Core | None":
+        from evals.core import Core, CoreSettings
+
+        wanted = self.job.params.core
+        if wanted is None:
+            return None
+        settings = CoreSettings(wanted.max_per_task, self.batch_tokens, self.job.launch.threads or 1)
+        return Core(self.job.inputs[f"dataset/{wanted.dataset}"], settings)
+
+    def _open_tasks(self) -> "list[ChatTask]":
+        from data.errors import DataError
+        from data.spec import load_tasks
+        from evals.chat import ChatTask
+
+        specs = self.job.params.tasks
+        names = [spec.label for spec in specs]
+        if len(set(names)) < len(names):
+            raise DataError(f"{self.job.stage}: two tasks have the same name ({', '.join(names)}); give them names")
+        loaded = load_tasks(specs, lambda name: self.job.inputs[f"dataset/{name}"])
+        return [ChatTask(name, task) for name, task in zip(names, loaded)]
+
+    def _chat_evaluation(self) -> "ChatEvaluation":
+        from evals.chat import ChatEvaluation, ChatSettings
+        from evals.sandbox import Sandbox
+
+        params = self.job.params
+        settings = ChatSettings(
+            temperature=params.temperature,
+            top_k=params.top_k,
+            max_tokens=params.max_new_tokens,
+            samples=params.samples,
+            seed=params.seed,
+            keep=params.keep,
+            batch_tokens=self.batch_tokens,
+        )
+        sandbox = Sandbox(mode=self.job.launch.sandbox)
+        return ChatEvaluation(self.model, self.engine, self.tokenizer, sandbox, settings, self.ledger, self.check)
+
+    @property
+    def batch_rows(self) -> int:
+        return max(1, self.batch_tokens // self.engine.context)
+
+    def check(self) -> None:
+        if self.job.should_stop:
+            raise Stopped(f"about {self.done} of {self.total} items are measured")
+
+    def progress(self, count: int, what: str) -> None:
+        self.done += count * self.job.world_size
+        self.job.progress(min(self.done, self.total), self.total, "items", now=what)
+
+    def measure(self) -> None:
+        """This rank's share of everything that is not recorded yet."""
+        self._measure_bpb()
+        if self.core is not None:
+            self.core.measure(self.model, self.tokenizer, self.ledger, self.check, self.progress)
+        for chat in self.tasks:
+            self.chat.measure(chat, self.progress)
+        self._draw_samples()
+
+    def _measure_bpb(self) -> None:
+        import numpy as np
+        import torch
+
+        from evals.bpb import nats_and_bytes
+
+        token_bytes = torch.from_numpy(self.tokenizer.token_bytes).to(self.device)
+        for number in self.ledger.share("bpb/val", self.row_batches):
+            self.check()
+            indices = np.arange(number * self.batch_rows, min((number + 1) * self.batch_rows, len(self.rows)))
+            tokens, targets = (torch.from_numpy(array).to(self.device) for array in self.rows.gather(indices))
+            nats, total_bytes = nats_and_bytes(self.model, [(tokens, targets)], token_bytes)
+            self.ledger.record("bpb/val", number, nats=nats, bytes=total_bytes)
+            self.progress(1, "bpb")
+
+    def _draw_samples(self) -> None:
+        from data.conversation import render_prompt
+        from evals.chat import item_seed
+        from model.sampling import Sampling
+
+        params, tok = self.job.params, self.tokenizer
+        prompts, sampling, places = [], [], self.ledger.share("samples", len(self.samples))
+        for place in places:
+            text, asked = self.samples[place]
+            question = {"messages": [{"role": "user", "content": text}]}
+            prompts.append(render_prompt(question, tok) if asked else [tok.bos, *tok.encode(text)])
+            seed = item_seed(params.seed, "samples", place)
+            sampling.append(
+                Sampling(params.sample_temperature, params.top_k, seed=seed, max_tokens=params.sample_tokens)
+            )
+        self.check()
+        for place, completion in zip(places, self.engine.generate(prompts, sampling)):
+            self.ledger.record("samples", place, text=tok.decode(completion.written))
+            self.progress(1, "samples")
+
+    def collect(self) -> dict[str, Any]:
+        """results.json, from the records of all ranks."""
+        from evals.bpb import bits_per_byte
+        from evals.chat import chatcore
+
+        chat, conversations = {}, []
+        for task in self.tasks:
+            chat[task.name], kept = self.chat.collect(task)
+            conversations += kept
+        parts = self.ledger.wait("bpb/val", self.row_batches, self.check)
+        bpb = bits_per_byte(sum(part["nats"] for part in parts), sum(part["bytes"] for part in parts))
+        drawn = self.ledger.wait("samples", len(self.samples), self.check)
+        mean, measured = chatcore(chat)
+        return {
+            "stage": self.job.stage,
+            "bpb": {"val": bpb} if parts else None,
+            "core": self.core.collect(self.ledger, self.check) if self.core is not None else None,
+            "chat": chat,
+            "chatcore": mean,
+            "chatcore_tasks": measured,
+            "samples": [{"prompt": text, "text": made["text"]} for (text, _), made in zip(self.samples, drawn)],
+            "conversations": conversations,
+            "sandbox": self.job.launch.sandbox,
+            "data": {spec.label: asdict(spec) for spec in self.job.params.tasks},
+        }
+
+
+def say_results(job: Job[Params], results: dict[str, Any]) -> None:
+    """One line for each thing measured."""
+    from evals.chat import CHATCORE
+    from evals.core import score_name
+
+    if results["bpb"]:
+        job.say(f"bpb {results['bpb']['val']:.4f}")
+    if core := results["core"]:
+        job.say(f"{score_name(core)} {core['score']:.4f} ({core['items']} items, {core['cropped']} cropped)")
+    for name, result in results["chat"].items():
+        if "refused" in result:
+            job.say(f"{name}: not run, as {result['refused']}")
+            continue
+        low, high = result["ci"]
+        of = f"{result['correct']:g} of {result['items']}, 95% interval {low:.1%} to {high:.1%}"
+        job.say(f"{name} {result['accuracy']:.1%} ({of})")
+    if results["chatcore_tasks"] == len(CHATCORE):
+        job.say(f"ChatCORE {results['chatcore']:.4f}")
+
+
+def flat(results: dict[str, Any]) -> dict[str, Any]:
+    """The numbers alone, for the artifact's metrics."""
+    from evals.chat import CHATCORE
+    from evals.core import score_name
+
+    metrics: dict[str, Any] = {}
+    if results["bpb"]:
+        metrics["bpb"] = results["bpb"]["val"]
+    if results["core"]:
+        metrics[score_name(results["core"])] = results["core"]["score"]
+    for name, result in results["chat"].items():
+        if "accuracy" in result:
+            metrics[name] = result["accuracy"]
+        metrics[f"{name} items"] = result["items"]
+    if results["chatcore_tasks"] == len(CHATCORE):
+        metrics["ChatCORE"] = results["chatcore"]
+    return metrics
