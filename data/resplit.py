@@ -50,9 +50,10 @@ class Resplit:
         val: list[str] = []
         chars = 0
         for source, document, text in self._read(position):
-            on_source(source)
-            if should_stop():
-                return False
+            if document % 256 == 0:
+                on_source(source)
+                if should_stop():
+                    return False
             if held_out(text, self.val_fraction) or (source, document) == (0, 0):
                 val.append(text)
             else:
