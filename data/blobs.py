@@ -66,25 +66,24 @@ class Blobs:
 
     @contextmanager
     def lock(self, sha256: str) -> Iterator[None]:
-        """Held by one thread of one process; the kernel lets go of it when the process dies."""
-        path = self.root / "tmp" / f"{sha256}.lock"
-        with locked(path):
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
+        with locked(self.root / "tmp" / f"{sha256}.lock"):
+            yield
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, waiting for whoever has it; works between threads and between processes."""
+    """Hold the lock file `path`, waiting for whoever has it: another thread or process, whose death frees it."""
     while True:
         with open(path, "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             # Its last holder may have removed the file while we waited: then it guards nothing.
-            if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+            if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+                continue
+            try:
                 yield
-                return
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def link(source: Path, target: Path) -> None:

@@ -8,18 +8,22 @@ import queue
 import random
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from data.blobs import Blobs
 from data.errors import DataError, DiskFull
+
+Answer = TypeVar("Answer")
 
 RESULT_NEUTRAL = "fetches files that are checked against the sha256 in the key"
 
 TIMEOUT_SECONDS = 20.0  # of silence on a connection before it counts as dead
 ATTEMPTS = 8  # in a row without a byte of progress
+QUESTIONS = 4  # to a hub before it counts as unreachable
 DAMAGED_ATTEMPTS = 5  # whole files that came with other bytes than announced
 LONGEST_PAUSE_SECONDS = 20.0
 
@@ -50,9 +54,14 @@ def describe_url(url: str, own_token: bool = False) -> dict[str, Any]:
 
     Raises DataError when it cannot be had.
     """
-    try:
+
+    def ask() -> Any:
         response = _session().head(url, headers=_headers(own_token), timeout=TIMEOUT_SECONDS, follow_redirects=True)
         _check(response)
+        return response
+
+    try:
+        response = patiently(ask)
     except http_errors() as error:
         _raise_if_final(error, url)
         raise unreachable(url, error) from None
@@ -63,6 +72,19 @@ def describe_url(url: str, own_token: bool = False) -> dict[str, Any]:
     sink = _HashSink()
     _transfer(url, sink, own_token, None, threading.Event())
     return {"sha256": sink.digest.hexdigest(), "bytes": sink.size}
+
+
+def patiently(ask: Callable[[], Answer]) -> Answer:
+    """ask(), again after a while when the line or the server fails; what the last failure raised when none succeeds."""
+    for failures in range(1, QUESTIONS):
+        try:
+            return ask()
+        except http_errors() as error:
+            status = _status(error)
+            if status is not None and status < 500 and status not in (408, 429):
+                raise
+        time.sleep(_pause(failures))
+    return ask()
 
 
 def fetch_all(
@@ -152,7 +174,7 @@ def _transfer(url: str, sink: Sink, own_token: bool, size: int | None, stop: thr
         failures = 0 if sink.size > before else failures + 1
         if failures >= ATTEMPTS:
             raise unreachable(url, reason)
-        stop.wait(min(LONGEST_PAUSE_SECONDS, 0.25 * 2**failures) * (0.5 + random.random()))
+        stop.wait(_pause(failures))
 
 
 def _attempt(url: str, sink: Sink, own_token: bool, stop: threading.Event) -> int | None:
@@ -256,13 +278,22 @@ def _raise_if_final(error: Exception, url: str) -> None:
     """Raise for the user what no second attempt mends."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise DiskFull(f"no room left on the disk while fetching {url}. Make room and run the same again.") from None
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = _status(error)
     if status in (401, 403):
         raise DataError(
             f"{url}: access denied ({status}). Accept its terms on the hub, then `hf auth login`."
         ) from None
     if status in (404, 410):
         raise DataError(f"{url}: there is no such file ({status}).") from None
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _pause(failures: int) -> float:
+    """Seconds to wait after so many failures in a row; uneven, so that many who failed together do not return so."""
+    return min(LONGEST_PAUSE_SECONDS, 0.25 * 2**failures) * (0.5 + random.random())
 
 
 def unreachable(what: str, error: Exception) -> DataError:

@@ -177,9 +177,10 @@ class BatchOrder:
 
     def step_rows(self, step: int) -> np.ndarray:
         """(rows_per_step,) int64: the rows of a step."""
-        if self._last[0] != step:  # asked for again by each micro-batch
-            self._last = (step, self.at(step * self.rows_per_step + np.arange(self.rows_per_step)))
-        return self._last[1]
+        last = self._last
+        if last[0] != step:  # asked for again by each micro-batch
+            last = self._last = (step, self.at(step * self.rows_per_step + np.arange(self.rows_per_step)))
+        return last[1]
 
     def micro_rows(self, step: int, micro: int, batch_rows: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """(batch_rows,) int64: the rows of one micro-batch on one rank. Over all of them they are `step_rows`."""

@@ -17,7 +17,7 @@ class SmallHub:
     """Serves root/datasets/ORG/NAME/... as a hub does, and root/files/NAME as they are.
 
     faults: by the last part of a path, what happens to its next GETs: "error" (503), "drop" (half, then the
-    connection closes), "corrupt" (one byte flipped), "ok". requests: (method, path, range) in order.
+    connection closes), "corrupt" (one byte flipped), "ok"; by "api", of questions about repositories. requests: (method, path, range) in order.
     sha256_etags: whether files carry their sha256 as ETag.
     """
 
@@ -77,6 +77,9 @@ def _handler(hub: SmallHub) -> type[BaseHTTPRequestHandler]:
 
         def describe(self, repo_id: str, tree: bool) -> None:
             repo = hub.root / "datasets" / repo_id
+            if self.next_fault("api") == "error":
+                self.answer(503, b"", {})
+                return
             if not repo.is_dir():
                 self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
                 return
@@ -92,8 +95,7 @@ def _handler(hub: SmallHub) -> type[BaseHTTPRequestHandler]:
             content = path.read_bytes()
             etag = hashlib.sha256(content).hexdigest() if hub.sha256_etags else "not-a-digest"
             headers = {"ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
-            waiting = hub.faults[path.name]
-            fault = waiting.pop(0) if waiting and self.command == "GET" else "ok"
+            fault = self.next_fault(path.name) if self.command == "GET" else "ok"
             start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
             body = bytearray(content[start:])
             if fault == "error":
@@ -102,6 +104,9 @@ def _handler(hub: SmallHub) -> type[BaseHTTPRequestHandler]:
             if fault == "corrupt":
                 body[len(body) // 2] ^= 0xFF
             self.answer(206 if start else 200, bytes(body), headers, cut=fault == "drop")
+
+        def next_fault(self, name: str) -> str:
+            return hub.faults[name].pop(0) if hub.faults[name] else "ok"
 
         def answer(self, status: int, body: bytes, headers: dict[str, str], cut: bool = False) -> None:
             self.send_response(status)

@@ -2,10 +2,11 @@
 
 import difflib
 import fnmatch
+from collections.abc import Iterable
 from typing import Any
 
 from data.errors import DataError
-from data.fetch import TIMEOUT_SECONDS, Wanted, describe_url, fetch_all, http_errors, unreachable
+from data.fetch import TIMEOUT_SECONDS, Wanted, describe_url, fetch_all, http_errors, patiently, unreachable
 from data.source import Made, Request, link_all
 
 RESULT_NEUTRAL = "fetches files that are checked against the sha256 in the key"
@@ -25,17 +26,19 @@ def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any
     place = f"{endpoint}/datasets/{params.repo_id}"
     remembered = memory.setdefault("hub", {})
     listing = remembered.get(f"{place}@{params.revision}")
-    names = listing and _choose(params, list(listing["files"]))
-    if not names or any(listing["files"].get(name, {}).get("sha256") is None for name in names):
+    if listing is None or not _has_all(params, listing):
         if not online:
             return None
-        listing = _list_repository(params.repo_id, params.revision, endpoint)
-        names = _choose(params, list(listing["files"]))
-        if not names:
-            raise _missing(params.files[0] if params.files else params.shard, list(listing["files"]), place)
-        for name in names:
-            _complete(name, listing, params.repo_id, endpoint, place)
-        remembered[f"{place}@{params.revision}"] = listing
+        listing = remembered[f"{place}@{params.revision}"] = _list_repository(params.repo_id, params.revision, endpoint)
+    names = _choose(params, listing["files"])
+    for name in names:
+        if name not in listing["files"]:
+            raise _missing(name, list(listing["files"]), place)
+        if listing["files"][name]["sha256"] is None:  # a small file that git itself keeps
+            if not online:
+                return None
+            url = _file_url(params.repo_id, name, listing["commit"], endpoint)
+            listing["files"][name] = describe_url(url, own_token=True)
     files = {name: listing["files"][name] for name in names}
     source = {"endpoint": endpoint, "repo_id": params.repo_id, "commit": listing["commit"]}
     return {"files": files, "source": source}
@@ -61,13 +64,14 @@ def make(request: Request) -> Made | None:
     return Made([item.name for item in wanted if item.name != val], val)
 
 
-def _choose(params: Any, known: list[str]) -> list[str]:
-    """The names of the wanted files, in order; whether they exist is not checked for names without a wildcard."""
+def _choose(params: Any, known: Iterable[str]) -> list[str]:
+    """The names of the wanted files, in order; one that nothing has is left as it was written."""
     if params.what == "dataset":
         chosen: dict[str, None] = {}
         for pattern in params.files:
-            wild = any(c in pattern for c in "*?[")
-            chosen |= dict.fromkeys(sorted(fnmatch.filter(known, pattern)) if wild else [pattern])
+            chosen |= dict.fromkeys(sorted(fnmatch.filter(known, pattern)) or [pattern])
+        if not chosen:
+            raise DataError(f"data.files: name files of {params.repo_id}, or patterns for them.")
         return list(chosen)
     if params.train_shards is None or params.train_shards < 1:
         raise DataError(
@@ -83,13 +87,9 @@ def _choose(params: Any, known: list[str]) -> list[str]:
     return [*train, params.val_shard]
 
 
-def _complete(name: str, listing: dict[str, Any], repo_id: str, endpoint: str, place: str) -> None:
-    """Raise if the repository lacks `name`; find out the sha256 of a file that git itself keeps."""
-    if name not in listing["files"]:
-        raise _missing(name, list(listing["files"]), place)
-    if listing["files"][name]["sha256"] is None:
-        url = _file_url(repo_id, name, listing["commit"], endpoint)
-        listing["files"][name] = describe_url(url, own_token=True)
+def _has_all(params: Any, listing: dict[str, Any]) -> bool:
+    """Whether a listing made earlier still answers: the repository may have grown since."""
+    return all(name in listing["files"] for name in _choose(params, listing["files"]))
 
 
 def _list_repository(repo_id: str, revision: str, endpoint: str) -> dict[str, Any]:
@@ -102,9 +102,13 @@ def _list_repository(repo_id: str, revision: str, endpoint: str) -> dict[str, An
     from huggingface_hub.hf_api import RepoFile
 
     api = HfApi(endpoint=endpoint)
-    try:
+
+    def ask() -> tuple[str, list[Any]]:
         commit = api.dataset_info(repo_id, revision=revision, timeout=TIMEOUT_SECONDS).sha or revision
-        entries = list(api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type="dataset"))
+        return commit, list(api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type="dataset"))
+
+    try:
+        commit, entries = patiently(ask)
     except GatedRepoError:
         raise DataError(f"{repo_id} at {endpoint} is gated. Accept its terms there, then `hf auth login`.") from None
     except RevisionNotFoundError:

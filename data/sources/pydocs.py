@@ -7,6 +7,7 @@ is told twice. Modules and topics are held out whole: no text of the validation 
 import ast
 import hashlib
 import inspect
+import os
 import platform
 import sysconfig
 import warnings
@@ -72,13 +73,15 @@ def _sources() -> dict[str, Path]:
     """The standard library's modules, by path below its folder. Raises DataError where they came without source."""
     root = Path(sysconfig.get_path("stdlib"))
     found = {}
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).parts
-        if not LEFT_OUT.intersection(parts) and not parts[0].startswith("config-"):
-            found["/".join(parts)] = path
+    for folder, below, names in os.walk(root):
+        below[:] = [name for name in below if name not in LEFT_OUT and not name.startswith("config-")]
+        for name in names:
+            path = Path(folder, name)
+            if path.suffix == ".py" and name not in LEFT_OUT:
+                found[path.relative_to(root).as_posix()] = path
     if not found:
         raise DataError(f"{root}: this Python carries no source of its standard library. Use data=local with text.")
-    return found
+    return dict(sorted(found.items()))
 
 
 def _units() -> Iterator[tuple[str, str]]:

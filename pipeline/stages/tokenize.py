@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ class Params:
 
 @dataclass
 class _Shard:
+    index: int
     name: str
     split: str
     path: Path
     column: str
+    bytes: int  # of text, as the file's footer counts them
     tokenizer: Path
     store: Path
 
@@ -57,44 +60,62 @@ def main(job: Job[Params]) -> dict[str, Any]:
 
 
 def _shards(job: Job[Params]) -> list[_Shard]:
+    """What there is to do. Looks at each footer, so that a shard that was cut off is known before any work is done."""
+    from data.shards import text_bytes
+
     folder = job.inputs["shards"]
     listing = json.loads((folder / "shards.json").read_text())
     names = [(name, "train") for name in listing["train"]] + ([(listing["val"], "val")] if listing["val"] else [])
     return [
-        _Shard(name, split, folder / name, listing["column"], job.inputs["tokenizer"], job.store / "tokens")
-        for name, split in names
+        _Shard(
+            index=i,
+            name=name,
+            split=split,
+            path=folder / name,
+            column=listing["column"],
+            bytes=text_bytes(folder / name, listing["column"]),
+            tokenizer=job.inputs["tokenizer"],
+            store=job.store / "tokens",
+        )
+        for i, (name, split) in enumerate(names)
     ]
 
 
-def _tokenize(shard: _Shard, report: Any) -> Any:
-    """Runs in a helper process; reports (bytes, tokens) of text and, at the end, that the shard is done."""
+def _tokenize(shard: _Shard, report: Callable[[tuple[int, int, int]], None]) -> Any:
+    """Runs in a helper process; reports (index, bytes, tokens) of text that is done, and bytes=-1 for all of it."""
     from data.token_files import tokenize_shard
 
     made = tokenize_shard(
-        shard.path, shard.column, shard.tokenizer, shard.store, lambda size, tokens: report(("text", size, tokens))
+        shard.path,
+        shard.column,
+        shard.tokenizer,
+        shard.store,
+        lambda size, tokens: report((shard.index, size, tokens)),
     )
-    report(("shard", shard.path.stat().st_size, 0))
+    report((shard.index, -1, 0))
     return made
 
 
 class _Progress:
-    """Adds up what the helpers report: megabytes of parquet done of all, and the speed of what is new."""
+    """Adds up what the helpers report: megabytes of text done of all, and the speed of what is new."""
 
     def __init__(self, job: Job[Params], shards: list[_Shard]):
         self.job = job
-        self.total = sum(shard.path.stat().st_size for shard in shards)
-        self.done = self.bytes = self.tokens = 0
+        self.sizes = [shard.bytes for shard in shards]
+        self.done = [0] * len(shards)
+        self.bytes = self.tokens = 0
         self.started = time.monotonic()
 
-    def add(self, report: tuple[str, int, int]) -> None:
-        kind, size, tokens = report
-        if kind == "shard":
-            self.done += size
+    def add(self, report: tuple[int, int, int]) -> None:
+        index, size, tokens = report
+        if size < 0:
+            self.done[index] = self.sizes[index]
         else:
+            self.done[index] = min(self.sizes[index], self.done[index] + size)
             self.bytes += size
             self.tokens += tokens
         shown = {name.removesuffix("_per_s"): round(value, 2) for name, value in self.speed().items()}
-        self.job.progress(self.done / 1e6, self.total / 1e6, unit="MB", **shown)
+        self.job.progress(sum(self.done) / 1e6, sum(self.sizes) / 1e6, unit="MB", **shown)
 
     def speed(self) -> dict[str, float]:
         seconds = max(time.monotonic() - self.started, 1e-9)

@@ -194,12 +194,21 @@ def test_globs_take_files_in_name_order_and_small_files_are_known_by_content(rep
         ({"repo_id": "absent"}, "ORG/NAME is needed"),
         ({"val_shard": None}, "name the shard that is held out"),
         ({"train_shards": None}, "say how many shards"),
-        ({"what": "dataset", "files": ["nothing*"]}, r"has no file nothing\*"),
+        ({"what": "dataset", "files": ["shard*", "nothing*"]}, r"has no file nothing\*"),
+        ({"what": "dataset"}, "name files of org/text"),
     ],
 )
 def test_what_a_hub_lacks_is_named(repository, changes, said):
     with pytest.raises(DataError, match=said):
         hub.identity(text_params(**changes), {"endpoint": repository.url}, online=True)
+
+
+def test_a_hub_that_stumbles_is_asked_again(repository):
+    repository.faults["api"] = ["error", "ok", "error", "error"]
+    assert hub.identity(text_params(), {"endpoint": repository.url}, online=True)
+    repository.faults["api"] = ["error"] * 100
+    with pytest.raises(DataError, match=r"cannot reach org/text .*503"):
+        hub.identity(text_params(), {"endpoint": repository.url}, online=True)
 
 
 def test_an_unreachable_hub_is_named():
