@@ -17,7 +17,8 @@ class SmallHub:
     """Serves root/datasets/ORG/NAME/... as a hub does, and root/files/NAME as they are.
 
     faults: by the last part of a path, what happens to its next GETs: "error" (503), "drop" (half, then the
-    connection closes), "corrupt" (one byte flipped), "ok"; by "api", of questions about repositories. requests: (method, path, range) in order.
+    connection closes), "corrupt" (one byte flipped), "ok"; by "api", of questions about repositories.
+    requests: (method, path, range) in order.
     sha256_etags: whether files carry their sha256 as ETag.
     """
 
