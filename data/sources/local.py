@@ -14,6 +14,8 @@ from data.shards import check_shard, write_shard
 from data.source import Made, Request
 from data.text_files import SUFFIXES, read_text
 
+VAL_FRACTION = 0.01  # of the documents
+
 
 def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any]:
     """{"files": {name: {"sha256", "bytes"}}, "source": {"paths": {name: path}}}; needs no network. Raises DataError."""
@@ -108,7 +110,7 @@ def _resplit(found: dict[str, Path], request: Request) -> Made | None:
         sources=list(found.values()),
         column=params.column,
         shard_chars=params.shard_chars,
-        val_fraction=params.val_fraction,
+        val_fraction=VAL_FRACTION if params.val_fraction is None else params.val_fraction,
         max_shards=params.train_shards,
         out=request.out,
         scratch=request.scratch,

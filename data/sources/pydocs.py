@@ -24,6 +24,7 @@ from data.source import Made, Request
 
 SHARDS = 4
 PAGE_CHARS = 4000
+VAL_FRACTION = 0.05  # of the modules and topics
 LONG_COMMENT_LINES = 4  # shorter comments stay with the code they are about
 # Tables and generated text, tests, and what is not the standard library.
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "entities.py"}
@@ -48,14 +49,15 @@ def make(request: Request) -> Made | None:
     params = request.params
     train: list[str] = []
     val: list[str] = []
+    fraction = VAL_FRACTION if params.val_fraction is None else params.val_fraction
     total = len(_topics()) + 2 * len(_sources())
     for i, (name, text) in enumerate(_units()):
         if request.should_stop():
             return None
-        (val if held_out(name, params.val_fraction) else train).extend(pages(text))
+        (val if held_out(name, fraction) else train).extend(pages(text))
         request.on_progress(i, total)
     if not val or not train:
-        raise DataError(f"data.val_fraction: {params.val_fraction} leaves nothing to train on or to validate with.")
+        raise DataError(f"data.val_fraction: {fraction} leaves nothing to train on or to validate with.")
     names = [f"shard_{i:05d}.parquet" for i in range(SHARDS)]
     train = _shuffled(train, params.seed)
     for i, name in enumerate(names):

@@ -30,7 +30,7 @@ class Params:
     column: str = "text"  # text: the column of a parquet file, the field of a jsonl line
     extract: bool = False  # url: also unpack a zip beside it
     shard_chars: int = 50_000_000  # local text without val_shard: characters a shard
-    val_fraction: float = 0.01  # local text without val_shard: of documents held out; pydocs: of modules
+    val_fraction: float | None = None  # held out where no val_shard is named; None: 0.01 (pydocs: 0.05 of its modules)
     seed: int = 0  # pydocs: the order of the pages
 
 

@@ -213,7 +213,7 @@ def test_a_long_text_file_is_cut_at_blank_lines(tmp_path):
 
 @pytest.fixture(scope="module")
 def python_text(tmp_path_factory) -> tuple[Path, dict]:
-    return run_download(tmp_path_factory.mktemp("pydocs") / "work", source="data.sources.pydocs", val_fraction=0.05)
+    return run_download(tmp_path_factory.mktemp("pydocs") / "work", source="data.sources.pydocs")
 
 
 def test_python_carries_megabytes_of_text_of_which_a_part_is_held_out(python_text):
@@ -229,7 +229,7 @@ def test_python_carries_megabytes_of_text_of_which_a_part_is_held_out(python_tex
 
 def test_python_text_is_the_same_each_time(python_text, tmp_path):
     out, listing = python_text
-    again, _ = run_download(tmp_path / "work", source="data.sources.pydocs", val_fraction=0.05)
+    again, _ = run_download(tmp_path / "work", source="data.sources.pydocs")
     for name in [*listing["train"], listing["val"]]:
         assert (again / name).read_bytes() == (out / name).read_bytes()
     memory: dict = {}
