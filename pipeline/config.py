@@ -81,13 +81,25 @@ class DataConfig:
 
 
 @dataclass
+class IdentityConfig:
+    name: str  # what the model calls itself
+    file: str | None = None  # conversations of your own, a line of jsonl each
+
+
+@dataclass
 class MixtureConfig:
-    """Tasks of each kind; their entries are typed where a stage's params take them up."""
+    """Tasks of each kind; their entries are typed where a stage's params take them up. The rest are knobs for these."""
 
     midtrain: list[dict[str, Any]]
     sft: list[dict[str, Any]]
     rl: list[dict[str, Any]]
+    rl_eval: list[dict[str, Any]]
     chat_eval: list[dict[str, Any]]
+    identity: IdentityConfig
+    identity_size: int | None = None
+    eval_size: int | None = None
+    operations: dict[str, float] = field(default_factory=dict)
+    who: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -102,6 +114,7 @@ class Settings:
     optim: dict[str, Any]
     data: DataConfig
     mixture: MixtureConfig
+    report_notes: list[str]
     launch: Launch
     store: StoreConfig
     run: RunConfig

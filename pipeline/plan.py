@@ -18,9 +18,10 @@ class Step:
     """One stage in a plan.
 
     key: None while the data behind it is unknown. wanted: the key its settings and code give; `key` differs from it
-    when an older artifact was accepted as equal, or pinned. content: what the key is made of. identity: what the module's
-    hook found out about its data, {"files": enters the key, "source": does not}. action: "cached" (used or kept as it is), "run", or "idle"
-    (missing, but nothing that runs reads it). seconds and usd: what it is expected to take; None when nobody knows.
+    when an older artifact was accepted as equal, or pinned. content: what the key is made of. identity: what the
+    module's hook found out about its data, {"files": enters the key, "source": does not}. action: "cached" (used or
+    kept as it is), "run", or "idle" (missing, but nothing that runs reads it). seconds and usd: what it is expected to
+    take; None when nobody knows.
     """
 
     stage: Stage
@@ -67,6 +68,7 @@ def make_plan(
     only: list[str] | None = None,
     force: list[str] | None = None,
     targets: list[str] | None = None,
+    recipe: str = "",
 ) -> Plan:
     """Compare what the config asks for with what the store holds.
 
@@ -86,7 +88,7 @@ def make_plan(
     for step in steps.values():
         if step.action != "cached":
             _explain(step, steps, newest.get(step.name, []), step.name in (force or []))
-            step.seconds = _estimate(step, dag)
+            step.seconds = _estimate(step, dag, recipe)
     return Plan(steps, chosen)
 
 
@@ -198,15 +200,17 @@ def _explain(step: Step, steps: dict[str, Step], earlier: list[Artifact], forced
         step.why = "; ".join(lines)
 
 
-def _estimate(step: Step, dag: Dag) -> float | None:
-    """Expected seconds: by the module's own formula, else what the same stage took the last time."""
+def _estimate(step: Step, dag: Dag, recipe: str) -> float | None:
+    """Expected seconds: by the module's own formula, else what the same stage of the same recipe took the last time."""
     hook = getattr(step.stage.module, "estimate", None)
     if hook is not None:
         inputs = {name: dag.stages[source].params for name, source in step.stage.inputs.items()}
         seconds = hook(step.stage.params, inputs, step.stage.launch.device, step.stage.launch.nproc)
         if seconds is not None:
             return float(seconds)
-    return float(step.previous.record["seconds"]) if step.previous else None
+    if step.previous and step.previous.record.get("recipe", "") == recipe:
+        return float(step.previous.record["seconds"])
+    return None
 
 
 def check_guards(plan: Plan, usd: float | None, budget_usd: float | None, force: list[str]) -> None:

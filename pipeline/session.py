@@ -38,7 +38,7 @@ class Session:
     def plan(self, online: bool, targets: Iterable[str] = ()) -> Plan:
         s = self.settings
         wanted = list(targets) or s.pipeline.targets
-        return plan.make_plan(self.dag, self.store, online, self.endpoint, s.until, s.only, s.force, wanted)
+        return plan.make_plan(self.dag, self.store, online, self.endpoint, s.until, s.only, s.force, wanted, s.recipe)
 
     def checked_plan(self) -> tuple[Plan, list[str]]:
         """A plan whose running stages read only verified files, and what was found damaged on the way."""
