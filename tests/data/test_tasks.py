@@ -367,3 +367,46 @@ def test_data_sets_are_looked_up_by_name(sets):
     tasks = load_tasks(specs, {"gsm8k": sets}.__getitem__)
     assert len(tasks[0]) == 9
     assert [spec.label for spec in specs] == ["GSM8K", "talk"]
+
+
+# The public data itself, where it is at hand.
+
+
+def test_the_public_files_are_read_as_they_are(shared_hub):
+    def load(name, dataset, split="train", **args):
+        return load_task(
+            TaskSpec(OWN + name, dataset=dataset, split=split, args=args), shared_hub / "datasets" / dataset
+        )
+
+    counts = {
+        ("gsm8k.GSM8K", "openai/gsm8k", "train"): 7473,
+        ("gsm8k.GSM8K", "openai/gsm8k", "test"): 1319,
+        ("smoltalk.SmolTalk", "HuggingFaceTB/smol-smoltalk", "train"): 7804,
+        ("mmlu.MMLU", "cais/mmlu", "test"): 1866,
+        ("arc.ARC", "allenai/ai2_arc", "test"): 951,
+        ("humaneval.HumanEval", "openai/openai_humaneval", "test"): 164,
+    }
+    for (name, dataset, split), items in counts.items():
+        task = load(name, dataset, split)
+        assert len(task) == items
+        for i in range(0, items, 50):
+            check(task.conversation(i))
+    assert len(load("mmlu.MMLU", "cais/mmlu", subset="auxiliary_train")) == 1867
+    assert len(load("arc.ARC", "allenai/ai2_arc", subset="ARC-Challenge")) == 703
+
+
+def test_every_gsm8k_note_becomes_a_call_and_every_solution_grades_itself(shared_hub):
+    task = load_task(TaskSpec(OWN + "gsm8k.GSM8K", dataset="gsm8k", split="test"), shared_hub / "datasets/openai/gsm8k")
+    for i in range(len(task)):
+        parts = task.conversation(i)["messages"][1]["content"]
+        assert all("<<" not in part["text"] and ">>" not in part["text"] for part in parts)
+        assert task.grade(i, text_of(parts)) == 1.0
+
+
+def test_humaneval_solutions_pass_and_unfinished_ones_fail(shared_hub):
+    folder = shared_hub / "datasets/openai/openai_humaneval"
+    task = load_task(TaskSpec(OWN + "humaneval.HumanEval", dataset="humaneval", split="test", size=20), folder)
+    for i in range(len(task)):
+        solution = text_of(task.conversation(i)["messages"][1]["content"])
+        assert task.grade(i, solution, run) == 1.0
+        assert task.grade(i, "    pass", run) == 0.0
