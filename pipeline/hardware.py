@@ -27,6 +27,15 @@ def launch_overrides(overrides: list[str]) -> list[str]:
     return ["launch=gpu1"] if gpus == 1 else ["launch=node8", f"launch.nproc={gpus}"]
 
 
+def habit_overrides(overrides: list[str]) -> list[str]:
+    """What environment variables of older scripts mean here, unless the command line says otherwise."""
+    name = os.environ.get("WANDB_RUN", "dummy")
+    if name == "dummy" or any(o.lstrip("+~").startswith("logger") for o in overrides):
+        return []
+    mode = ["logger.mode=offline"] if os.environ.get("WANDB_MODE") == "offline" else []
+    return ["logger=wandb", f"logger.name={name}", *mode]
+
+
 def cores() -> int:
     """Cores this process may use."""
     with suppress(AttributeError):

@@ -29,7 +29,8 @@ def run_verb(verb: str, arguments: list[str]) -> int:
             f"{wrong[0]!r} means nothing to {verb}", fix=f"`python flows.py {verb} --help` shows what does."
         )
     flags.names = names
-    return action(flags, [*hardware.launch_overrides(overrides), *overrides])
+    found = [*hardware.launch_overrides(overrides), *hardware.habit_overrides(overrides)]
+    return action(flags, [*found, *overrides])
 
 
 # --- run and plan

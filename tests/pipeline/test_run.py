@@ -1,7 +1,9 @@
 """Runs through the command line: what is made, what is kept, and what happens when somebody pulls the plug."""
 
+import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import ROOT, Chatmill
+from tests.small_hub import SmallHub
 
 
 @pytest.fixture(scope="module")
@@ -271,3 +276,37 @@ def test_the_guard_names_what_changed_and_accept_keeps_the_old_artifact(served: 
     module.write_text(text.replace('"numbers": job.params.n', '"numbers": job.params.n + 1'))
     served.run(*own, "force=[a]", **env)
     assert sorted(r["metrics"]["numbers"] for r in all_records(served.store, "own_stage")) == [2, 3]
+
+
+def test_more_shards_are_all_that_is_fetched_and_tokenised(served: Chatmill, tmp_path: Path) -> None:
+    with small_text_hub(tmp_path, shards=5).serving() as hub:
+        env = {"HF_ENDPOINT": hub.url}
+        common = ["data=fineweb_edu", "data.repo_id=me/text", "data.val_shard=shard_00004.parquet", "until=tokenize"]
+        common += ["data.tokenizer_shards=1", "tokenizer.params.vocab_size=300", "store.min_free_gb=0"]
+        served.run(*common, "data.train_shards=2", **env)
+        first = records(served.store)
+        fetched = [hub.gets(f"shard_0000{i}.parquet") for i in range(5)]
+        out = served.run(*common, "data.train_shards=4", **env)
+        second = records(served.store)
+        assert [hub.gets(f"shard_0000{i}.parquet") for i in range(5)] == [*fetched[:2], 1, 1, fetched[4]]
+    assert second["tokenizer"]["finished"] == first["tokenizer"]["finished"]
+    found = re.search(r"([\d,]+) tokens in 5 shards, ([\d,]+) of them new", out)
+    assert found, out
+    every, new = (int(number.replace(",", "")) for number in found.groups())
+    assert new == pytest.approx(every * 2 / 5, rel=0.01)
+
+
+def small_text_hub(folder: Path, shards: int) -> SmallHub:
+    hub = SmallHub(folder / "hub")
+    for i in range(shards):
+        table = pa.table({"text": [f"shard {i} says {j} words of text to learn from" for j in range(200)]})
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        hub.add(f"datasets/me/text/shard_{i:05d}.parquet", sink.getvalue())
+    return hub
+
+
+def test_an_unreachable_hub_is_said_in_one_line(chatmill: Chatmill) -> None:
+    out = chatmill.run("data=fineweb_edu", "until=download", code=1, HF_ENDPOINT="http://127.0.0.1:1")
+    assert "cannot reach karpathy/fineweb-edu-100b-shuffle" in out
+    assert len(out.strip().splitlines()) <= 2
