@@ -1,0 +1,124 @@
+"""Reinforcement learning on problems that grade themselves: the model answers, and learns from its better answers.
+
+Reads   model (sft), tokenizer, the data sets of tasks
+Writes  model.safetensors, model.json, checkpoints/, rollouts.jsonl (some answers of each step)
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from data.spec import TaskSpec
+from model.config import OptimConfig, ScheduleConfig
+from pipeline.job import Job
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from model.distributed import World
+    from model.resume import Checkpoint
+    from pipeline.stages.practice import Practice
+    from pipeline.stages.rollouts import Answerer, Problem
+
+RANKS = True
+
+
+@dataclass
+class Params:
+    tasks: list[TaskSpec] = field(default_factory=list)  # what is practised; each must be graded, not multiple choice
+    eval_tasks: list[TaskSpec] = field(default_factory=list)  # held-out problems for the curve
+    eval_items: int = 400  # the first so many of each
+    eval_every: int | None = 60  # steps; the start and the end are always measured
+    problems: int = 16  # of one step
+    samples: int = 16  # answers to each problem: a group
+    steps: int | None = None  # null: epochs
+    epochs: float = 1.0  # of all problems
+    temperature: float = 1.0
+    top_k: int | None = 50
+    max_new_tokens: int = 256
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(warmdown_frac=1.0))
+    lr_frac: float = 0.05  # every rate times this
+    divide_by_std: bool = False  # advantage (r - mean) / std instead of r - mean
+    kl: float = 0.0  # weight of the divergence from the model it started with
+    clip: float | None = None  # of the probability ratio; matters with several updates a step
+    updates: int = 1  # of the optimiser on the rollouts of one step, each on a part of the groups
+    grad_clip: float | None = None  # norm of the global gradients; null: off
+    seed: int = 0
+    dtype: str = "auto"  # of the computations: bfloat16, float32, float16; auto: what the device is good at
+    keep: int = 2  # rollouts of each step in rollouts.jsonl
+
+
+def main(job: Job[Params]) -> dict[str, Any]:
+    """Raises DataError for tasks that cannot be practised, ModelError, Diverged, Stopped after saving."""
+    from model.distributed import start
+    from model.rng import seed_everything
+    from pipeline.stages.training import find_own_checkpoint, set_up_process, write_model
+
+    world = start(job.rank, job.local_rank, job.world_size, job.launch.device)
+    own = find_own_checkpoint(job, world)
+    set_up_process(job, own)
+    seed_everything(job.params.seed, world.rank)
+    practice = set_up(job, world, own)
+    practice.run()
+    if world.leads:
+        write_model(job.out, practice.model)
+    world.close()
+    return practice.metrics()
+
+
+def set_up(job: Job[Params], world: "World", own: "Checkpoint | None") -> "Practice":
+    from model.gpt import load_model
+    from model.precision import resolve_dtype
+    from pipeline.stages.practice import Practice
+
+    params = job.params
+    model = load_model(job.inputs["model"]).to(world.device)
+    model.compute_dtype = resolve_dtype(params.dtype, world.device)
+    model.grad_checkpoint = job.launch.grad_checkpoint
+    problems = load_problems(job, params.tasks)
+    held_out = load_problems(job, params.eval_tasks, params.eval_items)
+    steps = params.steps or max(1, round(params.epochs * len(problems) / params.problems))
+    return Practice(job, model, world, answerer(job, model), problems, held_out, steps, own)
+
+
+def answerer(job: Job[Params], model: "nn.Module") -> "Answerer":
+    """Generates with the very weights that are trained, or a copy in the dtype that the device computes in."""
+    import copy
+
+    import torch
+
+    from data.calculator import calculate
+    from data.tokenizer import Tokenizer
+    from evals.sandbox import Sandbox
+    from model.engine import Engine, rows_that_fit
+    from pipeline.stages.rollouts import Answerer
+
+    tok = Tokenizer.load(job.inputs["tokenizer"])
+    rows = job.params.problems * job.params.samples
+    if model.lm_head.weight.device.type == "cuda":
+        rows = min(rows, rows_that_fit(model))
+    if model.compute_dtype != torch.float32:  # casting every weight for every token would cost more than a copy
+        model = copy.deepcopy(model).to(model.compute_dtype).requires_grad_(False)
+    engine = Engine(model, tok.special, tok.decode_bytes, tok.encode, calculate, rows)
+    return Answerer(engine, tok, Sandbox(mode=job.launch.sandbox), lambda: job.should_stop)
+
+
+def load_problems(job: Job[Params], specs: list[TaskSpec], limit: int | None = None) -> "list[Problem]":
+    """All items of the tasks, each as often as its task is repeated. Raises DataError for tasks without grades."""
+    from data.errors import DataError
+    from data.spec import load_tasks
+    from pipeline.stages.rollouts import Problem
+
+    problems = []
+    for spec, task in zip(specs, load_tasks(specs, lambda name: job.inputs[f"dataset/{name}"])):
+        if task.kind != "generate":
+            raise DataError(
+                f"{job.stage}: {spec.label} is multiple choice; rl practises tasks that are answered in text"
+            )
+        items = range(min(len(task), limit or len(task)))
+        problems += [Problem(task, spec.label, item) for _ in range(spec.repeat) for item in items]
+    if not problems and limit is None:
+        raise DataError(
+            f"{job.stage}: there is nothing to practise; name at least one task in {job.stage}.params.tasks"
+        )
+    return problems

@@ -1,0 +1,156 @@
+"""Problems to practise on, answered by the model as it is and graded by their tasks."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from data.task import Task
+    from data.tokenizer import Tokenizer
+    from evals.sandbox import Sandbox
+    from model.engine import Completion, Engine
+    from model.policy import Rollout
+    from model.sampling import Sampling
+
+ROLLOUTS = "rollouts.jsonl"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Item `item` of a task; `name` is the task's."""
+
+    task: "Task"
+    name: str
+    item: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """All answers to one problem. Without differences in reward there is nothing to learn from it."""
+
+    problem: Problem
+    rollouts: "list[Rollout]"
+    texts: list[str]
+
+    @property
+    def rewards(self) -> list[float]:
+        return [rollout.reward for rollout in self.rollouts]
+
+    @property
+    def has_signal(self) -> bool:
+        return len(set(self.rewards)) > 1
+
+
+class Answerer:
+    """Asks the model and grades what it says."""
+
+    def __init__(
+        self, engine: "Engine", tokenizer: "Tokenizer", sandbox: "Sandbox", should_stop: Callable[[], bool]
+    ) -> None:
+        self.engine, self.tokenizer, self.sandbox, self.should_stop = engine, tokenizer, sandbox, should_stop
+
+    def ask(
+        self, problems: list[Problem], sampling: "list[Sampling]", samples: int, logprobs: bool
+    ) -> "list[list[Completion]]":
+        """`samples` completions of each problem, all in one pass of the engine; cut short when asked to stop."""
+        from data.conversation import render_prompt
+
+        prompts = [render_prompt(problem.task.conversation(problem.item), self.tokenizer) for problem in problems]
+        made = self.engine.generate(prompts, sampling, samples, logprobs, self.should_stop)
+        return [made[place : place + samples] for place in range(0, len(made), samples)]
+
+    def text(self, completion: "Completion") -> str:
+        return self.tokenizer.decode(completion.written)
+
+    def grade(self, problem: Problem, text: str) -> float:
+        return float(problem.task.grade(problem.item, text, self._execute))
+
+    def _execute(self, program: str) -> Any:
+        from pipeline.errors import UserError
+
+        execution = self.sandbox(program)
+        if execution.status == "refused":
+            raise UserError(execution.detail, "launch.sandbox")
+        return execution
+
+    def groups(
+        self,
+        problems: list[Problem],
+        sampling: "list[Sampling]",
+        samples: int,
+        divide_by_std: bool,
+        logprobs: bool,
+    ) -> list[Group]:
+        """A group of graded rollouts for each problem."""
+        import torch
+
+        from model.policy import Rollout, advantages
+
+        groups = []
+        for problem, completions in zip(problems, self.ask(problems, sampling, samples, logprobs)):
+            texts = [self.text(completion) for completion in completions]
+            rewards = [self.grade(problem, text) for text in texts]
+            gained = advantages(torch.tensor([rewards]), divide_by_std)[0].tolist()
+            rollouts = [
+                Rollout(c.prompt, c.tokens, [not forced for forced in c.forced], reward, advantage, c.logprobs)
+                for c, reward, advantage in zip(completions, rewards, gained)
+            ]
+            groups.append(Group(problem, rollouts, texts))
+        return groups
+
+    def accuracy_sums(self, problems: list[Problem], max_tokens: int) -> dict[str, tuple[float, int]]:
+        """By task name: the sum of grades of the likeliest answers, and how many problems there were."""
+        from model.sampling import Sampling
+
+        sampling = [Sampling(temperature=0.0, max_tokens=max_tokens)] * len(problems)
+        sums: dict[str, tuple[float, int]] = {}
+        for problem, completions in zip(problems, self.ask(problems, sampling, 1, False)):
+            right, count = sums.get(problem.name, (0.0, 0))
+            sums[problem.name] = (right + self.grade(problem, self.text(completions[0])), count + 1)
+        return sums
+
+
+def keep_rollouts(folder: Path, step: int, groups: list[Group], count: int) -> None:
+    """Add a few rollouts of a step to rollouts.jsonl, those with something to learn from first."""
+    groups = sorted(groups, key=lambda group: not group.has_signal)
+    with open(folder / ROLLOUTS, "a") as file:
+        for place in range(min(count, sum(len(group.rollouts) for group in groups))):
+            group = groups[place % len(groups)]
+            file.write(json.dumps(describe_rollout(step, group, place // len(groups))) + "\n")
+
+
+def describe_rollout(step: int, group: Group, place: int) -> dict[str, Any]:
+    from data.conversation import text_of
+
+    rollout = group.rollouts[place]
+    question = group.problem.task.conversation(group.problem.item)["messages"]
+    asked = [text_of(message["content"]) for message in question if message["role"] == "user"]
+    return {
+        "step": step,
+        "task": group.problem.name,
+        "prompt": asked[-1],
+        "completion": group.texts[place],
+        "reward": rollout.reward,
+        "advantage": rollout.advantage,
+        "tokens": len(rollout.tokens),
+    }
+
+
+def drop_rollouts(folder: Path, step: int) -> None:
+    """Forget the kept rollouts of steps after `step`, which are made again; and a line that a crash cut off."""
+    path = folder / ROLLOUTS
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            break
+    replacement = path.with_suffix(".tmp")
+    replacement.write_text("".join(kept))
+    os.replace(replacement, path)

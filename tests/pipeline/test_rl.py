@@ -1,0 +1,141 @@
+"""rl: learns from its better answers, on any number of ranks, and is the same run however often it is interrupted."""
+
+import contextlib
+import json
+import random
+import signal
+import subprocess
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data import bpe
+from tests.pipeline.test_evaluate import ROOT, write_model
+from tests.pipeline.trained import StageRun
+
+VOWELS = "tests.toys.vowels.Vowels"
+TIMES = ("seconds", "tok_s")
+PARAMS = {
+    "tasks": [{"task": VOWELS, "name": "practice"}],
+    "eval_tasks": [{"task": VOWELS, "name": "held out", "split": "test", "size": 24}],
+    "eval_every": 4,
+    "problems": 4,
+    "samples": 4,
+    "steps": 8,
+    "max_new_tokens": 6,
+    "lr_frac": 0.3,
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("inputs")
+    for name in ("tokenizer", "model"):
+        (folder / name).mkdir()
+    texts = [path.read_text() for path in sorted((ROOT / "data").glob("*.py"))]
+    write_model(folder / "model", bpe.save(bpe.train(texts, 300), folder / "tokenizer"), sequence_len=64)
+    return {"model": str(folder / "model"), "tokenizer": str(folder / "tokenizer")}
+
+
+def make_run(inputs, work, **changes) -> StageRun:
+    return StageRun("rl", work, inputs, PARAMS | changes, {"deterministic": True, "save_every": 2, "log_every": 2})
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory) -> StageRun:
+    run = make_run(inputs, tmp_path_factory.mktemp("whole"))
+    outcome = run.run()
+    assert outcome["status"] == "done", outcome["output"]
+    return run
+
+
+def weights(run: StageRun) -> dict[str, torch.Tensor]:
+    return load_file(run.work / "out" / "model.safetensors")
+
+
+def measured(run: StageRun) -> list[dict]:
+    lines = [json.loads(line) for line in (run.work / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.endswith(TIMES)} for line in lines]
+
+
+def test_practice_raises_held_out_accuracy(finished):
+    accuracy = dict(finished.metrics("eval/held out"))
+
+    assert list(accuracy) == [0, 4, 8] and accuracy[8] > accuracy[0] + 0.2
+
+
+def test_what_a_step_logs_is_true_to_itself(finished):
+    lines = [line for line in measured(finished) if "reward" in line]
+
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    for line in lines:
+        assert 0 <= line["reward"] == line["pass@1"] <= line["pass@4"] <= 1
+        assert 0 < line["response_tokens"] <= 6 and 0 <= line["signal"] <= 1
+    assert lines[-1]["skipped_groups"] == round(sum(4 * (1 - line["signal"]) for line in lines))
+    assert all(("kl" in line) == (line["step"] % 2 == 0) for line in lines if line["signal"])
+
+
+def test_rollouts_are_kept_to_be_read(finished):
+    kept = [json.loads(line) for line in (finished.work / "out" / "rollouts.jsonl").read_text().splitlines()]
+
+    assert [line["step"] for line in kept] == [step for step in range(1, 9) for _ in range(2)]
+    assert all(
+        line["prompt"].startswith("Say train") and line["reward"] == float("e" in line["completion"]) for line in kept
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_an_interrupted_run_ends_with_the_same_bits(inputs, finished, tmp_path, how):
+    run = make_run(inputs, tmp_path)
+    stop_at = random.Random(how).randint(2, 6)
+    process = run.start()
+    metrics = tmp_path / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and f'"step": {stop_at}, "rew' in metrics.read_text()):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.005)
+    process.send_signal(how)
+    process.communicate()
+    assert not (tmp_path / "out" / "model.safetensors").exists()  # it was in the middle
+
+    outcome = run.run()
+
+    assert outcome["status"] == "done" and "continues from the checkpoint" in outcome["output"]
+    assert all(torch.equal(weights(run)[name], tensor) for name, tensor in weights(finished).items())
+    assert measured(run) == measured(finished)
+    kept = (run.work / "out" / "rollouts.jsonl").read_text()
+    assert kept == (finished.work / "out" / "rollouts.jsonl").read_text()
+
+
+def test_two_ranks_make_the_same_model_up_to_rounding(inputs, finished, tmp_path):
+    run = make_run(inputs, tmp_path, steps=2)
+    outcome = run.run(nproc=2)
+    one = make_run(inputs, tmp_path / "one", steps=2)
+    assert outcome["status"] == one.run()["status"] == "done", outcome["output"]
+
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(weights(run)[name], tensor, atol=1e-4, rtol=1e-3)
+    for (_, mine), (_, theirs) in zip(run.metrics("reward"), one.metrics("reward"), strict=True):
+        assert mine == pytest.approx(theirs)
+
+
+def test_clipped_updates_with_divergence_run(inputs, tmp_path):
+    changes = {"clip": 0.2, "updates": 2, "kl": 0.05, "divide_by_std": True, "steps": 2, "eval_tasks": []}
+    run = make_run(inputs, tmp_path, **changes)
+
+    assert run.run()["status"] == "done"
+    assert all(kl >= 0 for _, kl in run.metrics("kl"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tasks": []}, "nothing to practise"),
+        ({"tasks": [{"task": "data.tasks.arc.ARC", "dataset": "arc"}]}, "multiple choice"),
+    ],
+)
+def test_tasks_that_cannot_be_practised_are_refused(inputs, tmp_path, shared_hub, changes, said):
+    inputs = inputs | {"dataset/arc": str(shared_hub / "datasets" / "allenai" / "ai2_arc")}
+    outcome = make_run(inputs, tmp_path, **changes).run()
+
+    assert outcome["status"] == "failed" and said in outcome["message"], outcome
