@@ -48,11 +48,12 @@ def talk(
     title: str = "",
     read: Callable[[str], str] = input,
     out: TextIO | None = None,
-) -> None:
-    """Converse until Ctrl-D or /quit. `read` asks for a line and raises EOFError at the end."""
+) -> int:
+    """Converse until Ctrl-D or /quit; returns the exit code. `read` asks for a line, or raises EOFError at the end."""
     with suppress(ImportError):
         import readline  # noqa: F401  input() then knows arrows and history
     _Talk(session, settings, system, out or sys.stdout).run(title, read)
+    return 0
 
 
 def _system(text: str) -> list[Message]:
