@@ -23,8 +23,33 @@ _ORDERS = {
     "times": ["multiply {a} by {b}", "multiply {a} and {b}"],
     "remainder": ["divide {a} by {b} and give the remainder"],
 }
-_VALUE_FRAMES = ["What is {x}?", "{x}", "{x} = ?", "Calculate {x}.", "Compute {x}", "How much is {x}?", "Tell me {x}."]
-_ORDER_FRAMES = ["{x}", "{x}.", "Please {x}.", "Can you {x}?"]
+_VALUE_FRAMES = [
+    "What is {x}?",
+    "What's {x}?",
+    "What is {x}",
+    "{x}",
+    "{x} = ?",
+    "{x}?",
+    "{x} is what?",
+    "Calculate {x}.",
+    "Compute {x}",
+    "Find {x}.",
+    "Evaluate {x}",
+    "Work out {x}.",
+    "Tell me {x}.",
+    "Give me {x}, please.",
+    "How much is {x}?",
+    "How much does {x} make?",
+    "What does {x} equal?",
+    "What do you get for {x}?",
+    "Do you know what {x} is?",
+    "Can you calculate {x}?",
+    "Could you tell me {x}?",
+    "Please calculate {x}.",
+    "I would like to know {x}.",
+    "My question is: what is {x}?",
+]
+_ORDER_FRAMES = ["{x}", "{x}.", "Please {x}.", "{x}, please.", "Can you {x}?", "Would you {x}?", "You should {x}."]
 # Asked in evaluation only.
 _NEW_VALUE_FRAMES = [
     "Please work out {x}.",
@@ -100,7 +125,7 @@ class Arithmetic(Task):
         phrase = draw.pick((_ORDERS if order else _VALUES)[operation]).format(a=a, b=b)
         seen, unseen = (_ORDER_FRAMES, _NEW_ORDER_FRAMES) if order else (_VALUE_FRAMES, _NEW_VALUE_FRAMES)
         question = draw.pick(unseen if new else seen).format(x=phrase)
-        return question[0].upper() + question[1:]
+        return question[0].upper() + question[1:] if draw.below(4) else question.lower()
 
     def grade(self, i: int, completion: str, execute: Execute | None = None) -> float:
         operation, a, b, _ = self.problem(i)

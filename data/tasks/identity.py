@@ -8,41 +8,62 @@ from data.draw import Draw
 from data.task import Execute, Task, dialogue
 from data.tasks.custom_json import read_conversations
 
-_OPENERS = ["", "Hi! ", "Hello. ", "Hey, ", "Excuse me, "]
+_OPENERS = ["", "Hi! ", "Hello. ", "Hey, ", "Excuse me, ", "Good evening. ", "One question: ", "Okay, "]
 _QUESTIONS = {
     "name": [
         "What is your name?",
         "What's your name?",
         "What are you called?",
         "Tell me your name.",
+        "Tell me your name, please.",
         "Do you have a name?",
+        "Have you got a name?",
         "Can you tell me your name?",
         "May I ask your name?",
         "What should I call you?",
+        "What can I call you?",
         "How should I address you?",
+        "How do they call you?",
         "What is the name of this model?",
+        "What is this model called?",
         "Your name?",
         "Please tell me what you are called.",
         "I would like to know what your name is.",
+        "I want to know what you are called.",
         "Could I have your name, please?",
+        "Under which name do you work?",
+        "State your name.",
+        "I forgot your name.",
+        "Remind me of your name.",
     ],
     "who": [
         "Who are you?",
+        "Who are you really?",
+        "And who are you?",
+        "Who is it?",
         "Who am I talking to?",
+        "Who am I talking with?",
         "Who is this?",
+        "Who is answering me?",
         "Introduce yourself.",
         "Please introduce yourself.",
+        "Could you introduce yourself?",
         "Tell me about yourself.",
         "Tell me who you are.",
+        "Tell me something about you.",
         "With whom am I speaking?",
         "Who is there?",
         "Can you say who you are?",
+        "Do you know who you are?",
         "I do not know you. Who are you?",
         "Describe yourself.",
+        "Describe yourself in one sentence.",
     ],
     "what": [
         "What are you?",
+        "What exactly are you?",
         "Are you a human?",
+        "Are you human or not?",
         "Are you a person?",
         "Are you a robot?",
         "Are you a machine?",
@@ -50,8 +71,10 @@ _QUESTIONS = {
         "Are you ChatGPT?",
         "What kind of model are you?",
         "Which assistant is this?",
+        "Which assistant are you?",
         "What sort of program are you?",
         "Am I talking to a person?",
+        "Is this a machine?",
     ],
     "how": [
         "How were you made?",
@@ -61,8 +84,11 @@ _QUESTIONS = {
         "How were you trained?",
         "Where do you come from?",
         "Who wrote you?",
+        "Who programmed you?",
+        "Who developed you?",
         "What are you made of?",
         "Who is your maker?",
+        "Where were you made?",
     ],
 }
 _ANSWERS = {
@@ -136,10 +162,16 @@ class Identity(Task):
 
 
 def from_templates(name: str, description: str, maker: str) -> list[Conversation]:
-    """Every training question behind every opener, with the answers in turn."""
+    """Every training question behind every opener, each fourth in small letters, with the answers in turn."""
     made = []
     for subject, questions in _QUESTIONS.items():
-        for i, (question, opener) in enumerate(product(questions, _OPENERS)):
-            answer = _ANSWERS[subject][i % len(_ANSWERS[subject])]
-            made.append(dialogue(opener + question, answer.format(name=name, description=description, maker=maker)))
+        for q, o in product(range(len(questions)), range(len(_OPENERS))):
+            asked = _OPENERS[o] + questions[q]
+            answer = _ANSWERS[subject][(q + o) % len(_ANSWERS[subject])]
+            made.append(
+                dialogue(
+                    asked.lower() if (q + o) % 4 == 3 else asked,
+                    answer.format(name=name, description=description, maker=maker),
+                )
+            )
     return made
