@@ -135,6 +135,7 @@ def compose(overrides: list[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    OmegaConf.register_new_resolver("least", _least, replace=True)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
@@ -145,6 +146,11 @@ def compose(overrides: list[str]) -> dict[str, Any]:
                 raise
             base = OmegaConf.to_container(hydra_compose("config", overrides=[]), resolve=False)
             raise _explain(error, overrides, base) from None
+
+
+def _least(*numbers: int | None) -> int | None:
+    """`${least:a,b}` in YAML: the smaller of those that are not null."""
+    return min((number for number in numbers if number is not None), default=None)
 
 
 def plain(composed: Any) -> dict[str, Any]:
