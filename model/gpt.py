@@ -17,22 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from model.attention import attend
 from model.config import GATE_CHANNELS, SMEAR_CHANNELS, GPTConfig
 from model.errors import ModelError
+from model.functional import norm, rotate, squared_relu
 from model.kvcache import KVCache
 from model.loss import softcap_cross_entropy
 
-EPS = 1e-6
 SOFTCAP = 15.0
-
-
-def norm(x: Tensor) -> Tensor:
-    """RMS norm over the last dimension, without parameters."""
-    return F.rms_norm(x, (x.size(-1),), eps=EPS)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position by MINUS theta, half split: x (B, T, H, D); cos, sin (T or B x T, 1, D/2) in x's dtype."""
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
 
 
 class Linear(nn.Linear):
@@ -57,12 +46,13 @@ class Embedding(nn.Embedding):
 
 @dataclass
 class Context:
-    """What every layer of one pass needs beside x: rotary tables, the cache of an engine, document ids."""
+    """What every layer of one pass needs beside x: rotary tables, the cache of an engine, document ids, backend."""
 
     cos: Tensor
     sin: Tensor
     cache: KVCache | None
     documents: Tensor | None
+    backend: str
 
 
 class SelfAttention(nn.Module):
@@ -86,7 +76,7 @@ class SelfAttention(nn.Module):
         if self.qk_gain != 1.0:
             q, k = q * self.qk_gain, k * self.qk_gain
         if context.cache is None:
-            y = attend(q, k, v, self.window, context.documents)
+            y = attend(q, k, v, self.window, context.documents, context.backend)
         else:
             y = context.cache.attend(self.layer, q, k, v, self.window)
         return self.o_proj(y.flatten(-2))
@@ -99,7 +89,7 @@ class MLP(nn.Module):
         self.fc2 = Linear(4 * config.width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.relu(self.fc1(x)).square())
+        return self.fc2(squared_relu(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -126,6 +116,7 @@ class GPT(nn.Module):
         self.config = config
         self.compute_dtype = torch.float32
         self.grad_checkpoint = False
+        self.attention_backend = "sdpa"
         self.embed_tokens = Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.lm_head = Linear(config.width, config.vocab_size)
@@ -194,7 +185,8 @@ class GPT(nn.Module):
             # Padding may stand past the end; its numbers are never read.
             at = cache.positions(tokens.size(1)).clamp(max=len(self.cos) - 1)
             cos, sin = self.cos[at], self.sin[at]
-        return Context(cos.to(self.compute_dtype), sin.to(self.compute_dtype), cache, documents)
+        cos, sin = cos.to(self.compute_dtype), sin.to(self.compute_dtype)
+        return Context(cos, sin, cache, documents, self.attention_backend)
 
     def smear(self, x: Tensor, cache: KVCache | None) -> Tensor:
         before = F.pad(x, (0, 0, 1, 0))[:, :-1] if cache is None else cache.previous(x)

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORE = -1
 CHUNK_LOGITS = 1 << 23  # logits held at once: 32 MiB in float32
@@ -42,19 +43,18 @@ class _Chunk:
     def __init__(self, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> None:
         self.kept = targets != IGNORE
         self.index = targets.clamp(min=0)[:, None]
-        self.tanh = (hidden @ weight.T).float().div_(softcap).tanh_()  # (N, V)
+        self.tanh = ((hidden / softcap) @ weight.T).float().tanh_()  # (N, V)
         self.exp = torch.mul(self.tanh, softcap).exp_()
         self.total = self.exp.sum(-1)  # (N,)
         at_target = self.tanh.gather(1, self.index)[:, 0] * softcap
         self.losses = torch.where(self.kept, self.total.log() - at_target, 0.0)
 
     def gradient(self) -> tuple[Tensor, Tensor]:
-        """d(sum of losses) / d(logits before the cap), as (N, V) times (N,): the rows' factors are applied later,
-        where a row is C numbers instead of V."""
-        rows = torch.where(self.kept, 1.0 / self.total, 0.0)
+        """d(sum of losses) / d(logits before the cap), as (N, V) times (N, 1): what scales whole rows is applied
+        later, where a row is C numbers instead of V."""
+        scale = torch.where(self.kept, 1.0 / self.total, 0.0)
         self.exp.scatter_add_(1, self.index, -self.total[:, None])
-        slope = self.tanh.square_().neg_().add_(1.0)
-        return self.exp.mul_(slope), rows
+        return self.exp.addcmul_(self.exp, self.tanh.square_(), value=-1), scale[:, None]
 
 
 class _Fused(torch.autograd.Function):
@@ -64,23 +64,23 @@ class _Fused(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
         head = weight.to(hidden.dtype)
         total = torch.zeros((), device=hidden.device, dtype=torch.float32)
-        with_grad = any(ctx.needs_input_grad)
-        d_hidden = torch.empty_like(hidden) if with_grad else None
-        d_weight = torch.zeros_like(weight) if with_grad else None
+        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         for start, stop in _chunks(len(hidden), len(weight)):
             rows = hidden[start:stop]
             chunk = _Chunk(rows, head, targets[start:stop], softcap)
             total += chunk.losses.sum()
-            if with_grad:
-                d_logits, factor = chunk.gradient()
-                d_logits, factor = d_logits.to(head.dtype), factor.to(head.dtype)[:, None]
-                torch.mm(d_logits, head, out=d_hidden[start:stop])
-                d_hidden[start:stop].mul_(factor)
-                d_weight += d_logits.T @ (rows * factor)
+            d_logits, scale = chunk.gradient()
+            d_logits, scale = d_logits.to(head.dtype), scale.to(head.dtype)
+            torch.mul(d_logits @ head, scale, out=d_hidden[start:stop])
+            if head.dtype == d_weight.dtype:
+                d_weight.addmm_(d_logits.T, rows * scale)
+            else:
+                d_weight += d_logits.T @ (rows * scale)
         ctx.save_for_backward(d_hidden, d_weight)
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * grad.to(d_hidden.dtype), d_weight * grad, None, None
+        return d_hidden.mul_(grad.to(d_hidden.dtype)), d_weight.mul_(grad), None, None

@@ -29,7 +29,7 @@ def orthogonalise(x: Tensor, coefficients: str, iterations: int, dtype: torch.dt
     """x (K, m, n) -> about U V^T of each matrix's singular value decomposition, in `dtype`; zeros stay zeros."""
     tall = x.size(1) > x.size(2)
     x = x.mT.to(dtype) if tall else x.to(dtype)
-    x = x / (x.norm(dim=(1, 2), keepdim=True) * MARGIN[coefficients] + 1e-7)
+    x = x / (x.norm(dim=(1, 2), keepdim=True) * MARGIN[coefficients]).clamp_min(1e-20)
     for a, b, c in quintics(coefficients, iterations):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

@@ -83,7 +83,7 @@ def train(job: Job[Any], work: Work) -> dict[str, Any]:
         settings,
         world,
         make_hooks(job, work, model, settings, world),
-        make_saver(job, settings, world, own),
+        make_saver(job, model, settings, world, own),
     )
     run(trainer, progress, work)
     if world.leads:
@@ -130,6 +130,7 @@ def set_up_process(job: Job[Any], own: "Checkpoint | None") -> None:
 
 def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | None") -> "Settings":
     """Decide what is left open, compute dtype and micro-batch, and tell the model."""
+    from model.attention import choose_backend
     from model.fit import micro_batch, rows_per_rank
     from model.precision import resolve_dtype
     from model.trainer import Settings
@@ -137,6 +138,8 @@ def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | 
     launch, model, length = job.launch, work.model, work.rows.sequence_len
     dtype = model.compute_dtype = resolve_dtype(work.dtype, world.device)
     model.grad_checkpoint = launch.grad_checkpoint
+    config = dataclasses.replace(model.config, sequence_len=length)
+    model.attention_backend, why = choose_backend(world.device, dtype, config.windows(), length)
     rows = rows_per_rank(work.total_batch_tokens, length, world)
     wanted = launch.device_batch_size
     if wanted == "auto" and own and rows % own.conditions["micro_batch"] == 0:
@@ -144,12 +147,13 @@ def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | 
     size = micro_batch(wanted, rows, length, model, world)
     split = f"{size} rows x {length} tokens x {world.size} process(es) x {rows // size} passes"
     job.say(f"{work.steps} steps of {work.total_batch_tokens} tokens: {split}, {dtype}".replace("torch.", ""))
+    job.say(f"attention: {model.attention_backend} ({why})")
     return Settings(
         steps=work.steps,
         micro_batch=size,
         rows=rows,
         dtype=dtype,
-        flops_per_token=dataclasses.replace(model.config, sequence_len=length).flops_per_token(),
+        flops_per_token=config.flops_per_token(),
         grad_clip=work.grad_clip,
         eval_every=work.eval_every,
         log_every=launch.log_every,
@@ -159,7 +163,9 @@ def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | 
     )
 
 
-def make_saver(job: Job[Any], settings: "Settings", world: "World", own: "Checkpoint | None") -> "Checkpointer":
+def make_saver(
+    job: Job[Any], model: "nn.Module", settings: "Settings", world: "World", own: "Checkpoint | None"
+) -> "Checkpointer":
     """Knows what a later resume must meet to be exact; says what this one does not."""
     import torch
 
@@ -174,6 +180,7 @@ def make_saver(job: Job[Any], settings: "Settings", world: "World", own: "Checkp
         "threads": torch.get_num_threads(),
         "dtype": str(settings.dtype),
         "device": torch.cuda.get_device_name(world.device) if cuda else world.device.type,
+        "attention": model.attention_backend,
         "torch": torch.__version__,
         "compile": job.launch.compile,
         "deterministic": job.launch.deterministic,

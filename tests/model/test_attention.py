@@ -1,0 +1,93 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.attention import BACKENDS, attend, choose_backend, document_edges, has_varlen
+
+
+def dense(q, k, v, window, documents=None):
+    """The definition, in float64: (B, T, H, D)."""
+    q, k, v = q.double(), k.double(), v.double()
+    k, v = (t.repeat_interleave(q.size(2) // t.size(2), dim=2) for t in (k, v))
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / q.size(-1) ** 0.5
+    place = torch.arange(q.size(1))
+    hidden = (place[:, None] < place) | (place[:, None] - place >= window)
+    if documents is not None:
+        hidden = hidden | (documents[:, None, :, None] != documents[:, None, None, :])
+    return torch.einsum("bhqk,bkhd->bqhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
+
+
+def inputs(rows, length, heads, kv_heads, head_dim, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(rows, length, heads, head_dim)] + [(rows, length, kv_heads, head_dim)] * 2
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+def relative(found, wanted):
+    return float((found.detach().double() - wanted).norm() / wanted.norm())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 3),
+    length=st.integers(1, 40),
+    kv_heads=st.sampled_from([1, 2]),
+    group=st.sampled_from([1, 3]),
+    window=st.integers(1, 50),
+    cuts=st.lists(st.integers(0, 40), max_size=3) | st.none(),
+)
+def test_sdpa_is_the_definition_for_windows_groups_and_documents(rows, length, kv_heads, group, window, cuts):
+    q, k, v = inputs(rows, length, kv_heads * group, kv_heads, 8)
+    documents = None
+    if cuts is not None:
+        documents = sum((torch.arange(length) >= cut).long() for cut in [0, *cuts]).expand(rows, -1)
+    found = attend(q, k, v, window, documents)
+    assert relative(found, dense(q, k, v, window, documents)) < 2e-6
+
+
+CASES = [(64, False), (17, False), (64, True), (17, True)]
+
+
+def two_documents(wanted):
+    return torch.tensor([[0] * 30 + [1] * 34, [4] * 64]) if wanted else None
+
+
+@pytest.mark.parametrize("window, with_documents", CASES)
+def test_flex_is_the_definition(window, with_documents):
+    documents = two_documents(with_documents)
+    tensors = [t.detach() for t in inputs(2, 64, 4, 2, 16)]
+    assert relative(attend(*tensors, window, documents, "flex"), dense(*tensors, window, documents)) < 2e-6
+
+
+@pytest.mark.parametrize("window, with_documents", CASES)
+def test_gradients_are_those_of_the_definition(window, with_documents):
+    documents = two_documents(with_documents)
+    tensors = inputs(2, 64, 4, 2, 16)
+    expected = dense(*tensors, window, documents)
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    wanted = torch.autograd.grad((expected * weight).sum(), tensors)
+    found = torch.autograd.grad((attend(*tensors, window, documents) * weight).sum(), tensors)
+    for gradient, reference in zip(found, wanted):
+        assert relative(gradient, reference.double()) < 5e-6
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="varlen and compiled flex kernels need a GPU")
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("window", [256, 64])
+def test_gpu_backends_agree_in_bfloat16(backend, window):
+    if backend == "varlen" and not has_varlen():
+        pytest.skip("this torch has no varlen attention with windows")
+    tensors = [t.detach().cuda() for t in inputs(2, 256, 4, 2, 64, dtype=torch.bfloat16)]
+    expected = dense(*[t.cpu() for t in tensors], window)
+    assert relative(attend(*tensors, window, backend=backend).cpu(), expected) < 1e-2
+
+
+def test_documents_are_cut_where_they_change_and_at_every_row():
+    edges = document_edges(torch.tensor([[5, 5, 6], [6, 6, 6]]))
+    assert edges.tolist() == [0, 2, 3, 6]
+
+
+def test_cpus_use_sdpa_and_say_why():
+    backend, why = choose_backend(torch.device("cpu"), torch.float32, [8, 16], 16)
+    assert backend == "sdpa" and why

@@ -1,0 +1,206 @@
+"""The optimiser against plain references, and against itself on other numbers of processes."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import ALONE, batch, small_model
+
+from model.config import OptimConfig
+from model.errors import ModelError
+from model.muon import POLAR_EXPRESS, orthogonalise, quintics
+from model.optim import Optimizer, kind_of, learning_rate
+from model.schedule import Rates
+
+ROOT = Path(__file__).resolve().parents[2]
+RATES = Rates(lr=1.0, momentum=0.9, weight_decay=1.0)
+ADAM = {"embedding", "unembedding", "value_embedding", "scalar", "residual"}
+
+
+def reference_step(parameters, gradients, state, config, step):
+    """Muon and AdamW as published, one matrix after the other, in float64."""
+    for name, p in parameters.items():
+        g, kind = gradients[name], kind_of(name, p)
+        lr = learning_rate(kind, config, 32) * RATES.lr
+        if kind in ADAM:
+            m, v = state.setdefault(name, (torch.zeros_like(p), torch.zeros_like(p)))
+            m.mul_(0.8).add_(0.2 * g)
+            v.mul_(0.95).add_(0.05 * g * g)
+            p -= lr * (m / (1 - 0.8**step)) / ((v / (1 - 0.95**step)).sqrt() + config.eps)
+            continue
+        m, v = state.setdefault(name, (torch.zeros_like(p), torch.zeros(1, dtype=p.dtype)))
+        m.mul_(RATES.momentum).add_((1 - RATES.momentum) * g)
+        x = (1 - RATES.momentum) * g + RATES.momentum * m
+        x = x / (x.norm() * 1.02)
+        for a, b, c in POLAR_EXPRESS:
+            x = a * x + b * (x @ x.T) @ x + c * (x @ x.T) @ (x @ x.T) @ x
+        if config.normuon:
+            v = state[name][1] * config.normuon_beta2 + (1 - config.normuon_beta2) * x.square().mean(
+                1 if len(x) >= len(x.T) else 0, keepdim=True
+            )
+            state[name] = m, v
+            x = x / v.sqrt() * x.norm() / (x / v.sqrt()).norm()
+        lr *= math.sqrt(max(1, p.size(0) / p.size(1)))
+        shrinks = (x * p >= 0) if config.cautious else torch.ones_like(p)
+        p -= lr * config.weight_decay * p * shrinks + lr * x
+
+
+def gradients_of(model, step):
+    """Each parameter's, drawn from the step; the same in every process."""
+    generator = torch.Generator().manual_seed(step)
+    return {n: torch.randn(p.shape, generator=generator).to(p.dtype) for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"normuon": True}, {"weight_decay": 0.1}, {"weight_decay": 0.1, "cautious": True}],
+    ids=["plain", "normuon", "decay", "cautious"],
+)
+def test_twenty_steps_are_those_of_the_reference(settings):
+    model = small_model(depth=3, arch="modern").double()
+    config = OptimConfig(orthogonal_dtype="float64", **settings)
+    expected = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer, state = Optimizer(model, config, 32, ALONE), {}
+    for step in range(1, 21):
+        gradients = gradients_of(model, step)
+        for name, p in model.named_parameters():
+            p.grad += gradients[name]
+        optimizer.step(RATES)
+        reference_step(expected, gradients, state, config, step)
+    for name, p in model.named_parameters():
+        assert float((p.detach() - expected[name]).norm() / expected[name].norm()) < 1e-9, name
+
+
+def test_adamw_is_torchs_to_the_bit():
+    ours, theirs = small_model(), small_model()
+    config = OptimConfig(name="adamw", weight_decay=0.1, matrix_lr=1e-3, width_ref=None)
+    optimizer = Optimizer(ours, config, 32, ALONE)
+    groups = [
+        {
+            "params": [p],
+            "lr": learning_rate(kind_of(n, p), config, 32),
+            "weight_decay": 0.1 * (kind_of(n, p) == "matrix"),
+        }
+        for n, p in theirs.named_parameters()
+    ]
+    reference = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-10)
+    for step in range(1, 6):
+        for model in (ours, theirs):
+            gradients = gradients_of(model, step)
+            for name, p in model.named_parameters():
+                p.grad = gradients[name] if model is theirs else p.grad.copy_(gradients[name])
+        optimizer.step(RATES)
+        reference.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters()))
+
+
+def test_one_classic_step_in_bfloat16_is_torchs_muon():
+    model = small_model(width=64, head_dim=32)
+    config = OptimConfig(coefficients="classic", orthogonal_dtype="bfloat16")
+    optimizer = Optimizer(model, config, 64, ALONE)
+    weight = model.layers[0].self_attn.q_proj.weight
+    theirs = torch.nn.Parameter(weight.detach().clone())
+    reference = torch.optim.Muon([theirs], lr=0.02, momentum=0.9, weight_decay=0.0)
+    before = weight.detach().clone()
+    theirs.grad = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    weight.grad.copy_(theirs.grad)
+    reference.step()
+    optimizer.step(RATES)
+    ours, expected = weight.detach() - before, theirs.detach() - before
+    assert float((ours - expected).norm() / expected.norm()) < 1e-2  # 0.014 in float32, as theirs is in bfloat16
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 40), (2, 40, 16), (4, 24, 24)])
+def test_polar_express_brings_singular_values_near_one_and_keeps_directions(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = orthogonalise(x, "polar_express", 5, torch.float64)
+    values = torch.linalg.svdvals(found)
+    assert float(values.min()) > 0.85 and float(values.max()) < 1.15
+    u, _, vt = torch.linalg.svd(x, full_matrices=False)
+    assert float((found - u @ vt).norm() / (u @ vt).norm()) < 0.1
+    assert not orthogonalise(torch.zeros(shape), "polar_express", 5, torch.float32).any()
+
+
+def test_the_quintics_are_as_many_as_iterations():
+    assert quintics("classic", 3) == (quintics("classic", 1)[0],) * 3
+    assert quintics("polar_express", 7)[4:] == (POLAR_EXPRESS[-1],) * 3
+
+
+def test_the_norm_is_global_and_gradients_are_clipped_to_it():
+    model, free = small_model(), small_model()
+    rates = Rates(1.0, 0.0, 1.0)
+    config = OptimConfig(name="sgd", matrix_lr=1.0, embedding_lr=1.0, unembedding_lr=1.0, width_ref=None)
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    norms = []
+    for m, clip in ((model, 1.0), (free, None)):
+        optimizer = Optimizer(m, config, 32, ALONE)
+        for name, gradient in gradients_of(m, 1).items():
+            dict(m.named_parameters())[name].grad.copy_(gradient * 8)
+        norms.append(float(optimizer.step(rates, grad_scale=0.125, clip=clip)))
+    expected = math.sqrt(sum(float(g.square().sum()) for g in gradients_of(model, 1).values()))
+    assert norms == pytest.approx([expected] * 2, rel=1e-5)
+    moved = math.sqrt(sum(float((p.detach() - start[n]).square().sum()) for n, p in model.named_parameters()))
+    assert moved == pytest.approx(1.0, rel=1e-4)
+
+
+def test_a_step_whose_gradients_overflow_is_dropped_where_that_is_asked_for():
+    model = small_model()
+    optimizer = Optimizer(model, OptimConfig(), 32, ALONE)
+    before = [p.detach().clone() for p in model.parameters()]
+    model.lm_head.weight.grad[0, 0] = float("inf")
+    assert not optimizer.step(RATES, drop_overflow=True).isfinite()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    assert not any(p.grad.any() for p in model.parameters())
+
+
+def test_any_torch_optimiser_is_named_by_its_import_path():
+    model = small_model()
+    optimizer = Optimizer(model, OptimConfig(name="torch.optim.Adagrad", args={"eps": 1e-3}), 32, ALONE)
+    losses = []
+    for _ in range(5):
+        loss = model.loss(*batch())
+        loss.backward()
+        optimizer.step(RATES, grad_scale=1 / 72)
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    for wrong in ("torch.optim.Nothing", "nowhere.Adam", "momentum"):
+        with pytest.raises(ModelError, match=r"optim\.name"):
+            Optimizer(small_model(), OptimConfig(name=wrong), 32, ALONE)
+
+
+def train_together(folder: Path, processes: int, dtype: str, name: str = "muon") -> tuple[dict, list[int]]:
+    """20 steps of tests/model/together.py; the weights, and the elements of state of each process."""
+    out = folder / f"{processes}-{dtype}-{name}"
+    script = str(Path(__file__).with_name("together.py"))
+    runner = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [*(runner if processes > 1 else [sys.executable]), script, str(out), dtype, name]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=200)
+    return load_file(out / "weights.safetensors"), [int((out / f"state-{r}").read_text()) for r in range(processes)]
+
+
+def assert_equal_weights(found, wanted, tolerance):
+    for name, weight in wanted.items():
+        assert float((found[name] - weight).norm() / weight.norm()) < tolerance, name
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.full)])
+def test_more_processes_make_the_same_weights_and_hold_less_state_each(tmp_path, processes):
+    wanted, alone = train_together(tmp_path, 1, "float32")
+    found, held = train_together(tmp_path, processes, "float32")
+    assert_equal_weights(found, wanted, 1e-5)
+    assert max(held) < 1.05 * alone[0] / processes
+    if processes == 4:
+        exact = [train_together(tmp_path, n, "float64")[0] for n in (1, 2, 4)]
+        for other in exact[1:]:
+            assert_equal_weights(other, exact[0], 1e-10)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["adamw", "sgd", "torch.optim.Adam"])
+def test_the_other_optimisers_agree_on_two_processes_too(tmp_path, name):
+    wanted, _ = train_together(tmp_path, 1, "float64", name)
+    assert_equal_weights(train_together(tmp_path, 2, "float64", name)[0], wanted, 1e-10)
