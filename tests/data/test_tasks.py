@@ -180,7 +180,7 @@ def test_a_sum_is_held_out_whichever_operand_comes_first(operation, a, b):
         assert is_held_out(operation, a, b) == is_held_out(operation, b, a)
 
 
-def test_no_generated_evaluation_item_is_in_training():
+def test_no_generated_evaluation_item_is_in_training(sets):
     weights = {"plus": 1, "minus": 1, "times": 1, "remainder": 1}
     for maximum in (20, 999):
         kept, out = (
@@ -193,7 +193,7 @@ def test_no_generated_evaluation_item_is_in_training():
         mirrored = {(operation, b, a) for operation, a, b in kept if operation in ("plus", "times")}
         assert out and not out & (kept | mirrored)
     for task in (SimpleSpelling, SpellingBee):
-        assert not set(task("train").words) & set(task("test").words)
+        assert not set(task("train", folder=sets).words) & set(task("test", folder=sets).words)
     assert not set(SimpleSpelling("train").words) & set(SpellingBee("test").words)
 
     def asked(task):
