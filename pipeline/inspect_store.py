@@ -23,10 +23,11 @@ RESULT_NEUTRAL = "shows what is stored"
 CHAT_MODULES = ("rl", "finetune", "pretrain")
 
 
-def print_ending(console: Console, plan: Plan, store: Store) -> None:
+def print_ending(console: Console, artifacts: list[Artifact]) -> None:
     """What a run leaves the user with: the report's summary, and how to chat."""
-    reports = [s.artifact for s in plan.steps.values() if s.artifact and s.artifact.module == "report"]
-    for artifact in reports:
+    for artifact in artifacts:
+        if artifact.module != "report":
+            continue
         from pipeline.stages.report import summary
 
         rows = summary(artifact.folder)
@@ -38,8 +39,7 @@ def print_ending(console: Console, plan: Plan, store: Store) -> None:
                 table.add_row(*row)
             console.print(table)
         console.print(f"Report: {artifact.folder / 'report.html'}", soft_wrap=True)
-    models = [s for s in plan.steps.values() if s.artifact and s.artifact.module in ("rl", "finetune")]
-    if models:
+    if any(artifact.module in ("rl", "finetune") for artifact in artifacts):
         console.print("Chat:   python flows.py chat        (here on the terminal: python flows.py chat --cli)")
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import hardware, launch
+from pipeline import hardware, keys, launch
 from pipeline.errors import Corrupt, Interrupted, StageFailed, UserError
 from pipeline.keys import ROOT
 from pipeline.locks import Lock, wait_for_orphans
@@ -71,6 +71,7 @@ class Maker:
                     self.store.note_use(artifact, stage.name)
                     return artifact
             held.enter_context(self._slot(step))
+            self._check_code(step)
             work = self._open_work(step)
             self.events.started(stage.name, step.why, work / "log.txt")
             outcome = self._run(step, inputs, work, lock)
@@ -78,6 +79,15 @@ class Maker:
             artifact = self.store.publish(work, self._record(step, outcome, work))
             self.events.ended(stage.name, "made", artifact.record["seconds"])
             return artifact
+
+    @staticmethod
+    def _check_code(step: Step) -> None:
+        """An artifact must not be made by other code than its key says: code may be edited while a run goes on."""
+        planned = step.content.get("code", {})
+        if changes := keys.code_changes(planned, keys.code_of(step.stage.run, step.content.get("params"))):
+            raise UserError(
+                f"code changed since this run was planned: {'; '.join(changes)}", step.name, "Run it again."
+            )
 
     def _look(self, step: Step) -> Artifact | None:
         assert step.key is not None

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 from pipeline import chat_command, hardware, inspect_store
 from pipeline.cli import VERBS, Parser
-from pipeline.config import Settings
 from pipeline.errors import Corrupt, UserError
 from pipeline.session import Session
 
@@ -58,16 +57,17 @@ def run_once(overrides: list[str]) -> int:
     running = plan.running()
     if running:
         console.print(plan_table(plan, everything=False))
-        _start_flow(overrides, session.settings)
-        plan = session.plan(online=False)
+        keys = _start_flow(overrides)
     else:
-        console.print(f"Nothing to do: all {len(plan.steps)} stages are in {session.store.root}.")
-    inspect_store.print_ending(console, plan, session.store)
+        console.print(f"Nothing to do: all {len(plan.steps)} stages are in {session.store.root}.", soft_wrap=True)
+        keys = {step.name: step.artifact.key for step in plan.steps.values() if step.artifact}
+    found = [session.store.find(plan.steps[name].stage.run, key) for name, key in keys.items() if key]
+    inspect_store.print_ending(console, [artifact for artifact in found if artifact])
     return 0
 
 
-def _start_flow(overrides: list[str], settings: Settings) -> None:
-    """Run the flow with Prefect's own temporary server, or with the one PREFECT_API_URL names."""
+def _start_flow(overrides: list[str]) -> dict[str, str]:
+    """Run the flow with Prefect's own temporary server, or with the one PREFECT_API_URL names; the stages' keys."""
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -75,7 +75,7 @@ def _start_flow(overrides: list[str], settings: Settings) -> None:
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     from flows import build_flow
 
-    build_flow()(overrides)
+    return dict(build_flow()(overrides))
 
 
 def plan(flags: argparse.Namespace, overrides: list[str]) -> int:
