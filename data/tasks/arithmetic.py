@@ -48,8 +48,27 @@ _VALUE_FRAMES = [
     "Please calculate {x}.",
     "I would like to know {x}.",
     "My question is: what is {x}?",
+    "What does {x} add up to?",
+    "What does {x} give me?",
+    "{x} gives what?",
+    "{x} makes how much?",
+    "If I take {x}, what do I get?",
+    "For {x} I get what?",
+    "The answer to {x} is?",
+    "Let me know what {x} is.",
 ]
-_ORDER_FRAMES = ["{x}", "{x}.", "Please {x}.", "{x}, please.", "Can you {x}?", "Would you {x}?", "You should {x}."]
+_ORDER_FRAMES = [
+    "{x}",
+    "{x}.",
+    "Please {x}.",
+    "{x}, please.",
+    "Can you {x}?",
+    "Would you {x}?",
+    "You should {x}.",
+    "{x} and tell me.",
+    "I ask you to {x}.",
+    "First {x}, then stop.",
+]
 # Asked in evaluation only.
 _NEW_VALUE_FRAMES = [
     "Please work out {x}.",

@@ -16,7 +16,7 @@ from data import bpe
 from data.conversation import render
 from data.errors import DataError
 from data.rows import ConversationRows
-from data.spec import TaskSpec
+from data.spec import TaskSpec, load_task
 from data.task import TaskError
 from data.tokenizer import Tokenizer
 from pipeline.job import Job, Launch, Stopped
@@ -226,3 +226,37 @@ test.stage.main(test.make_job(Path({str(work)!r}), Path({str(tokenizer_folder)!r
 """
     process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=os.environ, capture_output=True, text=True)
     assert process.returncode == -signal.SIGKILL, process.stderr
+
+
+REVERSED = '''
+from data.draw import Draw, held_out
+from data.task import Task, dialogue
+
+
+class Reversed(Task):
+    """Saying a number backwards."""
+
+    def __init__(self, split="train", size=None, folder=None, file=None, digits: int = 4):
+        super().__init__(split, size or 100, folder, file)
+        numbers = [str(n) for n in range(10**digits) if held_out(f"reversed {n}") == (split == "test")]
+        self.numbers = [numbers[i] for i in Draw("reversed").order(len(numbers))][: self.size]
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def conversation(self, i):
+        return dialogue(f"Reverse {self.numbers[i]}", self.numbers[i][::-1])
+
+    def grade(self, i, completion, execute=None):
+        return float(completion == self.numbers[i][::-1])
+'''
+
+
+def test_a_new_task_is_one_file_and_one_line(tmp_path, tokenizer_folder, monkeypatch):
+    (tmp_path / "reversing.py").write_text(REVERSED)
+    monkeypatch.syspath_prepend(tmp_path)
+    line = TaskSpec("reversing.Reversed", size=50, args={"digits": 3})
+    metrics = stage.main(make_job(tmp_path / "work", tokenizer_folder, Params([line], sequence_len=64)))
+    assert metrics["conversations"] == 50
+    graded = load_task(TaskSpec("reversing.Reversed", split="test"), None)
+    assert graded.grade(0, graded.conversation(0)["messages"][1]["content"]) == 1.0
