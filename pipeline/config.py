@@ -96,6 +96,7 @@ class MixtureConfig:
     rl_eval: list[dict[str, Any]]
     chat_eval: list[dict[str, Any]]
     identity: IdentityConfig
+    core: dict[str, Any] | None = None
     identity_size: int | None = None
     eval_size: int | None = None
     operations: dict[str, float] = field(default_factory=dict)
