@@ -71,7 +71,7 @@ def _render_chunk(job: Job[Params], mixture: "TaskSequence", start: int, tokeniz
     slices = [conversations[i : i + SLICE] for i in range(0, len(conversations), SLICE)]
     row_tokens, all_tokens = job.params.sequence_len + 1, job.params.mask == "all"
     # Threads are enough: the tokenizer works without Python's lock.
-    with ThreadPoolExecutor(job.launch.workers) as pool:
+    with ThreadPoolExecutor(max(1, job.launch.workers)) as pool:
         done = list(pool.map(lambda some: [_render(c, tokenizer, row_tokens, all_tokens) for c in some], slices))
     rendered = [item for some in done for item in some]
     fates = np.array([(len(marked), fate) for marked, fate in rendered], np.int32)
