@@ -32,7 +32,7 @@ def held_out_word(word: str) -> bool:
 
 
 def _from_list(folder: Path) -> list[str]:
-    paths = sorted(folder.glob("**/*.txt"))
+    paths = [path for path in sorted(folder.glob("**/*.txt")) if path.name != "log.txt"]  # the log of the download
     if len(paths) != 1:
         raise DataError(f"{folder}: a word list is one .txt file, but there are {len(paths)}")
     return [word for word in paths[0].read_text(encoding="utf-8").split() if word.isascii() and word.islower()]

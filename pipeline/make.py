@@ -140,6 +140,7 @@ class Maker:
             if not again:
                 break
             self.events.say(stage.name, f"{outcome.message}; going on from the last checkpoint")
+        self.events.say(stage.name, outcome.message)
         self.events.ended(stage.name, "failed", outcome.seconds)
         raise StageFailed(stage.name, outcome.cause or "unknown", outcome.message, str(work / "log.txt"))
 
