@@ -24,13 +24,16 @@ DATASHEET = {  # dense bfloat16 FLOP/s by a part of the device's name; the first
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s: the datasheet's for a known GPU in 16 bits, else what matmuls reach now (a fraction of a second)."""
+    """FLOP/s: the datasheet's for a known GPU in 16 bits, else what matmuls reach now (a fraction of a second).
+
+    CPUs are measured in float32: in 16 bits many have no matmul worth the name.
+    """
     if device.type == "cuda" and dtype != torch.float32:
         name = torch.cuda.get_device_name(device)
         known = next((peak for part, peak in DATASHEET.items() if part in name), None)
         if known:
             return known
-    return matmul_flops(device, dtype)
+    return matmul_flops(device, torch.float32 if device.type == "cpu" else dtype)
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, tries: int = 4) -> float:

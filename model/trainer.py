@@ -40,6 +40,7 @@ class Settings:
     log_every: int = 10
     save_every: int | None = None
     save_minutes: float = 10.0
+    epoch_rows: int | None = None  # rows that there are; null: not said
     trace: Path | None = None  # folder for a profiler trace
 
 
@@ -209,11 +210,18 @@ class Trainer:
             "lr": self.optimizer.lr("matrix") * rates.lr,
             "momentum": rates.momentum,
             "tokens": progress.tokens,
+            **self._position(),
             "tok_s": tokens_per_second,
             "mfu": tokens_per_second * self.settings.flops_per_token / self.peak,
             "seconds": progress.seconds,
             "memory_mb": memory_bytes(self.world.device) / 1e6,
         }
+
+    def _position(self) -> dict[str, float]:
+        """How often the data has been seen."""
+        if not self.settings.epoch_rows:
+            return {}
+        return {"epoch": self.progress.step * self.settings.rows * self.world.size / self.settings.epoch_rows}
 
     def _shown(self) -> dict[str, float]:
         record = self.progress.record or self.last_record

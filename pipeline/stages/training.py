@@ -153,6 +153,7 @@ def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | 
         micro_batch=size,
         rows=rows,
         dtype=dtype,
+        epoch_rows=len(work.rows),
         flops_per_token=config.flops_per_token(),
         grad_clip=work.grad_clip,
         eval_every=work.eval_every,

@@ -1,5 +1,6 @@
 """Artifacts that training stages read, and jobs that run on them in processes of their own."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -9,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import load_file
+
+from pipeline import typed
+from pipeline.job import Job, Launch
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCAB = 67
@@ -88,6 +93,26 @@ class StageRun:
         """To the end; the outcome, with what was printed under "output"."""
         output = self.start(nproc, **launch).communicate(timeout=300)[0]
         return {**json.loads((self.work / "outcome.json").read_text()), "output": output}
+
+    def inside(self, **launch: Any) -> dict[str, Any]:
+        """The same in this very process: the metrics that main returns; its errors are raised."""
+        module = importlib.import_module(f"pipeline.stages.{self.module}")
+        job = Job(
+            stage=self.module,
+            key=self.key,
+            params=typed.build(module.Params, self.params),
+            launch=typed.build(Launch, {"device": "cpu", "threads": 1, **self.launch, **launch}),
+            inputs={name: Path(path) for name, path in self.inputs.items()},
+            work=self.work,
+            store=self.work.parent / "store",
+        )
+        return module.main(job)
+
+    def weights(self) -> dict[str, Any]:
+        return load_file(self.work / "out" / "model.safetensors")
+
+    def said(self) -> str:
+        return (self.work / "said.txt").read_text()
 
     def metrics(self, *names: str) -> list[tuple[float, ...]]:
         """(step, *names) of every line that has the names."""
