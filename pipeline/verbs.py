@@ -1,7 +1,6 @@
 """What each verb does. A verb gets its own flags parsed and the rest of the line as overrides."""
 
 import argparse
-import os
 import shutil
 import sys
 import time
@@ -67,12 +66,10 @@ def run_once(overrides: list[str]) -> int:
 
 
 def _start_flow(overrides: list[str]) -> dict[str, str]:
-    """Run the flow with Prefect's own temporary server, or with the one PREFECT_API_URL names; the stages' keys."""
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    """Run the flow; the stages' keys."""
+    from pipeline import server
+
+    server.use_configured_or_temporary()
     from flows import build_flow
 
     return dict(build_flow()(overrides))

@@ -34,6 +34,7 @@ class Chatmill:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
 
     def run(self, *arguments: str, code: int = 0, **env: str) -> str:

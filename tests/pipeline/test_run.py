@@ -187,21 +187,31 @@ def test_after_kill_9_the_same_command_goes_on_and_no_process_is_left(
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]
 
 
-def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_130(served: Chatmill, tmp_path: Path) -> None:
+def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_130(chatmill: Chatmill, tmp_path: Path) -> None:
+    """As a terminal does it: the signal goes to every process of the foreground group."""
     gate = tmp_path / "gate"
     overrides = toys(a={"pause_at": 2, "gate": str(gate)})
-    process = served.start(*overrides)
-    wait_for(lambda: paused(served.store), process)
-    process.send_signal(signal.SIGINT)
+    process = chatmill.start(*overrides)
+    wait_for(lambda: paused(chatmill.store), process)
+    os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate()
     assert process.returncode == 130, out + err
     assert "2 of 4 numbers are written" in err
     assert "The same command goes on" in err
-    assert not children_naming(served.store)
-    assert "can be continued" in served.run("status", *overrides)
-    gate.touch()
-    served.run(*overrides)
-    assert records(served.store)["a"]["metrics"]["resumed_at"] == 2
+    assert "ERROR" not in out + err
+    assert not children_naming(chatmill.store)
+    assert "can be continued" in chatmill.run("status", *overrides)
+
+
+def test_the_temporary_server_ends_with_a_run_that_is_killed(chatmill: Chatmill, tmp_path: Path) -> None:
+    process = chatmill.start(*toys(a={"pause_at": 2, "gate": str(tmp_path / "gate")}))
+    wait_for(lambda: paused(chatmill.store), process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert any("pipeline.server" in child.cmdline() for child in children)
+    process.kill()
+    process.communicate()
+    psutil.wait_procs(children, timeout=60)
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_two_runs_at_once_make_it_once_and_the_second_says_what_it_waits_for(served: Chatmill, tmp_path: Path) -> None:
