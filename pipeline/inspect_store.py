@@ -174,9 +174,10 @@ def collect_garbage(store: Store, dry_run: bool) -> list[tuple[Path, int]]:
         finished = (store.artifacts / module / key / "artifact.json").exists()
         if finished and not _locked(store.root / "locks" / f"{work.name}.lock"):
             places.append(work)
-    for path in [*(store.root / "blobs").glob("*"), *(store.root / "tokens").glob("*/*/*")]:
-        if path.is_file() and path.stat().st_nlink == 1:
-            places.append(path)
+    places += [p for p in (store.root / "blobs").glob("*") if p.is_file() and p.stat().st_nlink == 1]
+    for shard in (store.root / "tokens").glob("*/*"):
+        if shard.is_dir() and all(p.stat().st_nlink == 1 for p in shard.glob("*.npy")):
+            places.append(shard)
     freed = []
     for path in places:
         files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline import store as store_module
 from pipeline.errors import Corrupt, UserError
+from pipeline.inspect_store import collect_garbage
 from pipeline.store import Store
 
 RECORD: dict[str, Any] = {"module": "toy", "key": "a" * 16, "stages": ["one"], "run": "r", "finished": 1.0}
@@ -156,3 +157,23 @@ def test_an_unreadable_record_is_damage_not_absence(store: Store) -> None:
     target = store.quarantine(artifact.folder, "because")
     assert (target / "reason.txt").read_text() == "because\n"
     assert store.find("toy", RECORD["key"]) is None
+
+
+def test_gc_deletes_what_nothing_refers_to_and_nothing_else(store: Store) -> None:
+    blobs, shard = store.root / "blobs", store.root / "tokens" / "t" / "s"
+    shard.mkdir(parents=True)
+    blobs.mkdir()
+    for path in (blobs / "used", blobs / "unused", shard / "tokens.npy", shard / "shard.json"):
+        path.write_bytes(b"12")
+    artifact = publish(store, {"own": b"1"})
+    os.link(blobs / "used", artifact.folder / "used")
+    os.link(shard / "tokens.npy", artifact.folder / "tokens.npy")
+    store.work("toy", RECORD["key"]).mkdir(parents=True)  # as a crash after publishing leaves it
+    unfinished = store.work("toy", "b" * 16)
+    unfinished.mkdir()
+    planned = [path for path, _ in collect_garbage(store, dry_run=True)]
+    assert sorted(planned) == sorted([blobs / "unused", store.work("toy", RECORD["key"])])
+    assert [path for path, _ in collect_garbage(store, dry_run=False)] == planned
+    assert unfinished.exists()
+    store.discard(artifact.folder)
+    assert {path for path, _ in collect_garbage(store, dry_run=False)} == {blobs / "used", shard}
