@@ -91,6 +91,24 @@ def score_table(evaluations: Sequence[Made], notes: list[str]) -> Table:
     return Table(["", *stages, "items"], body, notes=[*explained, *footnotes(evaluations), *notes])
 
 
+def core_table(evaluations: Sequence[Made]) -> Table | None:
+    """CORE's tasks one by one: centred accuracy, which is 0 for guessing and 1 for knowing all."""
+    cores = {made.short: made.results["core"] for made in evaluations if made.results.get("core")}
+    labels = dict.fromkeys(label for core in cores.values() for label in core.get("centered", {}))
+    if not labels:
+        return None
+    body: list[list[Cell | str]] = []
+    for label in labels:
+        line: list[Cell | str] = [label]
+        for core in cores.values():
+            there = label in core["centered"]
+            detail = percent(core["accuracy"][label]) if there else ""
+            line.append(Cell(f"{core['centered'][label]:.4f}", detail) if there else MISSING)
+        counts = sorted({core["counts"][label] for core in cores.values() if label in core.get("counts", {})})
+        body.append([*line, " / ".join(f"{n:,}" for n in counts)])
+    return Table(["", *cores, "items"], body, notes=["Centred accuracy, and below it the accuracy."])
+
+
 def _items(row: Row) -> str:
     counts = sorted({score.items for score in row.scores.values() if score.items is not None})
     return " / ".join(f"{n:,}" for n in counts)

@@ -8,7 +8,7 @@ from pipeline.report.document import Block, Cell, Facts, Notices, Paragraph, Rep
 from pipeline.report.lineage import DATASET, DATASETS
 from pipeline.report.made import Made, evaluations, trainings
 from pipeline.report.notices import notices
-from pipeline.report.scores import rows, score_table
+from pipeline.report.scores import core_table, rows, score_table
 from pipeline.report.words import count, day, duration, listed, money, percent
 
 
@@ -20,6 +20,7 @@ def report(made: Sequence[Made], title: str, notes: list[str], samples: int, tal
     sections = [
         Section("At a glance", glance(made)),
         Section("Results", results(made, notes)),
+        Section("CORE by task", [table] if (table := core_table(evaluations(made))) else []),
         Section("What ran", what_ran(made)),
         Section("Training", training(made)),
         Section("Tokenizer", tokenizer(made)),

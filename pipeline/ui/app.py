@@ -72,7 +72,8 @@ def _check_address(host: str, port: int) -> None:
         except (OSError, OverflowError) as error:
             if getattr(error, "errno", None) == errno.EADDRINUSE:
                 raise _taken(host, port) from None
-            raise UserError(f"cannot listen on {host}, port {port} ({error})", "app.host, app.port") from None
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot listen on {host}, port {port} ({why})", "app.host, app.port") from None
 
 
 def _taken(host: str, port: int) -> UserError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from data.conversation import Encoder, render_prompt
+from data.conversation import BOS, Encoder, render_prompt, text_of
 from pipeline.errors import UserError
 
 RESULT_NEUTRAL = "talks to finished models"
@@ -121,10 +121,13 @@ class Draft:
 
 
 class ChatSession:
-    """One loaded model. Answers one conversation at a time; others wait."""
+    """One loaded model. Answers one conversation at a time; others wait.
 
-    def __init__(self, generate: Generate, tokenizer: Encoder, context: int):
-        self._generate, self._tokenizer, self.context = generate, tokenizer, context
+    continues: a base model, which was not taught to chat; it goes on with the text of the last message alone.
+    """
+
+    def __init__(self, generate: Generate, tokenizer: Encoder, context: int, continues: bool = False):
+        self._generate, self._tokenizer, self.context, self.continues = generate, tokenizer, context, continues
         self._busy = threading.Lock()
 
     @classmethod
@@ -165,13 +168,13 @@ class ChatSession:
     def _fit(self, messages: list[Message], settings: ChatSettings) -> tuple[list[int], int]:
         """(prompt ids, messages left out): the oldest turns go until an answer has room; the system message stays."""
         system = messages[:1] if messages and messages[0]["role"] == "system" else []
-        turns = messages[len(system) :]
+        turns = messages[-1:] if self.continues else messages[len(system) :]
         if not turns or turns[-1]["role"] != "user":
             raise UserError("there is no message to answer")
         spare = min(settings.max_tokens, self.context // 4)
         forgotten = 0
         while True:
-            prompt = render_prompt({"messages": system + turns[forgotten:]}, self._tokenizer)
+            prompt = self._prompt(system, turns[forgotten:])
             if len(prompt) + spare <= self.context:
                 return prompt, forgotten
             if forgotten + 2 >= len(turns):
@@ -183,3 +186,8 @@ class ChatSession:
                 fix="Shorten it.",
             )
         return prompt, forgotten
+
+    def _prompt(self, system: list[Message], turns: list[Message]) -> list[int]:
+        if self.continues:
+            return [self._tokenizer.special[BOS], *self._tokenizer.encode(text_of(turns[-1]["content"]))]
+        return render_prompt({"messages": system + turns}, self._tokenizer)

@@ -10,13 +10,14 @@ from model.engine import Engine
 from model.gpt import load_model
 from model.precision import resolve_dtype
 from model.sampling import Sampling
+from pipeline.store import Store
 from pipeline.ui.chat import ChatSettings, End, Event, Generate, Text, ToolCall, ToolOutput
 
 RESULT_NEUTRAL = "loads finished models"
 
 
-def load(model: Path, tokenizer: Path, device: str = "auto") -> tuple[Generate, Tokenizer, int]:
-    """(generate, tokenizer, context in tokens) for a ChatSession. Raises ModelError, DataError."""
+def load(model: Path, tokenizer: Path, device: str = "auto") -> tuple[Generate, Tokenizer, int, bool]:
+    """What a ChatSession is made of. Raises ModelError, DataError."""
     vocabulary = Tokenizer.load(tokenizer)
     where = choose_device(device)
     network = load_model(model, where, resolve_dtype("auto", where))
@@ -41,4 +42,6 @@ def load(model: Path, tokenizer: Path, device: str = "auto") -> tuple[Generate, 
                 reason = {"cancelled": "stop", "length": "length"}.get(event.finish, "end")
                 yield End(reason, event.tokens, 0.0)  # type: ignore[arg-type]
 
-    return generate, vocabulary, int(network.config.sequence_len)  # type: ignore[union-attr, arg-type]
+    context = int(network.config.sequence_len)  # type: ignore[union-attr, arg-type]
+    artifact = Store.read(model)
+    return generate, vocabulary, context, artifact is not None and artifact.module == "pretrain"

@@ -17,6 +17,7 @@ RESULT_NEUTRAL = "finds finished models"
 CHAT_MODULES = ("finetune", "rl")
 MODULES = (*CHAT_MODULES, "pretrain")
 PROMPTS = ("Who are you?", "What is 37 + 58?", "How do you spell banana?", "Why is the sky blue?")
+TEXTS = ("Once upon a time", "The capital of France is", "To make bread, first", "In the beginning")
 PROMPT_CHARACTERS = 120  # longer ones do not fit on a button
 
 
@@ -74,15 +75,22 @@ def _count(number: float) -> str:
 
 
 def _prompts(store: Store, artifact: Artifact) -> tuple[str, ...]:
-    """A question of each task that the model answered rightly in its evaluation; the usual ones where there is none."""
+    """What the model was seen to do well: a question of each task that its evaluation saw answered rightly, or the
+    texts that a base model continued there; the usual ones where there is nothing."""
     found: dict[str, str] = {}
+    base = artifact.module == "pretrain"
     for results in _evaluations(store, artifact.key):
         for conversation in results.get("conversations") or []:
-            prompt = str(conversation.get("prompt", "")).strip()
-            fits = "\n" not in prompt and 0 < len(prompt) <= PROMPT_CHARACTERS
-            if fits and conversation.get("correct"):
-                found.setdefault(str(conversation.get("task")), prompt)
-    return tuple(dict.fromkeys([*list(found.values())[:3], *PROMPTS]))[: len(PROMPTS)]
+            if conversation["correct"] and _fits(conversation["prompt"]):
+                found.setdefault(conversation["task"], conversation["prompt"])
+        for sample in (results.get("samples") or []) if base else []:
+            found.setdefault(sample["prompt"], sample["prompt"])
+    usual = TEXTS if base else PROMPTS
+    return tuple(dict.fromkeys([*list(found.values())[:3], *usual]))[: len(usual)]
+
+
+def _fits(prompt: str) -> bool:
+    return "\n" not in prompt.strip() and len(prompt) <= PROMPT_CHARACTERS
 
 
 def _evaluations(store: Store, key: str) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ from made_up import artifact, chat_results, results, task, whole_run
 from pipeline.job import Job, Launch
 from pipeline.report.made import read
 from pipeline.report.notices import notices
-from pipeline.report.scores import footnotes, rows, score_table
+from pipeline.report.scores import core_table, footnotes, rows, score_table
 from pipeline.stages.report import Params, main, summary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +95,7 @@ def test_fewer_than_all_core_tasks_are_never_called_core(inputs):
     assert any("CORE-n/22" in note for note in footnotes(tested))
     assert any("at most 16 items" in note for note in footnotes(tested))
     assert any("ARC-Easy (400 of 2,376)" in note for note in footnotes(tested))
+    assert texts(core_table(tested), "task_3") == ["0.0213", "16"]
 
 
 def test_chatcore_of_some_tasks_says_how_many(tmp_path):

@@ -1,5 +1,8 @@
+from collections.abc import Iterator
+
 import pytest
 from echo_model import ByteTokenizer, EchoModel
+from serve_app import running
 
 from pipeline.ui.chat import ChatSession
 
@@ -12,3 +15,10 @@ def model() -> EchoModel:
 @pytest.fixture
 def session(model: EchoModel) -> ChatSession:
     return ChatSession(model, ByteTokenizer(), context=400)
+
+
+@pytest.fixture(scope="session")
+def app() -> Iterator[str]:
+    """The address of a running chat app."""
+    with running() as address:
+        yield address

@@ -26,6 +26,8 @@ class ByteTokenizer:
 class EchoModel:
     """Adds where it sees a +, talks without end when asked to, and else repeats what it was told."""
 
+    BEGINNINGS = (ByteTokenizer.special["<|bos|>"], ByteTokenizer.special["<|user_start|>"])
+
     def __init__(self) -> None:
         self.prompts: list[list[int]] = []
         self.settings: list[ChatSettings] = []
@@ -33,8 +35,8 @@ class EchoModel:
     def __call__(self, prompt: list[int], settings: ChatSettings, should_stop: Callable[[], bool]) -> Iterator[Event]:
         self.prompts.append(prompt)
         self.settings.append(settings)
-        start = ByteTokenizer.special["<|user_start|>"]
-        said = ByteTokenizer().decode(prompt[len(prompt) - prompt[::-1].index(start) :])
+        start = max(i for i, token in enumerate(prompt) if token in self.BEGINNINGS)
+        said = ByteTokenizer().decode(prompt[start:])
         if "+" in said:
             yield from (Text("It is "), ToolCall(said), ToolOutput("7"), Text("7."))
         elif "forever" in said:

@@ -1,7 +1,10 @@
 import pytest
+from echo_model import ByteTokenizer
 
 from pipeline.errors import UserError
-from pipeline.ui.chat import ChatSettings, Draft, End, Text, ToolCall, ToolOutput
+from pipeline.ui.chat import ChatSession, ChatSettings, Draft, End, Text, ToolCall, ToolOutput
+
+ANSWERED = [{"role": "assistant", "content": "there was"}]
 
 
 def user(text):
@@ -80,6 +83,13 @@ def test_settings_that_mean_nothing_are_named(session, wrong):
 def test_a_conversation_that_does_not_end_with_a_question_is_refused(session):
     with pytest.raises(UserError, match="no message to answer"):
         list(session.reply([user("hi"), {"role": "assistant", "content": "hello"}]))
+
+
+def test_a_base_model_continues_the_text_of_the_last_message(model):
+    base = ChatSession(model, ByteTokenizer(), context=400, continues=True)
+    list(base.reply([{"role": "system", "content": "Be brief."}, user("Once upon"), *ANSWERED, user("a time")]))
+
+    assert model.prompts[0] == [0, *ByteTokenizer().encode("a time")]
 
 
 def test_should_stop_ends_an_answer_and_a_closed_one_leaves_the_session_free(session):

@@ -6,7 +6,7 @@ import pytest
 from model.config import GPTConfig
 from pipeline.errors import UserError
 from pipeline.store import Store
-from pipeline.ui.models import PROMPTS, choice, find_models
+from pipeline.ui.models import PROMPTS, TEXTS, choice, find_models
 
 
 def put(store, module, key, finished, stages=None, inputs=None, **files):
@@ -53,6 +53,14 @@ def test_a_model_whose_tokenizer_is_gone_is_not_offered_and_says_so_when_named(s
 def test_an_artifact_that_is_no_model_is_refused(store):
     with pytest.raises(UserError, match="tokenizer/tttt1111: is no model to talk to"):
         choice(store, store.read(store.folder("tokenizer", "tttt1111")))
+
+
+def test_a_base_model_is_given_texts_to_continue(store):
+    artifact = put(store, "pretrain", "pppp1111", 4.0, ["pretrain"], TOKENIZER, model=MODEL)
+    samples = [{"prompt": "The mill is", "text": " old"}]
+    put(store, "evaluate", "eeee1111", 6.0, ["evaluate_base"], {"model": "pppp1111"}, results={"samples": samples})
+
+    assert choice(store, artifact).prompts == ("The mill is", *TEXTS[:3])
 
 
 def test_what_the_model_answered_rightly_is_proposed_first(store):

@@ -1,0 +1,100 @@
+"""Chromium without a window, steered over its debugging protocol."""
+
+import itertools
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.request
+from contextlib import suppress
+from typing import Any
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-sync "
+    "--disable-background-networking --disable-component-update --remote-debugging-port=0"
+)
+PATIENCE = 60.0  # seconds
+
+
+class Browser:
+    """One tab. `requests` are the addresses it asked for."""
+
+    def __init__(self, width: int = 1280, height: int = 900):
+        from websockets.sync.client import connect
+
+        self.profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        line = [str(CHROMIUM), *FLAGS.split(), f"--user-data-dir={self.profile.name}", "about:blank"]
+        self.process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr
+        address = next(text for text in self.process.stderr if "DevTools listening on" in text)
+        with urllib.request.urlopen(f"http://{address.split('//')[1].split('/')[0]}/json") as answer:
+            tab = next(t for t in json.load(answer) if t["type"] == "page")
+        self.socket = connect(tab["webSocketDebuggerUrl"], max_size=None)
+        self.numbers, self.requests = itertools.count(1), []
+        for domain in ("Page", "Runtime", "Network"):
+            self.command(f"{domain}.enable")
+        self.command(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
+
+    def __enter__(self) -> "Browser":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        from websockets.exceptions import ConnectionClosed
+
+        with suppress(ConnectionClosed):  # before it has answered
+            self.command("Browser.close")
+        self.socket.close()
+        try:
+            self.process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+        self.profile.cleanup()
+
+    def command(self, method: str, **params: Any) -> dict[str, Any]:
+        number = next(self.numbers)
+        self.socket.send(json.dumps({"id": number, "method": method, "params": params}))
+        while True:
+            message = json.loads(self.socket.recv(timeout=PATIENCE))
+            if message.get("id") == number:
+                assert "error" not in message, message
+                return dict(message["result"])
+            if message.get("method") == "Network.requestWillBeSent":
+                self.requests.append(message["params"]["request"]["url"])
+
+    def js(self, expression: str) -> Any:
+        """The value of an expression; None where it throws, as it may while a page is still loading."""
+        return self.command("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def wait(self, expression: str) -> None:
+        end = time.monotonic() + PATIENCE
+        while not self.js(expression):
+            assert time.monotonic() < end, f"never true: {expression}"
+
+    def open(self, address: str, until: str) -> None:
+        self.command("Page.navigate", url=address)
+        self.wait(until)
+
+    def click(self, selector: str) -> None:
+        found = f"document.querySelector({json.dumps(selector)})"
+        self.wait(f"!!{found}")
+        self.js(f"{found}.click()")
+
+    def press(self, selector: str) -> None:
+        """A click of a real mouse, for what listens to more than clicks."""
+        found = f"document.querySelector({json.dumps(selector)})"
+        self.wait(f"!!{found}")
+        x, y = self.js(f"(r => [r.x + r.width / 2, r.y + r.height / 2])({found}.getBoundingClientRect())")
+        for kind in ("mousePressed", "mouseReleased"):
+            self.command("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def say(self, text: str) -> None:
+        """Type into the chat app's box and send."""
+        self.js("document.querySelector('#box textarea').focus()")
+        self.command("Input.insertText", text=text)
+        for kind in ("keyDown", "keyUp"):
+            self.command("Input.dispatchKeyEvent", type=kind, key="Enter", windowsVirtualKeyCode=13, text="\r")
