@@ -4,7 +4,9 @@ The store is the truth about what is made; Prefect remembers the same keys, show
 As a program this file hands over to pipeline/cli.py.
 """
 
+import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from pipeline.cli import main
@@ -15,7 +17,12 @@ RESULT_NEUTRAL = "orders stages; makes nothing itself"
 def build_flow() -> Any:
     """The flow `chatmill(overrides)`, for runs and for deployments. Prefect is imported here and nowhere else."""
     from prefect import Task, flow, task
-    from prefect.artifacts import create_markdown_artifact, create_table_artifact
+    from prefect.artifacts import (
+        create_markdown_artifact,
+        create_progress_artifact,
+        create_table_artifact,
+        update_progress_artifact,
+    )
     from prefect.task_runners import ThreadPoolTaskRunner
 
     from pipeline.plan import Step
@@ -33,10 +40,23 @@ def build_flow() -> Any:
             result_serializer="json",
             refresh_cache=step.action == "run",
         )
-        def make_stage(upstream: list[dict[str, str]]) -> dict[str, str]:
-            return run.make(step, {record["stage"]: record for record in upstream})
+        def make_stage(upstream: list[dict[str, str]]) -> dict[str, str]:  # Prefect draws its edges from them
+            return run.make(step, show_progress(step))
 
         return make_stage
+
+    def show_progress(step: Step) -> Callable[[float], None]:
+        """A bar in Prefect's own pages, moved in the thread of the stage's task."""
+        shown: list[Any] = []
+
+        def show(percent: float) -> None:
+            if shown:
+                update_progress_artifact(shown[0], percent)
+            else:
+                key = re.sub(r"[^a-z0-9]+", "-", step.name)
+                shown.append(create_progress_artifact(percent, key=key, description=step.name))
+
+        return show
 
     @flow(name="chatmill", task_runner=ThreadPoolTaskRunner(max_workers=32))  # type: ignore[arg-type]
     def chatmill(overrides: list[str]) -> dict[str, str]:

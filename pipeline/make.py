@@ -53,8 +53,10 @@ class Maker:
     def __post_init__(self) -> None:
         self._slots = threading.BoundedSemaphore(self.slots)
 
-    def make(self, step: Step, inputs: dict[str, Artifact], force: bool = False) -> Artifact:
-        """The artifact of `step`, made unless another process made it meanwhile.
+    def make(
+        self, step: Step, inputs: dict[str, Artifact], force: bool, on_progress: Callable[[dict[str, Any]], None]
+    ) -> Artifact:
+        """The artifact of `step`, made unless another process made it meanwhile; on_progress as in job.progress.
 
         Raises StageFailed, Interrupted (asked to stop; what was done is kept) or UserError.
         """
@@ -74,7 +76,7 @@ class Maker:
             self._check_code(step)
             work = self._open_work(step)
             self.events.started(stage.name, step.why, work / "log.txt")
-            outcome = self._run(step, inputs, work, lock)
+            outcome = self._run(step, inputs, work, lock, on_progress)
             lock.check()
             artifact = self.store.publish(work, self._record(step, outcome, work))
             self.events.ended(stage.name, "made", artifact.record["seconds"])
@@ -120,10 +122,22 @@ class Maker:
             )
         return work
 
-    def _run(self, step: Step, inputs: dict[str, Artifact], work: Path, lock: Lock) -> launch.Outcome:
+    def _run(
+        self,
+        step: Step,
+        inputs: dict[str, Artifact],
+        work: Path,
+        lock: Lock,
+        on_progress: Callable[[dict[str, Any]], None],
+    ) -> launch.Outcome:
         stage = step.stage
+
+        def tell(state: dict[str, Any]) -> None:
+            self.events.progress(stage.name, state)
+            on_progress(state)
+
         watch = launch.Watch(
-            on_progress=lambda state: self.events.progress(stage.name, state),
+            on_progress=tell,
             on_say=lambda line: self.events.say(stage.name, line),
             should_stop=self._stopping,
             should_kill=lambda: self.switch.insisted or not lock.holds(),

@@ -4,7 +4,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,8 @@ from pipeline.session import Session, new_run_id
 from pipeline.store import Artifact
 
 RESULT_NEUTRAL = "carries out a plan"
+
+SHOW_SECONDS = 5.0  # between what Prefect's pages are told of a stage
 
 
 @dataclass
@@ -66,21 +68,32 @@ class Run:
             finally:
                 run._end()
 
-    def make(self, step: Step, upstream: dict[str, dict[str, str]]) -> dict[str, str]:
-        """The record of the stage's artifact, made if the plan says so. What goes wrong is kept for raise_failures."""
+    def make(self, step: Step, show: Callable[[float], None]) -> dict[str, str]:
+        """The record of the stage's artifact, made if the plan says so. What goes wrong is kept for raise_failures.
+
+        show(percent) is told now and then how far the stage has come.
+        """
         try:
-            artifact = self._keep(step, step.artifact if step.action == "cached" else self._make(step))
+            artifact = self._keep(step, step.artifact if step.action == "cached" else self._make(step, show))
         except BaseException as error:
             with self._lock:
                 self.failures.append(error)
             raise
         return {"stage": step.name, "module": artifact.module, "key": artifact.key, "folder": str(artifact.folder)}
 
-    def _make(self, step: Step) -> Artifact:
+    def _make(self, step: Step, show: Callable[[float], None]) -> Artifact:
         if self.maker.switch.asked:
             raise Interrupted(f"{step.name} had not started")
         inputs = {name: self.artifacts[source] for name, source in step.stage.inputs.items()}
-        return self.maker.make(step, inputs, force=step.name in self.session.settings.force)
+        told = time.monotonic()
+
+        def on_progress(state: dict[str, Any]) -> None:
+            nonlocal told
+            if time.monotonic() - told >= SHOW_SECONDS:
+                told = time.monotonic()
+                show(100 * state["done"] / (state["total"] or 1))
+
+        return self.maker.make(step, inputs, step.name in self.session.settings.force, on_progress)
 
     def _keep(self, step: Step, artifact: Artifact | None) -> Artifact:
         """Remember what stands for the stage in this run, and under run.name in later ones."""
