@@ -1,6 +1,7 @@
 """How the next token is drawn: settings of one row, and the sampler of many rows that each have their own."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -104,39 +105,46 @@ class Sampler:
         self.any_penalty = any(row.repetition_penalty != 1.0 for row in rows)
         self.penalty = column([row.repetition_penalty for row in rows])
 
-    def draw(self, logits: Tensor) -> Tensor:
-        """(rows,) int64 from logits (rows, vocab) float32, which are left as they are."""
+    def draw(self, logits: Tensor, rows: list[int] | None = None) -> Tensor:
+        """(N,) int64 from logits (N, vocab) float32, which are left as they are; of all rows, or of those listed."""
+        places = None if rows is None else torch.tensor(rows, device=self.device)
+
+        def of(setting: Tensor) -> Tensor:
+            return setting if places is None else setting[places]
+
         if self.any_penalty:
-            penalised = torch.where(logits < 0, logits * self.penalty, logits / self.penalty)
-            logits = torch.where(self.seen, penalised, logits)
+            penalised = torch.where(logits < 0, logits * of(self.penalty), logits / of(self.penalty))
+            logits = torch.where(of(self.seen), penalised, logits)
         if self.all_greedy:
             tokens = logits.argmax(-1)
         else:
-            tokens = self._sample(logits)
+            tokens = self._sample(logits, of)
             if self.any_greedy:
-                tokens = torch.where(self.greedy, logits.argmax(-1), tokens)
+                tokens = torch.where(of(self.greedy), logits.argmax(-1), tokens)
+        everything = torch.arange(len(self.settings), device=self.device) if places is None else places
         if self.seen is not None:
-            self.seen.scatter_(1, tokens[:, None], True)
-        self.drawn += 1
+            self.seen[everything, tokens] = True
+        self.drawn[everything] += 1
         return tokens
 
-    def _sample(self, logits: Tensor) -> Tensor:
+    def _sample(self, logits: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """of: takes the lines of a setting that belong to the logits."""
         sort = self.width < self.vocab_size or self.any_top_p or self.any_min_p
         ids = None
         if sort:
-            logits, ids = logits.topk(self.width)  # (rows, width), likeliest first
+            logits, ids = logits.topk(self.width)  # (N, width), likeliest first
         if self.any_temperature:
-            logits = logits / self.temperature
+            logits = logits / of(self.temperature)
         if sort and not self.equal_width:
             rank = torch.arange(self.width, device=logits.device)
-            logits = logits.masked_fill(rank >= self.kept, -torch.inf)
+            logits = logits.masked_fill(rank >= of(self.kept), -torch.inf)
         weights = logits.softmax(-1)
         if self.any_top_p:
-            weights = weights.masked_fill(weights.cumsum(-1) - weights >= self.top_p, 0.0)
+            weights = weights.masked_fill(weights.cumsum(-1) - weights >= of(self.top_p), 0.0)
         if self.any_min_p:
-            weights = weights.masked_fill(weights < self.min_p * weights[:, :1], 0.0)
+            weights = weights.masked_fill(weights < of(self.min_p) * weights[:, :1], 0.0)
         reached = weights.cumsum(-1, dtype=torch.float32 if sort else torch.float64)
-        column = self.drawn[:, None].clamp(max=self.uniforms.size(1) - 1)
-        target = self.uniforms.gather(1, column) * reached[:, -1:]
+        column = of(self.drawn)[:, None].clamp(max=self.uniforms.size(1) - 1)
+        target = of(self.uniforms).gather(1, column) * reached[:, -1:]
         place = (reached <= target).sum(-1, keepdim=True)  # a uniform is below 1, so never past the last weight
         return place[:, 0] if ids is None else ids.gather(1, place)[:, 0]

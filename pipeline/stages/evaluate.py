@@ -68,13 +68,16 @@ class Bench:
         from data.tokenizer import Tokenizer
         from evals.ledger import Ledger
         from model.distributed import choose_device
-        from model.engine import Engine, rows_that_fit
+        from model.engine import Engine, lay_out_for_decoding, rows_that_fit
         from model.gpt import load_model
+        from model.hardware import keep_freed_memory
         from model.precision import resolve_dtype
 
         self.job, params = job, job.params
         self.device = choose_device(job.launch.device, job.local_rank)
-        self.model = load_model(job.inputs["model"], self.device, resolve_dtype(params.dtype, self.device))
+        keep_freed_memory()
+        model = load_model(job.inputs["model"], self.device, resolve_dtype(params.dtype, self.device))
+        self.model = lay_out_for_decoding(model)
         self.tokenizer = tok = Tokenizer.load(job.inputs["tokenizer"])
         rows = job.launch.device_batch_size
         rows = rows_that_fit(self.model) if rows == "auto" else int(rows)
