@@ -56,7 +56,10 @@ def canonical(value: Any, file_digest: Callable[[str], str], where: str = "param
             if field.metadata.get("key") is False:
                 continue  # says where something is, not what
             if field.metadata.get("file") and item is not None:
-                result[field.name] = {"sha256": file_digest(item)}
+                try:
+                    result[field.name] = {"sha256": file_digest(item)}
+                except UserError as error:
+                    raise UserError(str(error), f"{where}.{field.name}") from None
             else:
                 result[field.name] = canonical(item, file_digest, f"{where}.{field.name}")
         return result
