@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError
+from data.errors import DataMistake
 from data.tokenizer import SPECIAL_TOKENS, Tokenizer, byte_characters
 
 # GPT-4's split, with numbers cut into at most two digits instead of three: small vocabularies have no room for more.
@@ -28,7 +28,7 @@ def train(texts: Iterable[str], vocab_size: int) -> dict[bytes, int]:
     trainer.train_from_iterator(iter(texts), vocab_size=ordinary, pattern=PATTERN)
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     if len(ranks) < ordinary:
-        raise DataError(
+        raise DataMistake(
             f"tokenizer.params.vocab_size: {vocab_size} is more than the text gives: it has room for "
             f"{len(ranks) + len(SPECIAL_TOKENS)} tokens. Ask for fewer, or train on more text."
         )
@@ -37,7 +37,7 @@ def train(texts: Iterable[str], vocab_size: int) -> dict[bytes, int]:
 
 def check_vocab_size(vocab_size: int) -> None:
     if vocab_size < SMALLEST:
-        raise DataError(
+        raise DataMistake(
             f"tokenizer.params.vocab_size: {vocab_size} is too small: 256 bytes and {len(SPECIAL_TOKENS)} special "
             f"tokens make {SMALLEST}."
         )

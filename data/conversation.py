@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from data.errors import DataError
+from data.errors import DataMistake
 
 Conversation = dict[str, Any]
 
@@ -80,19 +80,19 @@ def check(conversation: Any) -> None:
     """Raise DataError saying what is wrong, if this is no conversation."""
     messages = conversation.get("messages") if isinstance(conversation, dict) else None
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise DataError("a conversation is a list of messages, and needs at least one")
+        raise DataMistake("a conversation is a list of messages, and needs at least one")
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise DataError(f"message {i + 1} needs a role and a content")
+            raise DataMistake(f"message {i + 1} needs a role and a content")
         if not isinstance(message["role"], str):
-            raise DataError(f"the role of message {i + 1} is no text")
+            raise DataMistake(f"the role of message {i + 1} is no text")
     turns = messages[1:] if messages[0]["role"] == "system" else messages
     if not turns:
-        raise DataError("a system message alone is no conversation")
+        raise DataMistake("a system message alone is no conversation")
     for i, message in enumerate(turns):
         expected = "assistant" if i % 2 else "user"
         if message["role"] != expected:
-            raise DataError(
+            raise DataMistake(
                 f"message {i + 1 + len(messages) - len(turns)} is by {message['role']!r} where {expected!r} is due"
             )
     for i, message in enumerate(messages):
@@ -104,10 +104,10 @@ def _check_content(message: dict[str, Any], where: str) -> None:
     if isinstance(content, str):
         return
     if message["role"] != "assistant" or not isinstance(content, Sequence):
-        raise DataError(f"{where} is no text")
+        raise DataMistake(f"{where} is no text")
     for part in content:
         if not isinstance(part, dict) or part.get("type") not in PARTS or not isinstance(part.get("text"), str):
-            raise DataError(f"{where} has a part that is not {{type: {' | '.join(PARTS)}, text: ...}}")
+            raise DataMistake(f"{where} has a part that is not {{type: {' | '.join(PARTS)}, text: ...}}")
 
 
 def pieces(conversation: Conversation) -> Iterator[Piece]:

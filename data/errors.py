@@ -9,6 +9,12 @@ class DataError(Exception):
     cause = "data"
 
 
+class DataMistake(DataError):
+    """What the user asked for or gave cannot be used: a wrong path, a line that is no conversation."""
+
+    cause = "config"
+
+
 class DiskFull(DataError):
     """There is no room for what was asked."""
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.errors import DataError
+from data.errors import DataMistake
 from data.shards import documents
 
 SUFFIXES = (".parquet", ".jsonl", ".txt")
@@ -35,23 +35,23 @@ def _document_of(line: bytes, column: str, where: str) -> str:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise DataError(f"{where}: is not JSON ({error}).") from None
+        raise DataMistake(f"{where}: is not JSON ({error}).") from None
     if not isinstance(row, dict):
-        raise DataError(f"{where}: is not an object with {column!r}, or with 'prompt' and 'completion'.")
+        raise DataMistake(f"{where}: is not an object with {column!r}, or with 'prompt' and 'completion'.")
     if column in row:
         parts = [row[column]]
     elif "prompt" in row and "completion" in row:
         parts = [row["prompt"], row["completion"]]
     else:
         names = ", ".join(row) or "nothing"
-        raise DataError(f"{where}: has neither {column!r} nor both 'prompt' and 'completion', but {names}.")
+        raise DataMistake(f"{where}: has neither {column!r} nor both 'prompt' and 'completion', but {names}.")
     if not all(isinstance(part, str) for part in parts):
-        raise DataError(f"{where}: holds something that is not text where text is needed.")
+        raise DataMistake(f"{where}: holds something that is not text where text is needed.")
     text = _join(*parts) if len(parts) == 2 else parts[0]
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise DataError(f"{where}: holds half of a surrogate pair, which is no character.") from None
+        raise DataMistake(f"{where}: holds half of a surrogate pair, which is no character.") from None
     return text
 
 
@@ -82,4 +82,4 @@ def _lines(path: Path) -> Iterator[str]:
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8").replace("\r\n", "\n")
             except UnicodeDecodeError:
-                raise DataError(f"{path}:{number}: is not UTF-8. Convert it, as with iconv -t utf-8.") from None
+                raise DataMistake(f"{path}:{number}: is not UTF-8. Convert it, as with iconv -t utf-8.") from None

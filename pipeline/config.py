@@ -73,6 +73,7 @@ class DataConfig:
     repo_id: str | None
     revision: str
     shard: str
+    shard_tokens: int | None
     train_shards: int | None
     tokenizer_shards: int | None
     val_shard: str | None

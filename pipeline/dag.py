@@ -86,7 +86,22 @@ def build(settings: Settings) -> Dag:
                 raise UserError(
                     f"reads {source}, which is not in pipeline.stages", f"{stage.name}.inputs.{input_name}", fix
                 )
-    return Dag(_ordered(stages))
+    found = Dag(_ordered(stages))
+    for stage in found.stages.values():
+        _check(stage, found)
+    return found
+
+
+def _check(stage: Stage, found: Dag) -> None:
+    """Let the stage's module say what cannot work, as long as nothing has been paid for it."""
+    if hook := getattr(stage.module, "check", None):
+        behind = found.behind([stage.name]) - {stage.name}
+        try:
+            hook(stage.params, {name: found.stages[name].params for name in behind})
+        except Exception as error:
+            if getattr(error, "cause", None) != "config":
+                raise
+            raise UserError(str(error), f"{stage.name}.params") from None
 
 
 def stage_module(run: str, name: str) -> ModuleType:

@@ -5,7 +5,7 @@ import fnmatch
 from collections.abc import Iterable
 from typing import Any
 
-from data.errors import DataError
+from data.errors import DataError, DataMistake
 from data.fetch import TIMEOUT_SECONDS, Wanted, describe_url, fetch_all, http_errors, patiently, unreachable
 from data.source import Made, Request, link_all
 
@@ -21,7 +21,7 @@ def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any
     Raises DataError when the hub cannot be reached or lacks a file.
     """
     if not params.repo_id or params.repo_id.count("/") != 1:
-        raise DataError(f"data.repo_id: is {params.repo_id!r}, but ORG/NAME is needed.")
+        raise DataMistake(f"data.repo_id: is {params.repo_id!r}, but ORG/NAME is needed.")
     endpoint = (memory.get("endpoint") or HUB).rstrip("/")
     place = f"{endpoint}/datasets/{params.repo_id}"
     remembered = memory.setdefault("hub", {})
@@ -71,7 +71,7 @@ def _choose(params: Any, known: Iterable[str]) -> list[str]:
         for pattern in params.files:
             chosen |= dict.fromkeys(sorted(fnmatch.filter(known, pattern)) or [pattern])
         if not chosen:
-            raise DataError(f"data.files: name files of {params.repo_id}, or patterns for them.")
+            raise DataMistake(f"data.files: name files of {params.repo_id}, or patterns for them.")
         return list(chosen)
     if params.train_shards is None or params.train_shards < 1:
         raise DataError(
@@ -79,11 +79,13 @@ def _choose(params: Any, known: Iterable[str]) -> list[str]:
         )
     train = [params.shard.format(i) for i in range(params.train_shards)]
     if params.val_shard in train:
-        raise DataError(f"data.val_shard: {params.val_shard} is one of the {len(train)} training shards. Name another.")
+        raise DataMistake(
+            f"data.val_shard: {params.val_shard} is one of the {len(train)} training shards. Name another."
+        )
     if not params.validation:
         return train
     if params.val_shard is None:
-        raise DataError("data.val_shard: name the shard that is held out.")
+        raise DataMistake("data.val_shard: name the shard that is held out.")
     return [*train, params.val_shard]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.blobs import file_sha256, link
-from data.errors import DataError
+from data.errors import DataMistake
 from data.resplit import VAL, Resplit
 from data.shards import check_shard, write_shard
 from data.source import Made, Request
@@ -30,7 +30,7 @@ def make(request: Request) -> Made | None:
     found = {name: Path(path) for name, path in request.identity["source"]["paths"].items()}
     for name, path in found.items():
         if file_sha256(path) != request.identity["files"][name]["sha256"]:
-            raise DataError(f"{path}: has changed since this run was planned. Run again.")
+            raise DataMistake(f"{path}: has changed since this run was planned. Run again.")
     if params.what == "dataset":
         for name, path in found.items():
             link(request.blobs.path(request.blobs.add(path)), request.out / name)
@@ -46,23 +46,23 @@ def find_sources(paths: list[str]) -> dict[str, Path]:
     Raises DataError for a path that is not there, of another kind, or two files of one name.
     """
     if not paths:
-        raise DataError("data.paths: names no file. Give files or folders of parquet, jsonl or txt.")
+        raise DataMistake("data.paths: names no file. Give files or folders of parquet, jsonl or txt.")
     found: dict[str, Path] = {}
     for text in paths:
         path = Path(text).expanduser().resolve()
         if not path.exists():
-            raise DataError(f"{path}: there is no such file or folder (data.paths).")
+            raise DataMistake(f"{path}: there is no such file or folder (data.paths).")
         if path.is_dir():
             files = {f.relative_to(path).as_posix(): f for f in path.rglob("*") if f.suffix in SUFFIXES and f.is_file()}
         else:
             files = {path.name: path}
         if not files:
-            raise DataError(f"{path}: holds no {', '.join(SUFFIXES)} file (data.paths).")
+            raise DataMistake(f"{path}: holds no {', '.join(SUFFIXES)} file (data.paths).")
         for name, file in files.items():
             if file.suffix not in SUFFIXES:
-                raise DataError(f"{file}: is none of {', '.join(SUFFIXES)} (data.paths).")
+                raise DataMistake(f"{file}: is none of {', '.join(SUFFIXES)} (data.paths).")
             if name in found:
-                raise DataError(f"{file} and {found[name]}: have one name in the data set. Rename one of them.")
+                raise DataMistake(f"{file} and {found[name]}: have one name in the data set. Rename one of them.")
             found[name] = file
     return dict(sorted(found.items()))
 
@@ -86,10 +86,11 @@ def _file_by_file(found: dict[str, Path], request: Request) -> Made | None:
     shards = {str(PurePosixPath(name).with_suffix(".parquet")).replace("/", "--"): name for name in found}
     val = next((shard for shard, name in shards.items() if params.val_shard in (shard, name)), None)
     if val is None:
-        raise DataError(f"data.val_shard: {params.val_shard} is none of {', '.join(found)}.")
+        raise DataMistake(f"data.val_shard: {params.val_shard} is none of {', '.join(found)}.")
     train = [shard for shard in shards if shard != val][: params.train_shards]
     if len(train) < (params.train_shards or 1):
-        raise DataError(f"data.train_shards: {params.train_shards} asked for, but there are {len(train)} beside {val}.")
+        wanted_shards = f"data.train_shards: {params.train_shards} asked for"
+        raise DataMistake(f"{wanted_shards}, but there are {len(train)} beside {val}.")
     wanted = [*train, *([val] if params.validation else [])]
     for i, shard in enumerate(wanted):
         if request.should_stop():

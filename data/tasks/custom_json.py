@@ -6,7 +6,7 @@ from typing import Any
 
 from data.conversation import Conversation, check
 from data.draw import Draw
-from data.errors import DataError
+from data.errors import DataError, DataMistake
 from data.task import Task, TaskError
 
 
@@ -39,7 +39,7 @@ def read_conversations(path: Path) -> list[Conversation]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataMistake(f"{path}: cannot be read ({error.strerror})") from error
     found = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -47,16 +47,16 @@ def read_conversations(path: Path) -> list[Conversation]:
         try:
             found.append(_conversation(json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))))
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: no JSON ({error.msg} at column {error.colno})") from error
+            raise DataMistake(f"{path}:{number}: no JSON ({error.msg} at column {error.colno})") from error
         except UnicodeDecodeError as error:
-            raise DataError(f"{path}:{number}: not UTF-8 text (byte {error.start + 1} of the line)") from error
+            raise DataMistake(f"{path}:{number}: not UTF-8 text (byte {error.start + 1} of the line)") from error
         except DataError as error:
-            raise DataError(
+            raise DataMistake(
                 f'{path}:{number}: {error}. A line is [{{"role": "user", "content": "..."}}, '
                 '{"role": "assistant", "content": "..."}]'
             ) from error
     if not found:
-        raise DataError(f"{path}: there is no conversation in it")
+        raise DataMistake(f"{path}: there is no conversation in it")
     return found
 
 
@@ -64,5 +64,5 @@ def _conversation(value: Any) -> Conversation:
     conversation = {"messages": value} if isinstance(value, list) else value
     check(conversation)
     if conversation["messages"][-1]["role"] != "assistant":
-        raise DataError("a conversation to learn from ends with the assistant")
+        raise DataMistake("a conversation to learn from ends with the assistant")
     return conversation

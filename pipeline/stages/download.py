@@ -27,6 +27,7 @@ class Params:
     train_shards: int | None = None  # text: how many; None: all there are (not on a hub)
     val_shard: str | None = None  # text: the file held out; None (not on a hub): hold out single documents
     validation: bool = True  # text: False keeps the held-out text away altogether, as the tokenizer's input does
+    shard_tokens: int | None = field(default=None, metadata={"key": False})  # text: about as many, to check horizons
     column: str = "text"  # text: the column of a parquet file, the field of a jsonl line
     extract: bool = False  # url: also unpack a zip beside it
     shard_chars: int = 50_000_000  # local text without val_shard: characters a shard

@@ -81,8 +81,8 @@ def load_trainable(job: Job[Params], sequence_len: int, vocab_size: int) -> "nn.
     config = read_config(folder)
     if sequence_len > config.sequence_len:
         raise ModelError(
-            f"{job.stage}: the rows have {sequence_len} tokens, more than the model's context of {config.sequence_len}; "
-            "make the rows shorter"
+            f"{job.stage}: the rows have {sequence_len} tokens, more than the model's context of "
+            f"{config.sequence_len}; make the rows shorter"
         )
     if config.vocab_size != vocab_size:
         raise ModelError(f"{job.stage}: the model knows {config.vocab_size} tokens, the tokenizer has {vocab_size}")

@@ -16,16 +16,18 @@ class Params:
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
-    from data.errors import DataError
+    from data.errors import DataMistake
     from data.packing import TokenSpan
 
     params = job.params
     if params.sequence_len < 1 or params.window < 1:
-        raise DataError(f"pack.params: sequence_len={params.sequence_len} and window={params.window} must be positive.")
+        raise DataMistake(
+            f"pack.params: sequence_len={params.sequence_len} and window={params.window} must be positive."
+        )
     span = TokenSpan(job.inputs["tokens"], "train")
     rows, kept = _stream(job, span) if params.method == "stream" else _best_fit(job, span)
     if rows < 1:
-        raise DataError(
+        raise DataMistake(
             f"{job.inputs['tokens']}: {len(span):,} training tokens do not fill one row of {params.sequence_len + 1} "
             f"({params.method}). Take more text or a shorter pack.params.sequence_len."
         )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 RANKS = True
 
+BEST_FIT_KEEPS = 0.65  # of the tokens, at a context of 2,048
 H100_FLOPS, USUAL_MFU = 989e12, 0.45  # for the estimate on GPUs whose kind is not known yet
 
 
@@ -81,6 +82,37 @@ def main(job: Job[Params]) -> dict[str, Any]:
         ),
     )
     return metrics | {"flops": steps * params.total_batch_tokens * config.flops_per_token()}
+
+
+def check(params: Params, upstream: dict[str, Any]) -> None:
+    """What can be known to fail before anything is fetched or made. `upstream`: params of all stages behind this one.
+
+    Raises ModelError.
+    """
+    tokenizers = [p.vocab_size for p in upstream.values() if hasattr(p, "vocab_size")]
+    config = params.model.resolved(vocab_size=params.model.vocab_size or next(iter(tokenizers), None))
+    if params.total_batch_tokens % config.sequence_len:
+        raise ModelError(
+            f"total_batch_tokens={params.total_batch_tokens} is no multiple of model.sequence_len={config.sequence_len}"
+        )
+    packed = [p for p in upstream.values() if hasattr(p, "method") and hasattr(p, "sequence_len")]
+    for pack in packed:
+        if pack.sequence_len != config.sequence_len:
+            raise ModelError(
+                f"model.sequence_len={config.sequence_len}, but pack.params.sequence_len={pack.sequence_len}; "
+                "set both to the same"
+            )
+    kept = BEST_FIT_KEEPS if any(pack.method == "bestfit" for pack in packed) else 1.0
+    needed = count_steps(params, config) * params.total_batch_tokens / params.max_epochs
+    for text in upstream.values():
+        if getattr(text, "shard_tokens", None) and text.validation and text.train_shards:
+            there = text.train_shards * text.shard_tokens * kept
+            if needed > there:
+                raise ModelError(
+                    f"{needed * params.max_epochs:,.0f} tokens are to be trained on, but {text.train_shards} shards "
+                    f"hold about {there:,.0f}: set data.train_shards={-(-needed // (text.shard_tokens * kept)):.0f}, "
+                    "or allow repetition with max_epochs"
+                )
 
 
 def count_steps(params: Params, config: GPTConfig) -> int:

@@ -113,14 +113,14 @@ def _write_rows(job: Job[Params], mixture: "TaskSequence", tokenizer: "Tokenizer
     """Pack the chunks into rows; padded with <|bos|>, which is not trained on there."""
     import numpy as np
 
-    from data.errors import DataError
+    from data.errors import DataMistake
     from data.rows import best_fit_whole
 
     fates = np.concatenate([np.load(job.scratch / f"{s}.fates.npy") for s in range(0, len(mixture), CHUNK)])
     row_tokens = job.params.sequence_len + 1
     rows = best_fit_whole(fates[:, 0], row_tokens)
     if not rows:
-        raise DataError(
+        raise DataMistake(
             f"{job.stage}: not one of {len(mixture)} conversations has an answer within {row_tokens} tokens. "
             "Raise sequence_len, or choose other tasks."
         )

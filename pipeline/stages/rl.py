@@ -105,20 +105,20 @@ def answerer(job: Job[Params], model: "nn.Module") -> "Answerer":
 
 def load_problems(job: Job[Params], specs: list[TaskSpec], limit: int | None = None) -> "list[Problem]":
     """All items of the tasks, each as often as its task is repeated. Raises DataError for tasks without grades."""
-    from data.errors import DataError
+    from data.errors import DataMistake
     from data.spec import load_tasks
     from pipeline.stages.rollouts import Problem
 
     problems = []
     for spec, task in zip(specs, load_tasks(specs, lambda name: job.inputs[f"dataset/{name}"])):
         if task.kind != "generate":
-            raise DataError(
+            raise DataMistake(
                 f"{job.stage}: {spec.label} is multiple choice; rl practises tasks that are answered in text"
             )
         items = range(min(len(task), limit or len(task)))
         problems += [Problem(task, spec.label, item) for _ in range(spec.repeat) for item in items]
     if not problems and limit is None:
-        raise DataError(
+        raise DataMistake(
             f"{job.stage}: there is nothing to practise; name at least one task in {job.stage}.params.tasks"
         )
     return problems

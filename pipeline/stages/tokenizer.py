@@ -20,6 +20,14 @@ class Params:
     eval_chars: int = 1_000_000  # of held-out text to measure on
 
 
+def check(params: Params, upstream: dict[str, Any]) -> None:
+    """Raises DataMistake for a vocabulary that cannot hold bytes and special tokens."""
+    if params.vocab_size < 512:  # importing what knows the exact number takes longer than a plan should
+        from data import bpe
+
+        bpe.check_vocab_size(params.vocab_size)
+
+
 def main(job: Job[Params]) -> dict[str, Any]:
     from data import bpe
     from data.errors import DataError

@@ -196,3 +196,25 @@ def test_a_file_that_is_not_there_is_named_with_its_setting(tmp_path: Path) -> N
     settings = config.settings(config.compose(["mixture.identity.file=/nowhere.jsonl"]))
     with pytest.raises(UserError, match=r"sft_data\.params\.mixture.*file.*/nowhere\.jsonl"):
         make_plan(dag.build(settings), Store(tmp_path), online=True, until="sft_data")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["recipe=d26", "data.train_shards=240"], r"pretrain\.params: 21,6.* tokens .* set data\.train_shards=41\d"),
+        (["recipe=d20", "pack.params.method=bestfit"], r"set data\.train_shards=33\d"),
+        (["pretrain.params.total_batch_tokens=1000"], r"total_batch_tokens=1000 is no multiple of model\.sequence_len"),
+        (["pack.params.sequence_len=128"], r"pack\.params\.sequence_len=128; set both"),
+        (["model.width=100"], r"model\.width 100 is no multiple of model\.head_dim"),
+        (["tokenizer.params.vocab_size=200"], r"vocab_size.* 200 is too small"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_runs(overrides: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        dag.build(config.settings(config.compose(overrides)))
+
+
+@pytest.mark.parametrize("recipe", ["tiny", "d12", "d20", "d26", "d32"])
+def test_every_recipe_has_the_text_it_needs(recipe: str) -> None:
+    for data in ([], ["data=climbmix"]) if recipe != "tiny" else ([],):
+        dag.build(config.settings(config.compose([f"recipe={recipe}", *data])))
