@@ -114,14 +114,15 @@ def _draw_panel(axis: "Axes", panel: Panel, drawn: dict[str, list[tuple[float, f
     axis.set_xlabel("step")
     axis.margins(x=0.02)
     if panel.zero:
-        axis.set_ylim(0, 1.06 * max(value for points in drawn.values() for _, value in points) or 1.0)
+        room = 1.3 if len(drawn) > 1 else 1.06  # for the legend
+        axis.set_ylim(0, room * max(value for points in drawn.values() for _, value in points) or 1.0)
     elif panel.names == ("loss",):
         _cut_off_start(axis, drawn["loss"])
     axis.yaxis.set_major_formatter(_short)
     axis.xaxis.set_major_formatter(_short)
     axis.locator_params(nbins=5)
     if len(drawn) > 1:
-        axis.legend(loc="best", handlelength=1.4)
+        axis.legend(loc="upper left", ncols=2, handlelength=1.4, columnspacing=1.0, borderaxespad=0.2)
 
 
 def _label(name: str) -> str:

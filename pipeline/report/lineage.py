@@ -64,7 +64,7 @@ def _nodes(made: Sequence[Made]) -> dict[str, Node]:
                 nodes.setdefault(key, Node(name, key[:8]))
     if datasets:
         nodes[DATASETS] = Node(DATASETS, plural(len(datasets), "artifact"))
-    for m in made:
+    for m in (m for m in made if not m.stage.startswith(DATASET)):
         kind = "evaluate" if m.stage.startswith(EVALUATE) else "data"
         kind = "model" if m.module in TRAINED else kind
         makers = {DATASETS if n.startswith(DATASET) else k for n, k in m.inputs.items()}

@@ -92,7 +92,7 @@ def score_table(evaluations: Sequence[Made], notes: list[str]) -> Table:
 
 
 def core_table(evaluations: Sequence[Made]) -> Table | None:
-    """CORE's tasks one by one: centred accuracy, which is 0 for guessing and 1 for knowing all."""
+    """CORE's tasks one by one; None where no evaluation has them."""
     cores = {made.short: made.results["core"] for made in evaluations if made.results.get("core")}
     labels = dict.fromkeys(label for core in cores.values() for label in core.get("centered", {}))
     if not labels:
@@ -102,11 +102,12 @@ def core_table(evaluations: Sequence[Made]) -> Table | None:
         line: list[Cell | str] = [label]
         for core in cores.values():
             there = label in core["centered"]
-            detail = percent(core["accuracy"][label]) if there else ""
-            line.append(Cell(f"{core['centered'][label]:.4f}", detail) if there else MISSING)
+            line.append(percent(core["accuracy"][label]) if there else MISSING)
+            line.append(f"{core['centered'][label]:.4f}" if there else MISSING)
         counts = sorted({core["counts"][label] for core in cores.values() if label in core.get("counts", {})})
         body.append([*line, " / ".join(f"{n:,}" for n in counts)])
-    return Table(["", *cores, "items"], body, notes=["Centred accuracy, and below it the accuracy."])
+    header = [name for stage in cores for name in (f"{stage}: accuracy", "centred")]
+    return Table(["", *header, "items"], body, notes=["Centred: 0 is guessing, 1 is all right. CORE is their mean."])
 
 
 def _items(row: Row) -> str:

@@ -11,6 +11,8 @@ from pipeline.report.notices import notices
 from pipeline.report.scores import core_table, rows, score_table
 from pipeline.report.words import count, day, duration, listed, money, percent
 
+CARDS = 6  # numbers at a glance; more do not fit in one line
+
 
 def report(made: Sequence[Made], title: str, notes: list[str], samples: int, talks: int) -> Report:
     """samples: of each kind; talks: graded questions of each task."""
@@ -40,10 +42,21 @@ def glance(made: Sequence[Made]) -> list[Block]:
     if tokens:
         facts.append(("tokens of pretraining", count(tokens)))
     tested = evaluations(made)
-    best = [row for row in rows(tested[-1:]) if not row.name.startswith("val")][:2]
-    facts += [(f"{row.name}, {tested[-1].short}", row.scores[tested[-1].short].shown) for row in best]
+    facts += _main_scores(tested, CARDS - len(facts))
     warnings = notices(made)
     return [Facts(facts), *([Notices(warnings)] if warnings else [])]
+
+
+def _main_scores(tested: Sequence[Made], number: int) -> list[tuple[str, str]]:
+    """So many scores: those over many tasks, each of the last stage that has it, then single tasks."""
+    table = rows(tested)
+    chosen = [row for row in table if row.name.startswith(("val", "CORE", "ChatCORE"))]
+    chosen += [row for row in table if row not in chosen]
+    found = []
+    for row in chosen[:number]:
+        stage = next(iter(row.scores)) if row.name.startswith("val") else list(row.scores)[-1]
+        found.append((f"{row.name}, {stage}", row.scores[stage].shown))
+    return found
 
 
 def results(made: Sequence[Made], notes: list[str]) -> list[Block]:
@@ -55,12 +68,25 @@ def results(made: Sequence[Made], notes: list[str]) -> list[Block]:
 
 
 def what_ran(made: Sequence[Made]) -> list[Block]:
-    body: list[list[Cell | str]] = [
-        [m.stage, where(m), day(m.record.get("finished")), duration(m.seconds), money(m.usd)] for m in made
-    ]
+    datasets = [m for m in made if m.stage.startswith(DATASET)]
+    body: list[list[Cell | str]] = []
+    if datasets:
+        body.append(_ran(f"{DATASETS} ({len(datasets)})", datasets))
+    body += [_ran(m.stage, [m]) for m in made if m not in datasets]
     body.append(["in all", "", "", duration(sum(m.seconds for m in made)), money(sum(m.usd for m in made))])
     table = Table(["stage", "on", "finished", "time", "cost"], body, left=2, total=True, notes=_usual_costs(made))
     return [*[Paragraph(text) for text in machines(made)], table]
+
+
+def _ran(name: str, made: Sequence[Made]) -> list[Cell | str]:
+    finished = max(m.record.get("finished") or 0.0 for m in made)
+    return [
+        name,
+        where(made[0]),
+        day(finished),
+        duration(sum(m.seconds for m in made)),
+        money(sum(m.usd for m in made)),
+    ]
 
 
 def _usual_costs(made: Sequence[Made]) -> list[str]:

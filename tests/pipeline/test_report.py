@@ -95,7 +95,7 @@ def test_fewer_than_all_core_tasks_are_never_called_core(inputs):
     assert any("CORE-n/22" in note for note in footnotes(tested))
     assert any("at most 16 items" in note for note in footnotes(tested))
     assert any("ARC-Easy (400 of 2,376)" in note for note in footnotes(tested))
-    assert texts(core_table(tested), "task_3") == ["0.0213", "16"]
+    assert texts(core_table(tested), "task_3") == ["26.6%", "0.0213", "16"]
 
 
 def test_chatcore_of_some_tasks_says_how_many(tmp_path):
@@ -117,8 +117,8 @@ def test_what_lowers_trust_in_a_number_is_said(tmp_path):
 
     assert "without full isolation (sandbox=weak) in evaluate_sft" in told
     assert "7 of 50 CORE items" in told
-    assert "100 of 164 answers to HumanEval were cut off" in told
-    assert "Other was not run: nothing here stops the network" in told
+    assert "Answers cut off at the longest allowed length: HumanEval 100 of 164." in told
+    assert "Other was not run after sft: nothing here stops the network" in told
     assert "of 100 conversations, 10 dropped" in told
 
 
