@@ -18,7 +18,7 @@ def split_words(split: str, folder: Path | None, shortest: int, longest: int) ->
     folder: holds the word list (a .txt file with a word a line); None takes the words of Python's standard
     library, which differ a little between Python versions.
     """
-    words = _from_list(folder) if folder else _from_python()
+    words = _from_list(folder) if folder else python_words()
     kept = sorted({word for word in words if shortest <= len(word) <= longest})
     chosen = [word for word in kept if held_out_word(word) == (split == "test")]
     if not chosen:
@@ -38,7 +38,7 @@ def _from_list(folder: Path) -> list[str]:
     return [word for word in paths[0].read_text(encoding="utf-8").split() if word.isascii() and word.islower()]
 
 
-def _from_python() -> list[str]:
+def python_words() -> list[str]:
     """Words written in at least two modules of the standard library; in one alone many are abbreviations."""
     library = Path(sysconfig.get_path("stdlib"))
     seen: Counter[str] = Counter()

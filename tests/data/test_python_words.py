@@ -1,0 +1,23 @@
+"""Words for spelling come from a data set with a key, also where there is no network."""
+
+from pathlib import Path
+
+from data.blobs import Blobs
+from data.source import Request
+from data.sources import python_words
+from data.tasks.simple_spelling import SimpleSpelling
+from pipeline.stages.download import Params
+
+
+def test_words_of_this_python_are_a_data_set_that_spelling_reads(tmp_path: Path) -> None:
+    params = Params("data.sources.python_words", what="dataset")
+    identity = python_words.identity(params, {}, online=False)
+    assert identity["files"]["python"]
+    out = tmp_path / "out"
+    out.mkdir()
+    request = Request(params, identity, out, tmp_path, Blobs(tmp_path), 1, lambda done, total: None, lambda: False)
+    assert python_words.make(request).files == ["words.txt"]
+    (out / "log.txt").write_text("what the stage says is no word list")
+    task = SimpleSpelling("train", folder=out)
+    assert len(task) > 500
+    assert task.words == SimpleSpelling("train").words
