@@ -130,6 +130,7 @@ class Settings:
 
 def compose(overrides: list[str]) -> dict[str, Any]:
     """conf/config.yaml with the overrides, resolved to plain containers. Main thread only. Raises UserError."""
+    import yaml
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -143,6 +144,8 @@ def compose(overrides: list[str]) -> dict[str, Any]:
         try:
             composed = hydra_compose("config", overrides=overrides)
             return plain(composed)
+        except yaml.YAMLError as error:
+            raise UserError(" ".join(str(error).split()), str(CONF), "Mend the YAML there.") from None
         except (HydraException, OmegaConfBaseException) as error:
             if len(overrides) == 0:
                 raise

@@ -14,24 +14,11 @@ from rich.text import Text
 
 from pipeline.make import Events
 from pipeline.plan import Plan, Step
+from pipeline.report.words import duration, money
 
 RESULT_NEUTRAL = "shows what happens"
 
 PLAIN_SECONDS = 15.0  # between progress lines of a stage where there is no terminal
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "?"
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def money(usd: float | None) -> str:
-    return "?" if usd is None else f"${usd:.2f}"
 
 
 def plan_table(plan: Plan, everything: bool = True) -> Table:
@@ -49,8 +36,8 @@ def plan_table(plan: Plan, everything: bool = True) -> Table:
             Text(step.name, style=style),
             Text(word, style=style),
             step.key or "?",
-            duration(step.seconds) if paid else "",
-            money(step.usd) if paid else "",
+            ("?" if step.seconds is None else duration(step.seconds)) if paid else "",
+            ("?" if step.usd is None else money(step.usd)) if paid else "",
             Text(_why(step), style="dim"),
         )
     return table

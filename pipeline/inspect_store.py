@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.console import duration, money
 from pipeline.errors import UserError
 from pipeline.plan import Plan, Step
+from pipeline.report.words import duration, money
 from pipeline.store import Artifact, Store
 
 RESULT_NEUTRAL = "shows what is stored"

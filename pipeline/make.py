@@ -54,9 +54,17 @@ class Maker:
         self._slots = threading.BoundedSemaphore(self.slots)
 
     def make(
-        self, step: Step, inputs: dict[str, Artifact], force: bool, on_progress: Callable[[dict[str, Any]], None]
+        self,
+        step: Step,
+        inputs: dict[str, Artifact],
+        behind: dict[str, Artifact],
+        force: bool,
+        on_progress: Callable[[dict[str, Any]], None],
     ) -> Artifact:
-        """The artifact of `step`, made unless another process made it meanwhile; on_progress as in job.progress.
+        """The artifact of `step`, made unless another process made it meanwhile.
+
+        inputs: by the names under which the stage reads them. behind: by stage, whatever it goes back to, for those
+        that tell about it. on_progress: as in job.progress.
 
         Raises StageFailed, Interrupted (asked to stop; what was done is kept) or UserError.
         """
@@ -76,7 +84,7 @@ class Maker:
             self._check_code(step)
             work = self._open_work(step)
             self.events.started(stage.name, step.why, work / "log.txt")
-            outcome = self._run(step, inputs, work, lock, on_progress)
+            outcome = self._run(step, self._job(step, inputs, behind, work), work, lock, on_progress)
             lock.check()
             artifact = self.store.publish(work, self._record(step, outcome, work))
             self.events.ended(stage.name, "made", artifact.record["seconds"])
@@ -125,7 +133,7 @@ class Maker:
     def _run(
         self,
         step: Step,
-        inputs: dict[str, Artifact],
+        job: dict[str, Any],
         work: Path,
         lock: Lock,
         on_progress: Callable[[dict[str, Any]], None],
@@ -143,7 +151,7 @@ class Maker:
             should_kill=lambda: self.switch.insisted or not lock.holds(),
         )
         for attempt in range(stage.launch.retries + 1):
-            outcome = launch.run(work, self._job(step, inputs, work), stage.has_ranks, stage.launch, watch)
+            outcome = launch.run(work, job, stage.has_ranks, stage.launch, watch)
             self._note_attempt(work, outcome)
             if outcome.status == "done":
                 return outcome
@@ -158,7 +166,7 @@ class Maker:
         self.events.ended(stage.name, "failed", outcome.seconds)
         raise StageFailed(stage.name, outcome.cause or "unknown", outcome.message, str(work / "log.txt"))
 
-    def _job(self, step: Step, inputs: dict[str, Artifact], work: Path) -> dict[str, Any]:
+    def _job(self, step: Step, inputs: dict[str, Artifact], behind: dict[str, Artifact], work: Path) -> dict[str, Any]:
         stage = step.stage
         return {
             "stage": stage.name,
@@ -171,7 +179,7 @@ class Maker:
             "store": str(self.store.root),
             "identity": step.identity,
             "logger": self.logger,
-            "context": self.provenance,
+            "context": self.provenance | {"stages": {name: _told(artifact) for name, artifact in behind.items()}},
         }
 
     def _record(self, step: Step, outcome: launch.Outcome, work: Path) -> dict[str, Any]:
@@ -232,6 +240,11 @@ class Maker:
             self.events.waiting(step.name, f"{who}, which has been making it since {since}{at}")
 
         return tell
+
+
+def _told(artifact: Artifact) -> dict[str, Any]:
+    """An artifact's record without what is long."""
+    return {name: value for name, value in artifact.record.items() if name not in ("files", "code", "dirty_diff")}
 
 
 def _absolute_files(params: Any) -> Any:

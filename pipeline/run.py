@@ -93,7 +93,9 @@ class Run:
                 told = time.monotonic()
                 show(100 * state["done"] / (state["total"] or 1))
 
-        return self.maker.make(step, inputs, step.name in self.session.settings.force, on_progress)
+        sources = self.session.dag.behind([step.name])
+        behind = {name: artifact for name, artifact in self.artifacts.items() if name in sources}
+        return self.maker.make(step, inputs, behind, step.name in self.session.settings.force, on_progress)
 
     def _keep(self, step: Step, artifact: Artifact | None) -> Artifact:
         """Remember what stands for the stage in this run, and under run.name in later ones."""

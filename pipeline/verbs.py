@@ -78,7 +78,8 @@ def _start_flow(overrides: list[str]) -> dict[str, str]:
 def plan(flags: argparse.Namespace, overrides: list[str]) -> int:
     from rich.console import Console
 
-    from pipeline.console import duration, money, plan_table
+    from pipeline.console import plan_table
+    from pipeline.report.words import duration, money
 
     session = Session.open(overrides)
     if flags.config:
