@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError
 from data.task import Task, TaskError
 
 
@@ -60,7 +59,7 @@ def load_task(spec: TaskSpec, folder: Path | None) -> Task:
     file = Path(spec.file) if spec.file else None
     task = cls(split=spec.split, size=spec.size, folder=folder, file=file, **spec.args)
     if not len(task):
-        raise DataError(f"task {spec.label}: no items in split {spec.split!r}")
+        raise TaskError(f"task {spec.label}: no items in split {spec.split!r}")
     return task
 
 

@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from data.conversation import Conversation
-from data.errors import DataError
+from data.errors import DataMistake
 
 Execute = Callable[[str], object]  # runs a program; true if it reached its end without an exception
 
 
-class TaskError(DataError):
+class TaskError(DataMistake):
     """A mixture names a task, or a setting of it, wrongly."""
-
-    cause = "config"
 
 
 class Task:
