@@ -220,7 +220,7 @@ def fill_normal(weight: Tensor, std: float, generator: torch.Generator) -> None:
         weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
 
 
-def build_model(config: GPTConfig) -> nn.Module:
+def build_model(config: GPTConfig) -> GPT:
     """The architecture that config.arch names, with memory for its weights but nothing in them."""
     if config.arch in ("base", "modern"):
         return GPT(config)
@@ -233,7 +233,7 @@ def build_model(config: GPTConfig) -> nn.Module:
         ) from error
 
 
-def new_model(config: GPTConfig, seed: int) -> nn.Module:
+def new_model(config: GPTConfig, seed: int) -> GPT:
     """A resolved config's model on the CPU, in training mode, its weights drawn from `seed`."""
     model = build_model(config)
     model.init_weights(torch.Generator().manual_seed(seed))
@@ -245,7 +245,7 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     config: GPTConfig | None = None,
-) -> nn.Module:
+) -> GPT:
     """The model of an artifact, in eval mode, weights and compute in `dtype`; config: other than model.json's.
 
     Raises ModelError if the artifact is not whole.

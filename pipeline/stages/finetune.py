@@ -12,9 +12,8 @@ from model.errors import ModelError
 from pipeline.job import Job
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from data.packing import ValidationRows
+    from model.gpt import GPT
 
 RANKS = True
 
@@ -71,7 +70,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
     )
 
 
-def load_trainable(job: Job[Params], sequence_len: int, vocab_size: int) -> "nn.Module":
+def load_trainable(job: Job[Params], sequence_len: int, vocab_size: int) -> "GPT":
     """The input model in float32, with the dropout that params ask for."""
     import dataclasses
 

@@ -11,10 +11,9 @@ from pipeline.job import Job, Stopped
 from pipeline.stages.rollouts import drop_rollouts, keep_rollouts
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from model.checkpoint import Checkpointer
     from model.distributed import World
+    from model.gpt import GPT
     from model.policy import Rollout, RolloutBatch
     from model.resume import Checkpoint
     from pipeline.stages.rl import Params
@@ -51,7 +50,7 @@ class Practice:
     def __init__(
         self,
         job: "Job[Params]",
-        model: "nn.Module",
+        model: "GPT",
         world: "World",
         answerer: "Answerer",
         problems: "list[Problem]",
@@ -71,6 +70,7 @@ class Practice:
         self.job, self.params, self.model, self.world, self.answerer = job, params, model, world, answerer
         self.problems, self.held_out, self.steps = problems, held_out, steps
         self.start = frozen_copy(model)  # what the divergence is measured from
+        assert model.config.width  # a model's config is resolved
         self.optimizer = Optimizer(model, params.optim, model.config.width, world, params.lr_frac)
         self.schedule = Schedule(params.schedule, steps)
         self.order = BatchOrder(len(problems), params.problems, params.seed)
@@ -135,7 +135,7 @@ class Practice:
         if self.world.leads:
             keep_rollouts(self.job.out, progress.step, groups, self.params.keep)
         shown = {name: progress.record[name] for name in ("reward", "signal", "response_tokens")}
-        self.job.progress(progress.step, self.steps, **shown, **progress.evaluated)
+        self.job.progress(progress.step, self.steps, "steps", **shown, **progress.evaluated)
         if save or self._due(self.job.launch.save_every):
             self._save()
         if self._due(self.params.eval_every):
@@ -234,8 +234,8 @@ class Practice:
         start = None
         if self.objective.kl or self._logs_divergence:
             with torch.no_grad():
-                start, _ = token_logprobs(self.start, batch)
-        logprobs, entropy = token_logprobs(self.model, batch)
+                start, _ = token_logprobs(self.start, batch, self.params.temperature)
+        logprobs, entropy = token_logprobs(self.model, batch, self.params.temperature)
         value = loss(logprobs, batch, self.objective, start)
         (value * self.scale.value).backward()
         sums.tokens += len(logprobs)
@@ -308,7 +308,7 @@ class Practice:
         return {**counts, **last, **self.progress.evaluated, "train_seconds": self.progress.seconds}
 
 
-def frozen_copy(model: "nn.Module") -> "nn.Module":
+def frozen_copy(model: "GPT") -> "GPT":
     """The model as it is now, in its compute dtype."""
     import copy
 

@@ -123,6 +123,7 @@ def count_steps(params: Params, config: GPTConfig) -> int:
     if params.steps is not None:
         steps = params.steps
     else:
+        assert config.vocab_size and config.width  # resolved
         base = config.matmul_params() + config.vocab_size * config.width
         tokens = params.tokens if params.tokens is not None else params.tokens_per_param * base
         steps = int(tokens // params.total_batch_tokens)
@@ -151,7 +152,7 @@ def find_start(job: Job[Params]) -> "Checkpoint":
     from model.checkpoint import MARKER, folder_of, steps_in
     from model.resume import Checkpoint, damage_of
 
-    key, _, step = job.params.init.partition("@")
+    key, _, step = str(job.params.init).partition("@")
     folders = [job.store / "artifacts" / "pretrain" / key, job.store / "work" / f"pretrain-{key}" / "out"]
     there = [(folder / "checkpoints", n) for folder in folders for n in steps_in(folder / "checkpoints")]
     folder = next((folder for folder, n in there if str(n) == step), None)

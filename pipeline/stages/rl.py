@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from data.spec import TaskSpec
 from model.config import OptimConfig, ScheduleConfig
+from model.errors import ModelError
 from pipeline.job import Job
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from model.distributed import World
+    from model.gpt import GPT
     from model.resume import Checkpoint
     from pipeline.stages.practice import Practice
     from pipeline.stages.rollouts import Answerer, Problem
@@ -32,7 +32,7 @@ class Params:
     samples: int = 16  # answers to each problem: a group
     steps: int | None = None  # null: epochs
     epochs: float = 1.0  # of all problems
-    temperature: float = 1.0
+    temperature: float = 1.0  # of rollouts; what is trained is the model at this temperature
     top_k: int | None = 50
     max_new_tokens: int = 256
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -72,6 +72,10 @@ def set_up(job: Job[Params], world: "World", own: "Checkpoint | None") -> "Pract
     from pipeline.stages.practice import Practice
 
     params = job.params
+    if params.temperature <= 0:
+        raise ModelError(
+            f"{job.stage}.params.temperature is {params.temperature}: answers that are all alike teach nothing"
+        )
     model = load_model(job.inputs["model"]).to(world.device)
     model.compute_dtype = resolve_dtype(params.dtype, world.device)
     model.grad_checkpoint = job.launch.grad_checkpoint
@@ -81,7 +85,7 @@ def set_up(job: Job[Params], world: "World", own: "Checkpoint | None") -> "Pract
     return Practice(job, model, world, answerer(job, model), problems, held_out, steps, own)
 
 
-def answerer(job: Job[Params], model: "nn.Module") -> "Answerer":
+def answerer(job: Job[Params], model: "GPT") -> "Answerer":
     """Generates with the very weights that are trained, or a copy in the dtype that the device computes in."""
     import copy
 

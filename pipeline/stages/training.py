@@ -11,12 +11,13 @@ from model.config import OptimConfig, ScheduleConfig
 from pipeline.job import Job, Stopped
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from data.packing import BatchOrder, Rows
     from model.checkpoint import Checkpointer
     from model.distributed import World
     from model.feed import Batches
+    from model.gpt import GPT
     from model.resume import Checkpoint
     from model.trainer import Hooks, Progress, Settings, Trainer
 
@@ -30,7 +31,7 @@ class Work:
     start: another run's checkpoint to go on from. advice: what to do when the loss becomes NaN; {step} is filled in.
     """
 
-    model: "nn.Module"
+    model: "GPT"
     rows: "Rows"
     order: "Callable[[int], BatchOrder]"
     steps: int
@@ -68,13 +69,14 @@ def train(job: Job[Any], work: Work) -> dict[str, Any]:
     model = work.model.to(world.device)
     settings = make_settings(job, work, world, own)
     factor = work.lr_frac * batch_factor(work.schedule, work.total_batch_tokens)
+    assert model.config.width  # a model's config is resolved
     optimizer = Optimizer(model, work.optim, model.config.width, world, factor)
     progress = Progress()
     if checkpoint := own or work.start:
         restore(checkpoint, model, optimizer, world)
         progress = Progress(**checkpoint.progress)
     if job.launch.compile:
-        model.hidden = torch.compile(model.hidden, dynamic=False)
+        setattr(model, "hidden", torch.compile(model.hidden, dynamic=False))  # noqa: B010
     trainer = Trainer(
         model,
         optimizer,
@@ -125,7 +127,7 @@ def set_up_process(job: Job[Any], own: "Checkpoint | None") -> None:
     if job.launch.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what CUDA needs to repeat its sums
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
 
 
 def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | None") -> "Settings":
@@ -165,7 +167,7 @@ def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | 
 
 
 def make_saver(
-    job: Job[Any], model: "nn.Module", settings: "Settings", world: "World", own: "Checkpoint | None"
+    job: Job[Any], model: "GPT", settings: "Settings", world: "World", own: "Checkpoint | None"
 ) -> "Checkpointer":
     """Knows what a later resume must meet to be exact; says what this one does not."""
     import torch
@@ -210,10 +212,11 @@ def make_batches(work: Work, settings: "Settings", world: "World") -> "Batches":
     return batch
 
 
-def make_hooks(job: Job[Any], work: Work, model: "nn.Module", settings: "Settings", world: "World") -> "Hooks":
+def make_hooks(job: Job[Any], work: Work, model: "GPT", settings: "Settings", world: "World") -> "Hooks":
     from model.trainer import Hooks
 
     def evaluate() -> dict[str, float]:
+        assert work.validation is not None
         rows, token_bytes = work.validation
         return {"val_bpb": validation_bpb(model, rows, token_bytes, settings.micro_batch, world)}
 
@@ -221,7 +224,7 @@ def make_hooks(job: Job[Any], work: Work, model: "nn.Module", settings: "Setting
     return Hooks(job.log, job.progress, job.say, lambda: job.should_stop, measured)
 
 
-def validation_bpb(model: "nn.Module", rows: "Rows", token_bytes: "Tensor", batch_rows: int, world: "World") -> float:
+def validation_bpb(model: "GPT", rows: "Rows", token_bytes: "Tensor", batch_rows: int, world: "World") -> float:
     """Bits per byte of all rows, each rank measuring its share; every rank gets the same number."""
     import torch
 
@@ -246,7 +249,7 @@ def run(trainer: "Trainer", progress: "Progress", work: Work) -> None:
         raise Diverged(f"{error}. {work.advice.format(step=trainer.saver.last_step)}") from error
 
 
-def write_model(folder: Path, model: "nn.Module") -> None:
+def write_model(folder: Path, model: "GPT") -> None:
     """model.safetensors appears whole or not at all; model.json holds the resolved GPTConfig."""
     from safetensors.torch import save_file
 
@@ -258,7 +261,7 @@ def write_model(folder: Path, model: "nn.Module") -> None:
     write_config(model.config, folder)
 
 
-def describe(work: Work, model: "nn.Module", progress: "Progress", settings: "Settings", peak: float) -> dict[str, Any]:
+def describe(work: Work, model: "GPT", progress: "Progress", settings: "Settings", peak: float) -> dict[str, Any]:
     """The metrics of the artifact. tok_s and mfu are over all training steps, without saving and evaluating."""
     rate = work.steps * work.total_batch_tokens / max(progress.seconds, 1e-9)
     return {
