@@ -1,0 +1,201 @@
+"""The loop itself, with batches made up on the spot."""
+
+import math
+import threading
+
+import pytest
+import torch
+from small import ALONE, CPU, batch, small_model
+
+from model.checkpoint import Checkpointer, Keep, steps_in
+from model.config import OptimConfig, ScheduleConfig
+from model.distributed import World, choose_device
+from model.errors import Diverged, ModelError
+from model.feed import Feeder
+from model.fit import micro_batch, rows_per_rank
+from model.optim import Optimizer
+from model.precision import LossScale, resolve_dtype
+from model.schedule import Schedule
+from model.trainer import Hooks, Progress, Settings, Trainer
+
+
+def batches(step):
+    return batch(rows=4, seed=step)
+
+
+class Session:
+    """A trainer, and everything that it says."""
+
+    def __init__(self, folder, batches=batches, evaluate=None, stop=lambda: False, compile=False, **settings):
+        self.logged, self.words, self.events = [], [], []
+        self.model = small_model()
+        if compile:
+            self.model.hidden = torch.compile(self.model.hidden, dynamic=False)
+        optimizer = Optimizer(self.model, OptimConfig(), 32, ALONE)
+        defaults = {"steps": 6, "rows": 4, "micro_batch": 2, "log_every": 2, "dtype": torch.float32}
+        self.settings = Settings(**{**defaults, "flops_per_token": 1.0, **settings})
+        self.saver = Checkpointer(folder, ALONE, "key", Keep(), self.words.append)
+        hooks = Hooks(self.log, lambda *_, **__: None, self.words.append, stop, evaluate and self.evaluated(evaluate))
+        schedule = Schedule(ScheduleConfig(), self.settings.steps)
+        self.trainer = Trainer(self.model, optimizer, schedule, batches, self.settings, ALONE, hooks, self.saver)
+        self.progress = Progress()
+
+    def log(self, step, **metrics):
+        self.logged.append((step, metrics))
+        self.events.append(("log", step, *sorted(set(metrics) & {"loss", "bpb"})))
+
+    def evaluated(self, evaluate):
+        def measure():
+            self.saver.wait()
+            self.events.append(("evaluate", steps_in(self.saver.folder)[-1]))
+            return evaluate()
+
+        return measure
+
+    def run(self):
+        return self.trainer.run(self.progress)
+
+
+def masked(steps):
+    """Batches whose targets are all masked in the given steps."""
+
+    def make(step):
+        tokens, targets = batches(step)
+        return tokens, torch.full_like(targets, -1) if step in steps else targets
+
+    return make
+
+
+def test_gradients_do_not_depend_on_how_a_batch_is_split_and_masked_targets_count_for_nothing(tmp_path):
+    def half_masked(step):
+        tokens, targets = batches(step)
+        targets[0, :] = targets[2, 5:] = -1
+        return tokens, targets
+
+    split, whole = (Session(tmp_path / str(n), half_masked, micro_batch=n) for n in (1, 4))
+    assert split.run() and whole.run()
+    for (_, one), (_, other) in zip(split.logged, whole.logged):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    assert split.progress.tokens == 6 * (24 + 24 + 5)
+
+
+def test_a_step_with_nothing_to_train_on_is_skipped_and_counted(tmp_path):
+    session = Session(tmp_path, masked({1, 3}))
+    assert session.run() and session.progress.skipped == 2
+    assert all(weight.isfinite().all() for weight in session.model.parameters())
+    assert "step 2 had no target" in session.words[0]
+
+
+def test_each_step_is_logged_then_saved_then_evaluated(tmp_path):
+    session = Session(tmp_path, evaluate=lambda: {"bpb": 1.0}, eval_every=4, save_every=4)
+    session.run()
+    assert session.events == [
+        ("log", 2, "loss"),
+        ("log", 4, "loss"),
+        ("evaluate", 4),
+        ("log", 4, "bpb"),
+        ("log", 6, "loss"),
+        ("evaluate", 6),
+        ("log", 6, "bpb"),
+    ]
+    assert steps_in(tmp_path) == [4, 6]
+
+
+def test_the_model_is_evaluated_in_eval_mode_and_trained_in_training_mode(tmp_path):
+    seen = []
+    session = Session(tmp_path, evaluate=lambda: seen.append(session.model.training) or {}, eval_every=2)
+    session.run()
+    assert seen == [False] * 3 and session.model.training
+
+
+def test_a_stop_is_obeyed_before_the_next_step_and_saves(tmp_path):
+    session = Session(tmp_path, stop=lambda: session.progress.step >= 3)
+    assert not session.run()
+    assert session.progress.step == 3 and steps_in(tmp_path) == [3]
+
+
+def test_time_alone_can_make_a_checkpoint_due(tmp_path):
+    session = Session(tmp_path, save_minutes=-1.0)
+    session.run()
+    assert steps_in(tmp_path) == [5, 6]
+
+
+def test_a_loss_that_is_no_number_is_found_at_the_next_logged_step(tmp_path):
+    def poisoned(step):
+        if step == 2:
+            session.model.lm_head.weight.data.fill_(math.nan)
+        return batches(step)
+
+    session = Session(tmp_path, poisoned, save_every=1)
+    with pytest.raises(Diverged, match=r"nan at step \d; (the last good checkpoint is of step|there is no checkpoint)"):
+        session.run()
+    assert all(math.isfinite(metrics["loss"]) for _, metrics in session.logged)
+
+
+def test_an_error_of_the_data_comes_out_of_the_loop_and_no_thread_stays(tmp_path):
+    def broken(step):
+        if step == 3:
+            raise OSError("shard is gone")
+        return batches(step)
+
+    with pytest.raises(OSError, match="shard is gone"):
+        Session(tmp_path, broken).run()
+    assert not [t for t in threading.enumerate() if t.name == "feeder"]
+
+
+def test_batches_come_in_order_and_a_feeder_can_be_closed_in_the_middle():
+    feeder = Feeder(lambda step: (torch.full((2, 3), step), torch.full((2, 3), step)), 5, 500, 1, CPU)
+    assert [int(feeder.next().tokens[0, 0]) for _ in range(4)] == [5, 6, 7, 8]
+    feeder.close()
+    assert not feeder.thread.is_alive()
+
+
+@pytest.mark.full
+def test_compiled_training_is_eager_training_and_compiles_once(tmp_path):
+    torch._dynamo.reset()
+    eager, compiled = Session(tmp_path / "a"), Session(tmp_path / "b", compile=True)
+    try:
+        eager.run()
+        torch._dynamo.utils.counters.clear()
+        compiled.run()
+    except torch._inductor.exc.InductorError as error:
+        pytest.skip(f"needs a C++ compiler: {str(error).splitlines()[0]}")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    for (_, one), (_, other) in zip(eager.logged, compiled.logged):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+
+
+def test_micro_batches_divide_the_rows_of_a_process():
+    model = small_model()
+    assert micro_batch(4, 16, 24, model, ALONE) == 4
+    assert micro_batch("auto", 12, 1024, model, ALONE) in (1, 2, 3, 4, 6, 12)
+    assert micro_batch("auto", 7, 1 << 20, model, ALONE) == 1
+    with pytest.raises(ModelError, match="1, 2, 4, 8, 16"):
+        micro_batch(3, 16, 24, model, ALONE)
+
+
+def test_the_batch_is_shared_out_over_processes_or_refused():
+    pair = World(0, 2, CPU)
+    assert rows_per_rank(512, 32, pair) == 8
+    with pytest.raises(ModelError, match="2 process"):
+        rows_per_rank(32 * 7, 32, pair)
+    with pytest.raises(ModelError, match="nearest that is: 64"):
+        rows_per_rank(10, 32, pair)
+
+
+def test_devices_and_dtypes_are_found_or_refused():
+    assert choose_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(ModelError, match=r"launch\.device=tpu"):
+        choose_device("tpu")
+    assert resolve_dtype("auto", CPU) == torch.float32 and resolve_dtype("bfloat16", CPU) == torch.bfloat16
+    with pytest.raises(ModelError, match="none of auto"):
+        resolve_dtype("int4", CPU)
+
+
+def test_the_loss_scale_halves_on_overflow_and_doubles_after_patience():
+    scale = LossScale(torch.float16)
+    scale.update(finite=False)
+    assert scale.value == 0.5
+    for _ in range(LossScale.patience):
+        scale.update(finite=True)
+    assert scale.value == 1.0 and not LossScale(torch.bfloat16).active
