@@ -47,7 +47,7 @@ class Session:
     def evaluated(self, evaluate):
         def measure():
             self.saver.wait()
-            self.events.append(("evaluate", steps_in(self.saver.folder)[-1]))
+            self.events.append(("evaluate", max(steps_in(self.saver.folder), default=0)))
             return evaluate()
 
         return measure
