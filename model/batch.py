@@ -1,7 +1,6 @@
 """Rows of text that are generated side by side: one cache with a slot for each, and the queue of those that wait."""
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -71,7 +70,7 @@ class Batch:
         hidden = self.model.hidden(feed, self.cache)
         self.cache.advance([int(row is not None) for row in self.slots])
         logits = self.model.head(hidden[:, -1])
-        self._choose(logits, self.slots, self.sampler.draw(logits))
+        self._choose(logits, list(range(len(self.slots))))
         free = self._release()
         if self.queue and free * 8 >= len(self.slots):
             self._admit()
@@ -81,12 +80,14 @@ class Batch:
             self.sampler.select(kept)
             self.slots = [self.slots[slot] for slot in kept]
 
-    def _choose(self, logits: Tensor, rows: Sequence[Row | None], tokens: Tensor) -> None:
-        """Each row takes its token, drawn from its line of logits."""
+    def _choose(self, logits: Tensor, slots: list[int]) -> None:
+        """The rows in these slots take their next token, each drawn from its line of logits."""
+        rows = [self.slots[slot] for slot in slots]
+        tokens = self.sampler.draw(logits, slots)
         chosen = [self.engine.take(row, token) if row else 0 for row, token in zip(rows, tokens.tolist())]
         if self.logprobs:
             places = torch.tensor(chosen, device=logits.device)[:, None]
-            scores = (logits.gather(1, places)[:, 0] - logits.logsumexp(-1)).tolist()
+            scores = self.sampler.cool(logits, slots).log_softmax(-1).gather(1, places)[:, 0].tolist()
             for row, score in zip(rows, scores):
                 if row is not None:
                     row.logprobs.append(score)
@@ -123,8 +124,7 @@ class Batch:
         for slot, row in rows.items():
             self.sampler.assign(slot, row.sampling, row.sample, row.prompt)
         self.sampler.ready()
-        logits = logits[at]
-        self._choose(logits, list(rows.values()), self.sampler.draw(logits, list(rows)))
+        self._choose(logits[at], list(rows))
 
     def _prefill(self, prompts: list[list[int]]) -> tuple[Tensor, KVCache]:
         """Logits after each prompt (rows, vocab), and the cache that holds them."""

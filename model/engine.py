@@ -24,8 +24,8 @@ class Completion:
 
     prompt: the ids that were really read, without the turns that did not fit. tokens: all that follows, the token that
     ended it included. forced[i]: tokens[i] is a tool's output, not the model's. logprobs[i]: natural logarithm of its
-    probability before temperature and limits, if asked for. finish: "end" (the model ended its turn or the text),
-    "length", "stop" (a stop text), "cancelled".
+    probability at the temperature, before any limit, if asked for. finish: "end" (the model ended its turn or the
+    text), "length", "stop" (a stop text), "cancelled".
     """
 
     prompt: list[int]

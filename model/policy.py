@@ -87,8 +87,11 @@ def _pad(rollouts: list[Rollout], device: torch.device) -> RolloutBatch:
     return RolloutBatch(tokens.to(device), targets.to(device), torch.tensor(weights).to(device), kept)
 
 
-def token_logprobs(model: nn.Module, batch: RolloutBatch) -> tuple[Tensor, Tensor]:
-    """(M,) float32 twice: log-probability of each trained token, and the entropy (nats, no gradient) where it stood."""
+def token_logprobs(model: nn.Module, batch: RolloutBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """(M,) float32 twice: log-probability of each trained token, and the entropy (nats, no gradient) where it stood.
+
+    temperature: the one that tokens were drawn at; the policy is the model at this temperature.
+    """
     mask = batch.targets != IGNORE
     hidden, targets = model.hidden(batch.tokens)[mask], batch.targets[mask]
     size = max(1, HEAD_LOGITS // model.config.vocab_size)
@@ -96,16 +99,17 @@ def token_logprobs(model: nn.Module, batch: RolloutBatch) -> tuple[Tensor, Tenso
     for part, wanted in zip(hidden.split(size), targets.split(size)):
         # With many chunks their logits are made twice rather than kept for the backward pass.
         if len(hidden) > size and torch.is_grad_enabled():
-            logprob, entropy = checkpoint(_head, model, part, wanted, use_reentrant=False)
+            logprob, entropy = checkpoint(_head, model, part, wanted, temperature, use_reentrant=False)
         else:
-            logprob, entropy = _head(model, part, wanted)
+            logprob, entropy = _head(model, part, wanted, temperature)
         logprobs.append(logprob)
         entropies.append(entropy)
     return torch.cat(logprobs), torch.cat(entropies)
 
 
-def _head(model: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    logprobs = model.head(hidden).log_softmax(-1)
+def _head(model: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logits = model.head(hidden)
+    logprobs = (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
     with torch.no_grad():
         entropy = -(logprobs.exp() * logprobs).sum(-1)
     return logprobs.gather(1, targets[:, None])[:, 0], entropy

@@ -1,7 +1,6 @@
 """How the next token is drawn: settings of one row, and the sampler of many rows that each have their own."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -51,8 +50,8 @@ def uniforms(seed: int, sample: int, count: int) -> Tensor:
 class Sampler:
     """Draws the next token of each of `rows` rows; a row's settings and randomness are its own.
 
-    A token is where the row's next uniform number falls in the cumulative distribution, so that a draw costs the same
-    for all rows at once and no row's draw touches another's.
+    Rows are always listed in ascending order. A token is where the row's next uniform number falls in the cumulative
+    distribution, so that a draw costs the same for all rows at once and no row's draw touches another's.
     """
 
     def __init__(self, rows: int, max_tokens: int, vocab_size: int, device: torch.device | str) -> None:
@@ -105,46 +104,51 @@ class Sampler:
         self.any_penalty = any(row.repetition_penalty != 1.0 for row in rows)
         self.penalty = column([row.repetition_penalty for row in rows])
 
-    def draw(self, logits: Tensor, rows: list[int] | None = None) -> Tensor:
-        """(N,) int64 from logits (N, vocab) float32, which are left as they are; of all rows, or of those listed."""
-        places = None if rows is None else torch.tensor(rows, device=self.device)
+    def cool(self, logits: Tensor, rows: list[int]) -> Tensor:
+        """logits (N, vocab) of these rows at their temperatures (those of greedy rows as they are)."""
+        return logits / self._of(rows, self.temperature) if self.any_temperature else logits
 
-        def of(setting: Tensor) -> Tensor:
-            return setting if places is None else setting[places]
-
+    def draw(self, logits: Tensor, rows: list[int]) -> Tensor:
+        """(N,) int64 from the logits (N, vocab) float32 of these rows, which are left as they are."""
         if self.any_penalty:
-            penalised = torch.where(logits < 0, logits * of(self.penalty), logits / of(self.penalty))
-            logits = torch.where(of(self.seen), penalised, logits)
+            penalty = self._of(rows, self.penalty)
+            penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
+            logits = torch.where(self._of(rows, self.seen), penalised, logits)
         if self.all_greedy:
             tokens = logits.argmax(-1)
         else:
-            tokens = self._sample(logits, of)
+            tokens = self._sample(logits, rows)
             if self.any_greedy:
-                tokens = torch.where(of(self.greedy), logits.argmax(-1), tokens)
-        everything = torch.arange(len(self.settings), device=self.device) if places is None else places
+                tokens = torch.where(self._of(rows, self.greedy), logits.argmax(-1), tokens)
         if self.seen is not None:
-            self.seen[everything, tokens] = True
-        self.drawn[everything] += 1
+            self.seen[torch.tensor(rows, device=self.device), tokens] = True
+        if len(rows) == len(self.settings):
+            self.drawn += 1
+        else:
+            self.drawn[torch.tensor(rows, device=self.device)] += 1
         return tokens
 
-    def _sample(self, logits: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
-        """of: takes the lines of a setting that belong to the logits."""
+    def _of(self, rows: list[int], setting: Tensor) -> Tensor:
+        """The lines of a setting that belong to the rows."""
+        return setting if len(rows) == len(self.settings) else setting[torch.tensor(rows, device=self.device)]
+
+    def _sample(self, logits: Tensor, rows: list[int]) -> Tensor:
         sort = self.width < self.vocab_size or self.any_top_p or self.any_min_p
         ids = None
         if sort:
             logits, ids = logits.topk(self.width)  # (N, width), likeliest first
-        if self.any_temperature:
-            logits = logits / of(self.temperature)
+        logits = self.cool(logits, rows)
         if sort and not self.equal_width:
             rank = torch.arange(self.width, device=logits.device)
-            logits = logits.masked_fill(rank >= of(self.kept), -torch.inf)
+            logits = logits.masked_fill(rank >= self._of(rows, self.kept), -torch.inf)
         weights = logits.softmax(-1)
         if self.any_top_p:
-            weights = weights.masked_fill(weights.cumsum(-1) - weights >= of(self.top_p), 0.0)
+            past = weights.cumsum(-1) - weights >= self._of(rows, self.top_p)
+            weights = weights.masked_fill(past, 0.0)
         if self.any_min_p:
-            weights = weights.masked_fill(weights < of(self.min_p) * weights[:, :1], 0.0)
+            weights = weights.masked_fill(weights < self._of(rows, self.min_p) * weights[:, :1], 0.0)
         reached = weights.cumsum(-1, dtype=torch.float32 if sort else torch.float64)
-        column = of(self.drawn)[:, None].clamp(max=self.uniforms.size(1) - 1)
-        target = of(self.uniforms).gather(1, column) * reached[:, -1:]
+        column = self._of(rows, self.drawn)[:, None].clamp(max=self.uniforms.size(1) - 1)
+        target = self._of(rows, self.uniforms).gather(1, column) * reached[:, -1:]
         place = (reached <= target).sum(-1, keepdim=True)  # a uniform is below 1, so never past the last weight
         return place[:, 0] if ids is None else ids.gather(1, place)[:, 0]

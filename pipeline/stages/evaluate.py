@@ -82,7 +82,7 @@ class Bench:
         rows = job.launch.device_batch_size
         rows = rows_that_fit(self.model) if rows == "auto" else int(rows)
         self.engine = Engine(self.model, tok.special, tok.decode_bytes, tok.encode, calculate, rows)
-        self.batch_tokens = 8_192 if self.device.type == "cpu" else 65_536
+        self.batch_tokens = 2_048 if self.device.type == "cpu" else 65_536
         self.ledger = Ledger(job.scratch / f"ledger-{self.batch_tokens}", job.rank, job.world_size)
         self.rows = self._validation_rows()
         self.row_batches = -(-len(self.rows) // self.batch_rows) if self.rows is not None else 0

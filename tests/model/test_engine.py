@@ -104,13 +104,13 @@ def test_samples_of_one_prompt_differ_from_the_first_token_on():
     )
 
 
-def test_logprobs_are_those_of_the_whole_distribution():
+def test_logprobs_are_those_of_the_whole_distribution_at_the_temperature():
     model, prompt = MODELS["base"], [BOS, 9, 8]
     made = make_engine(model).generate([prompt], Sampling(temperature=0.7, top_k=5, max_tokens=6), logprobs=True)[0]
 
     with torch.inference_mode():
         logits = model(torch.tensor([prompt + made.tokens]))[0, len(prompt) - 1 : -1]
-    expected = logits.log_softmax(-1).gather(1, torch.tensor(made.tokens)[:, None])[:, 0]
+    expected = (logits / 0.7).log_softmax(-1).gather(1, torch.tensor(made.tokens)[:, None])[:, 0]
 
     torch.testing.assert_close(torch.tensor(made.logprobs), expected, atol=1e-4, rtol=0)
 
@@ -250,7 +250,7 @@ def draws(logits: torch.Tensor, sampling: Sampling, count: int = 4000) -> torch.
     for row in range(count):
         sampler.assign(row, sampling, row, [0])
     sampler.ready()
-    return torch.bincount(sampler.draw(logits.expand(count, -1)), minlength=logits.numel()) / count
+    return torch.bincount(sampler.draw(logits.expand(count, -1), list(range(count))), minlength=logits.numel()) / count
 
 
 def test_draws_follow_the_distribution_and_its_limits():
@@ -284,7 +284,7 @@ def test_a_repetition_penalty_makes_seen_tokens_less_likely():
     sampler.assign(0, Sampling(temperature=0, repetition_penalty=1.5, max_tokens=4), 0, [0])
     sampler.ready()
 
-    assert [int(sampler.draw(logits)) for _ in range(3)] == [1, 0, 0]
+    assert [int(sampler.draw(logits, [0])) for _ in range(3)] == [1, 0, 0]
 
 
 def test_uniforms_are_a_function_of_seed_and_sample():
