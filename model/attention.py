@@ -1,6 +1,7 @@
 """Causal attention: one function, several backends that give the same numbers."""
 
 import functools
+import importlib
 import inspect
 
 import torch
@@ -33,10 +34,14 @@ def choose_backend(device: torch.device, dtype: torch.dtype, windows: list[int],
     return "sdpa", "every layer sees the whole context"
 
 
+@functools.cache
 def has_varlen() -> bool:
-    """torch.nn.attention.varlen, of a torch whose version of it knows windows."""
-    varlen = getattr(attention, "varlen", None)
-    return varlen is not None and "window_size" in inspect.signature(varlen.varlen_attn).parameters
+    """torch.nn.attention.varlen, of a torch whose version of it knows windows. Importing it takes a second."""
+    try:
+        varlen = importlib.import_module("torch.nn.attention.varlen")
+    except ImportError:
+        return False
+    return "window_size" in inspect.signature(varlen.varlen_attn).parameters
 
 
 def _activate_newest_flash(device: torch.device) -> str:
@@ -75,12 +80,14 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, window: int, documents: Tensor | None
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, window: int, documents: Tensor | None) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
     rows, length = q.shape[:2]
     if documents is None:
         edges = torch.arange(0, rows * length + 1, length, device=q.device, dtype=torch.int32)
     else:
         edges = document_edges(documents)
-    y = attention.varlen.varlen_attn(
+    y = varlen_attn(
         q.flatten(0, 1),
         k.flatten(0, 1),
         v.flatten(0, 1),
