@@ -108,7 +108,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """tokens (B, T) int64 -> hidden (B, T, C) in compute_dtype -> logits (B, T, vocab) float32.
 
-    An own architecture is a class built as Class(config) with the same init_weights, hidden, head, loss and lm_head.
+    An own architecture is a class built as Class(config) that has config, init_weights, hidden, head, loss,
+    use_compiler and lm_head; it may be a subclass.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -116,6 +117,7 @@ class GPT(nn.Module):
         self.config = config
         self.compute_dtype = torch.float32
         self.grad_checkpoint = False
+        self.compiled = False
         self.attention_backend = "sdpa"
         self.embed_tokens = Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
@@ -203,7 +205,12 @@ class GPT(nn.Module):
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Sum of the negative log-probabilities of targets other than -1, in nats. Both (B, T); a float32 scalar."""
-        return softcap_cross_entropy(self.hidden(tokens), self.lm_head.weight, targets, SOFTCAP)
+        return softcap_cross_entropy(self.hidden(tokens), self.lm_head.weight, targets, SOFTCAP, self.compiled)
+
+    def use_compiler(self) -> None:
+        """Go through torch.compile from here on, with static shapes."""
+        self.hidden = torch.compile(self.hidden, dynamic=False)
+        self.compiled = True
 
 
 def rotary_angles(config: GPTConfig) -> Tensor:

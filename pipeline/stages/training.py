@@ -53,8 +53,6 @@ def train(job: Job[Any], work: Work) -> dict[str, Any]:
 
     Raises ModelError for settings that do not fit each other, Diverged, and Stopped after saving.
     """
-    import torch
-
     from model.distributed import start
     from model.optim import Optimizer
     from model.resume import restore
@@ -67,16 +65,16 @@ def train(job: Job[Any], work: Work) -> dict[str, Any]:
     set_up_process(job, own)
     seed_everything(work.seed, world.rank)
     model = work.model.to(world.device)
-    settings = make_settings(job, work, world, own)
     factor = work.lr_frac * batch_factor(work.schedule, work.total_batch_tokens)
     assert model.config.width  # a model's config is resolved
     optimizer = Optimizer(model, work.optim, model.config.width, world, factor)
+    settings = make_settings(job, work, world, own)  # after the optimiser, whose memory counts for what fits
     progress = Progress()
     if checkpoint := own or work.start:
         restore(checkpoint, model, optimizer, world)
         progress = Progress(**checkpoint.progress)
     if job.launch.compile:
-        setattr(model, "hidden", torch.compile(model.hidden, dynamic=False))  # noqa: B010
+        model.use_compiler()
     trainer = Trainer(
         model,
         optimizer,
