@@ -95,12 +95,15 @@ def train(job: Job[Any], work: Work) -> dict[str, Any]:
 def find_own_checkpoint(job: Job[Any], world: "World") -> "Checkpoint | None":
     """Where this very work stopped, as launch.resume says; what it measured after that is dropped."""
     from model.checkpoint import folder_of, remove, steps_in
+    from model.errors import ModelError
     from model.resume import find
 
     folder = job.out / "checkpoints"
     wanted = job.launch.resume
     wanted = wanted if wanted in ("latest", "never") else int(wanted)
     own = find(folder, wanted, world, job.say)
+    if own and own.about["key"] != job.key:
+        raise ModelError(f"{folder} is of other work, with the key {own.about['key']}: move it away")
     at = own.step if own else -1
     if world.leads:
         for step in steps_in(folder):

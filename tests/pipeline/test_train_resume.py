@@ -135,10 +135,16 @@ def test_finetune_killed_twice_ends_with_the_same_bits(straight, inputs, tmp_pat
     assert_same_bits(run, whole)
 
 
-def test_two_processes_killed_once_end_with_the_same_bits(inputs, tmp_path):
+def test_two_processes_stopped_and_killed_end_with_the_same_bits(inputs, tmp_path):
     whole = pretrain(tmp_path / "whole", inputs)
     assert whole.run(2)["status"] == "done"
-    run = pretrain(tmp_path / "run", inputs)
+    run = pretrain(tmp_path / "run", inputs, save_every=1000)
+    run.work.mkdir()
+    (run.work / "stop").touch()  # each rank looks by itself; they agree on a step
+    outcome = run.run(2)
+    assert outcome["status"] == "stopped" and outcome["message"] == f"checkpoint at step 0 of {STEPS}"
+    (run.work / "stop").unlink()
+    run.launch["save_every"] = 4
     assert kill_when(run, lambda: last_logged(run) >= 9, nproc=2)
     assert run.run(2)["status"] == "done"
     assert_same_bits(run, whole)
