@@ -76,6 +76,7 @@ class Checkpointer:
             aside.mkdir(parents=True)
         self.world.meet_aside(0)
         try:
+            check_finite(parts.get("model.safetensors", {}))
             for name, tensors in parts.items():
                 write_part(aside / name, tensors)
         except (OSError, SafetensorError) as error:
@@ -127,6 +128,13 @@ def steps_in(folder: Path) -> list[int]:
 def to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies on the CPU that share no memory with anything that trains."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def check_finite(weights: dict[str, Tensor]) -> None:
+    """A checkpoint of weights that are no numbers would push out one that can be used."""
+    wrong = [name for name, weight in weights.items() if not bool(weight.isfinite().all())]
+    if wrong:
+        raise OSError(f"{wrong[0]} holds NaN or infinity")
 
 
 def write_part(path: Path, tensors: dict[str, Tensor]) -> None:

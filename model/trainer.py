@@ -140,7 +140,7 @@ class Trainer:
         progress.tokens += count
         save = bool(save) or self._due(self.settings.save_every)
         logged, evaluated = self._due(self.settings.log_every), self._due(self.settings.eval_every)
-        loss = self._mean_loss(losses, count) if logged or evaluated or save else math.nan
+        loss = self._mean_loss(losses, norm, count) if logged or evaluated or save else math.nan
         self._count_time(time.perf_counter() - started, batch.tokens.numel() * self.world.size)
         progress.record = self._measure(loss, norm) if logged else {}
         if logged:
@@ -179,14 +179,17 @@ class Trainer:
             self.scale.update(bool(norm.isfinite()))
         return total, norm
 
-    def _mean_loss(self, losses: Tensor, count: int) -> float:
+    def _mean_loss(self, losses: Tensor, norm: Tensor, count: int) -> float:
         """Nats per target of the step that has just ended. The only place where the host waits for the device."""
         self.world.sum(losses)
         loss = float(losses) / max(count, 1)
-        if not math.isfinite(loss):
+        # A float16 step whose gradients overflow was dropped; elsewhere it has reached the weights.
+        wrong = loss if not math.isfinite(loss) or self.scale.active else float(norm)
+        if not math.isfinite(wrong):
+            what = "gradient norm" if math.isfinite(loss) else "loss"
             saved = self.saver.wait()
             good = f"the last good checkpoint is of step {saved}" if saved is not None else "there is no checkpoint yet"
-            raise Diverged(f"the loss became {loss} at step {self.progress.step}; {good}")
+            raise Diverged(f"the {what} became {wrong} at step {self.progress.step}; {good}")
         return loss
 
     def _count_time(self, seconds: float, tokens: int) -> None:

@@ -65,7 +65,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
             seed=params.seed,
             eval_every=params.eval_every if validation else None,
             validation=(validation, token_bytes) if validation else None,
-            advice=f"Try again at half the rate: {job.stage}.params.lr_frac={params.lr_frac / 2}",
+            gentler=f"{job.stage}.params.lr_frac={params.lr_frac / 2}",
         ),
     )
 

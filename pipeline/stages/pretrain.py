@@ -76,8 +76,8 @@ def main(job: Job[Params]) -> dict[str, Any]:
             seed=params.seed,
             eval_every=params.eval_every,
             validation=(validation, torch.from_numpy(token_bytes)),
-            advice=f"Go on from there at half the rate: {job.stage}.params.init={job.key}@{{step}} "
-            f"{job.stage}.params.optim.init_lr_frac={params.optim.init_lr_frac / 2}",
+            gentler=f"{job.stage}.params.optim.init_lr_frac={params.optim.init_lr_frac / 2}",
+            branch=f"{job.stage}.params.init={job.key}",
             start=find_start(job) if params.init else None,
         ),
     )

@@ -28,7 +28,8 @@ class Work:
 
     model: on the CPU, float32, with its first weights. order: rows of a step -> the order in which steps read `rows`.
     validation: rows whose bits per byte are measured every eval_every steps, and the bytes of each token (vocab,).
-    start: another run's checkpoint to go on from. advice: what to do when the loss becomes NaN; {step} is filled in.
+    start: another run's checkpoint to go on from. gentler: the override that halves the rates, said when the loss
+    becomes NaN; branch: the one that starts another run from a checkpoint of this, without its @STEP.
     """
 
     model: "GPT"
@@ -44,7 +45,8 @@ class Work:
     seed: int
     eval_every: int | None
     validation: "tuple[Rows, Tensor] | None"
-    advice: str
+    gentler: str
+    branch: str | None = None
     start: "Checkpoint | None" = None
 
 
@@ -247,7 +249,9 @@ def run(trainer: "Trainer", progress: "Progress", work: Work) -> None:
         if not trainer.run(progress):
             raise Stopped(f"checkpoint at step {trainer.saver.last_step} of {work.steps}")
     except Diverged as error:
-        raise Diverged(f"{error}. {work.advice.format(step=trainer.saver.last_step)}") from error
+        step = trainer.saver.last_step
+        branch = f"{work.branch}@{step} " if work.branch and step is not None else ""
+        raise Diverged(f"{error}. With half the rate: {branch}{work.gentler}") from error
 
 
 def write_model(folder: Path, model: "GPT") -> None:

@@ -123,6 +123,13 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_says_so(tmp_path, monkeyp
     assert run.save(3).saver.last_step == 3 and steps_in(tmp_path) == [3]
 
 
+def test_weights_that_are_no_numbers_push_no_good_checkpoint_out(tmp_path):
+    run = Run(tmp_path, Keep(last=1)).save(1)
+    run.model.lm_head.weight.data[3, 3] = float("nan")
+    run.save(2)
+    assert steps_in(tmp_path) == [1] and "lm_head.weight holds NaN" in run.words[-1]
+
+
 def test_training_goes_on_while_the_copy_is_written(tmp_path):
     run = Run(tmp_path).train(0, 2)
     expected = run.weights()

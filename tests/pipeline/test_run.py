@@ -1,5 +1,6 @@
 """Runs through the command line: what is made, what is kept, and what happens when somebody pulls the plug."""
 
+import contextlib
 import io
 import json
 import os
@@ -113,8 +114,11 @@ def wait_for(condition: Any, process: "subprocess.Popen[str] | None" = None) -> 
 
 def paused(store: Path, module: str = "source") -> bool:
     """Whether a toy has said how far it came, which it does while it waits."""
-    states = [p.read_text() for p in (store / "work").glob(f"{module}-*/progress.json")]
-    return any('"done": 2' in state for state in states)
+    for path in (store / "work").glob(f"{module}-*/progress.json"):
+        with contextlib.suppress(FileNotFoundError):  # another toy's, which has just ended
+            if '"done": 2' in path.read_text():
+                return True
+    return False
 
 
 def test_a_run_with_its_own_server_makes_everything_and_the_next_one_nothing(chatmill: Chatmill) -> None:
