@@ -58,14 +58,9 @@ class Engine:
         tools: Callable[[str], str | None] | None = None,
         rows: int = 64,
     ) -> None:
-        self.model, self.special, self.decode_bytes, self.encode, self.tools = (
-            model,
-            special,
-            decode_bytes,
-            encode,
-            tools,
-        )
-        self.rows, self.context = rows, model.config.sequence_len
+        self.model, self.rows = model, rows
+        self.special, self.decode_bytes, self.encode, self.tools = special, decode_bytes, encode, tools
+        self.context: int = model.config.sequence_len
         self.ends = {special["<|assistant_end|>"], special["<|bos|>"]}
         self.python_start, self.python_end = special["<|python_start|>"], special["<|python_end|>"]
 

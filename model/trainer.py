@@ -16,7 +16,7 @@ from model.checkpoint import Checkpointer
 from model.distributed import World
 from model.errors import Diverged
 from model.feed import Batch, Batches, Feeder
-from model.hardware import memory_bytes, peak_flops
+from model.hardware import matmul_flops, memory_bytes, peak_flops
 from model.optim import Optimizer
 from model.precision import LossScale
 from model.profiling import tracer
@@ -206,6 +206,8 @@ class Trainer:
         tokens_per_second = self.interval_tokens / self.interval_seconds
         self.interval_seconds, self.interval_tokens = 0.0, 0
         rates = self.schedule.at(progress.step - 1)
+        if self.world.device.type == "cpu":  # others may have had the cores when it was measured first
+            self.peak = max(self.peak, matmul_flops(self.world.device, torch.float32, tries=1) * self.world.size)
         return {
             "loss": loss,
             "loss_smooth": progress.smooth / (1 - SMOOTHING**progress.logged),

@@ -9,22 +9,23 @@ from typing import Any
 RESULT_NEUTRAL = "describes the machine; devices never enter a key"
 
 
-def gpu_count() -> int:
-    """Visible NVIDIA GPUs."""
+def gpus() -> list[str]:
+    """Visible NVIDIA GPUs, as CUDA_VISIBLE_DEVICES names them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([v for v in visible.split(",") if v.strip() not in ("", "-1")])
-    return len([p for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit()])
+        return [name for v in visible.split(",") if (name := v.strip()) not in ("", "-1")]
+    found = len([p for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit()])
+    return [str(index) for index in range(found)]  # CUDA counts from 0 whatever the device files are called
 
 
 def launch_overrides(overrides: list[str]) -> list[str]:
     """The launch group that fits this machine, unless the user chose one."""
     if any(o.lstrip("+~").startswith("launch=") for o in overrides):
         return []
-    gpus = gpu_count()
-    if gpus == 0:
+    found = len(gpus())
+    if found == 0:
         return ["launch=cpu"]
-    return ["launch=gpu1"] if gpus == 1 else ["launch=node8", f"launch.nproc={gpus}"]
+    return ["launch=gpu1"] if found == 1 else ["launch=node8", f"launch.nproc={found}"]
 
 
 def habit_overrides(overrides: list[str]) -> list[str]:
@@ -55,5 +56,5 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "cpu": model,
         "cores": cores(),
-        "gpus": gpu_count(),
+        "gpus": len(gpus()),
     }

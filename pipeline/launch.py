@@ -56,8 +56,10 @@ def command(job_path: Path, ranks: bool, nproc: int) -> list[str]:
     return [*torchrun, "-m", "pipeline.stages", str(job_path)]
 
 
-def run(work: Path, job: dict[str, Any], ranks: bool, launch: Launch, watch: Watch) -> Outcome:
-    """Start the job and return when every process of it has ended.
+def run(
+    work: Path, job: dict[str, Any], ranks: bool, launch: Launch, watch: Watch, env: dict[str, str] | None = None
+) -> Outcome:
+    """Start the job and return when every process of it has ended. env: variables for it, besides ours.
 
     `work` must be exclusively ours. Asked to stop, the stage gets launch.grace_seconds to save before it is ended.
     """
@@ -72,7 +74,7 @@ def run(work: Path, job: dict[str, Any], ranks: bool, launch: Launch, watch: Wat
         child = subprocess.Popen(
             line,
             cwd=ROOT,
-            env=_environment(ranks, launch) | {"CHATMILL_LEASH": str(work / "leash")},
+            env=_environment(ranks, launch) | (env or {}) | {"CHATMILL_LEASH": str(work / "leash")},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

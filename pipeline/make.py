@@ -8,12 +8,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import hardware, keys, launch
+from pipeline import gpus, hardware, keys, launch
 from pipeline.errors import Corrupt, Interrupted, StageFailed, UserError
 from pipeline.keys import ROOT
 from pipeline.locks import Lock, wait_for_orphans
@@ -80,11 +80,12 @@ class Maker:
                     self.events.ended(stage.name, "made by another run", 0.0)
                     self.store.note_use(artifact, stage.name)
                     return artifact
+            env = held.enter_context(self._gpus(step))
             held.enter_context(self._slot(step))
             self._check_code(step)
             work = self._open_work(step)
             self.events.started(stage.name, step.why, work / "log.txt")
-            outcome = self._run(step, self._job(step, inputs, behind, work), work, lock, on_progress)
+            outcome = self._run(step, self._job(step, inputs, behind, work), work, env, lock, on_progress)
             lock.check()
             artifact = self.store.publish(work, self._record(step, outcome, work))
             self.events.ended(stage.name, "made", artifact.record["seconds"])
@@ -135,6 +136,7 @@ class Maker:
         step: Step,
         job: dict[str, Any],
         work: Path,
+        env: dict[str, str],
         lock: Lock,
         on_progress: Callable[[dict[str, Any]], None],
     ) -> launch.Outcome:
@@ -151,7 +153,7 @@ class Maker:
             should_kill=lambda: self.switch.insisted or not lock.holds(),
         )
         for attempt in range(stage.launch.retries + 1):
-            outcome = launch.run(work, job, stage.has_ranks, stage.launch, watch)
+            outcome = launch.run(work, job, stage.has_ranks, stage.launch, watch, env)
             self._note_attempt(work, outcome)
             if outcome.status == "done":
                 return outcome
@@ -213,6 +215,15 @@ class Maker:
             {"started": time.time() - outcome.seconds, "seconds": outcome.seconds, "status": outcome.status}
         )
         path.write_text(json.dumps(attempts))
+
+    def _gpus(self, step: Step) -> AbstractContextManager[dict[str, str]]:
+        """The GPUs for its processes. Taken before a slot, so that who waits for them keeps nobody from other work."""
+        stage = step.stage
+        if not stage.has_ranks or stage.launch.device not in ("auto", "cuda"):
+            return nullcontext({})
+        return gpus.take(
+            stage.launch.nproc, stage.name, lambda what: self.events.waiting(stage.name, what), self._stopping
+        )
 
     @contextmanager
     def _slot(self, step: Step) -> Iterator[None]:

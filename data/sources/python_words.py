@@ -1,9 +1,16 @@
 """The words that Python's own library is written in, as a data set: words for the spelling tasks without a network."""
 
+import re
+import sysconfig
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from data.source import Made, Request
 from data.sources import pydocs
+
+_WORD = re.compile(r"(?<![\w.'\"-])[a-z]+(?=,?[ \n]|\.\s)")  # not part of a name, a call or a quotation
+_NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}
 
 
 def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any]:
@@ -13,7 +20,15 @@ def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any
 
 def make(request: Request) -> Made:
     """words.txt, a word a line, sorted."""
-    from data.words import python_words
-
     (request.out / "words.txt").write_text("".join(word + "\n" for word in sorted(python_words())), encoding="utf-8")
     return Made(["words.txt"])
+
+
+def python_words() -> list[str]:
+    """Words written in at least two modules of the standard library; in one alone many are abbreviations."""
+    library = Path(sysconfig.get_path("stdlib"))
+    seen: Counter[str] = Counter()
+    for path in [*library.glob("*.py"), *library.glob("*/*.py"), *library.glob("*/*/*.py")]:
+        if _NOT_PROSE.isdisjoint(path.relative_to(library).parts):
+            seen.update(set(_WORD.findall(path.read_text(encoding="utf-8", errors="ignore"))))
+    return [word for word, files in seen.items() if files > 1]

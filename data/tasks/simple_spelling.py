@@ -13,9 +13,9 @@ _QUESTIONS = ["Spell the word: {word}", "Spell {word}", "How do you spell {word}
 class SimpleSpelling(Task):
     """`Spell the word: apple` answered by `a p p l e`.
 
-    Words come from the word list of the data set, or from the Python installation when none is named. A word is for
-    "test" or for training by itself alone, as in SpellingBee. When size asks for more items than there are words, words
-    come again, worded differently. longest: letters.
+    Words come from the word list of the data set. A word is for "test" or for training by itself alone, as in
+    SpellingBee. When size asks for more items than there are words, words come again, worded differently.
+    longest: letters.
     """
 
     def __init__(

@@ -170,6 +170,8 @@ class Bench:
         from evals.bpb import nats_and_bytes
 
         token_bytes = torch.from_numpy(self.tokenizer.token_bytes).to(self.device)
+        if self.rows is None:
+            return
         for number in self.ledger.share("bpb/val", self.row_batches):
             self.check()
             indices = np.arange(number * self.batch_rows, min((number + 1) * self.batch_rows, len(self.rows)))

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from data.blobs import Blobs
 from data.source import Request
 from data.sources import python_words
+from data.task import TaskError
 from data.tasks.simple_spelling import SimpleSpelling
 from pipeline.stages.download import Params
 
@@ -20,4 +23,8 @@ def test_words_of_this_python_are_a_data_set_that_spelling_reads(tmp_path: Path)
     (out / "log.txt").write_text("what the stage says is no word list")
     task = SimpleSpelling("train", folder=out)
     assert len(task) > 500
-    assert task.words == SimpleSpelling("train").words
+
+
+def test_spelling_without_a_word_list_names_one() -> None:
+    with pytest.raises(TaskError, match="dataset: python_words"):
+        SimpleSpelling("train")

@@ -194,7 +194,7 @@ def test_no_generated_evaluation_item_is_in_training(sets):
         assert out and not out & (kept | mirrored)
     for task in (SimpleSpelling, SpellingBee):
         assert not set(task("train", folder=sets).words) & set(task("test", folder=sets).words)
-    assert not set(SimpleSpelling("train").words) & set(SpellingBee("test").words)
+    assert not set(SimpleSpelling("train", folder=sets).words) & set(SpellingBee("test", folder=sets).words)
 
     def asked(task):
         said = (task.conversation(i)["messages"][0]["content"] for i in range(len(task)))

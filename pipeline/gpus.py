@@ -1,0 +1,65 @@
+"""GPUs of this machine, given out to one stage at a time, whichever run it belongs to."""
+
+import fcntl
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline import hardware
+from pipeline.errors import Interrupted, UserError
+
+RESULT_NEUTRAL = "decides where a stage runs, not what it makes"
+
+
+@contextmanager
+def take(
+    count: int, stage: str, on_wait: Callable[[str], None], stop: Callable[[], bool], folder: Path | None = None
+) -> Iterator[dict[str, str]]:
+    """`count` GPUs that no other stage of this machine has, as the environment of the stage's processes.
+
+    A lock for each GPU lies in `folder` (default: the temporary folder, which all runs share) and ends with its holder.
+    Several are taken in order, all or none, so that two who wait cannot hold what the other needs. Nothing is taken
+    where no GPU can be told apart (as under WSL).
+
+    Raises UserError when there are fewer, Interrupted when `stop` becomes true while others have them.
+    """
+    names = hardware.gpus()
+    if not names:
+        yield {}
+        return
+    if count > len(names):
+        raise UserError(f"{count} GPUs are asked for, {len(names)} can be seen", "launch.nproc", "Ask for fewer.")
+    folder = folder or Path(tempfile.gettempdir())
+    while len(held := _take_free(count, names, folder)) < count:
+        on_wait(f"{count} of {len(names)} GPUs; others have them")
+        if stop():
+            raise Interrupted(f"{stage} had not started")
+        time.sleep(0.5)
+    try:
+        yield {"CUDA_VISIBLE_DEVICES": ",".join(held)}
+    finally:
+        for fd in held.values():
+            os.close(fd)
+
+
+def _take_free(count: int, names: list[str], folder: Path) -> dict[str, int]:
+    """Locked files by the GPU's name: `count` of them, or none."""
+    held: dict[str, int] = {}
+    for name in names:
+        # Read-only, since the file may be another user's; that is enough for a lock.
+        fd = os.open(folder / f"chatmill-gpu-{re.sub(r'[^0-9A-Za-z]', '-', name)}", os.O_RDONLY | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            continue
+        held[name] = fd
+        if len(held) == count:
+            return held
+    for fd in held.values():
+        os.close(fd)
+    return {}
