@@ -30,6 +30,7 @@ VERBS = {
     "gc": "delete unfinished work, quarantine and files nothing refers to",
     "accept": "declare the old artifact of a stage equal after a change of code: accept STAGE... --why TEXT",
     "chat": "open the chat app; --prompt TEXT answers once, --cli talks here: chat [MODEL]",
+    "verify-resume": "train a stage for a few steps, killed and resumed, and compare: verify-resume STAGE [--steps N]",
     "doctor": "check this machine and this installation",
 }
 
@@ -84,7 +85,7 @@ def _complain(text: str, code: int) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<8} {text}" for name, text in VERBS.items()]
+    lines = [f"  {name:<13} {text}" for name, text in VERBS.items()]
     return (
         "usage: python flows.py [VERB] [NAME=VALUE ...]     (installed as: chatmill)\n\n"
         + "\n".join(lines)

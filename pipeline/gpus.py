@@ -6,13 +6,23 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from pipeline import hardware
+from pipeline.dag import Stage
 from pipeline.errors import Interrupted, UserError
 
 RESULT_NEUTRAL = "decides where a stage runs, not what it makes"
+
+
+def taken_by(
+    stage: Stage, on_wait: Callable[[str], None], stop: Callable[[], bool]
+) -> AbstractContextManager[dict[str, str]]:
+    """What `take` gives to a stage that runs on GPUs, and nothing to others."""
+    if not stage.has_ranks or stage.launch.device not in ("auto", "cuda"):
+        return nullcontext({})
+    return take(stage.launch.nproc, stage.name, on_wait, stop)
 
 
 @contextmanager

@@ -8,12 +8,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline import gpus, hardware, keys, launch
+from pipeline.dag import Stage
 from pipeline.errors import Corrupt, Interrupted, StageFailed, UserError
 from pipeline.keys import ROOT
 from pipeline.locks import Lock, wait_for_orphans
@@ -80,7 +82,9 @@ class Maker:
                     self.events.ended(stage.name, "made by another run", 0.0)
                     self.store.note_use(artifact, stage.name)
                     return artifact
-            env = held.enter_context(self._gpus(step))
+            # GPUs come before a slot, so that who waits for them keeps nobody from other work.
+            wait = partial(self.events.waiting, stage.name)
+            env = held.enter_context(gpus.taken_by(stage, wait, self._stopping))
             held.enter_context(self._slot(step))
             self._check_code(step)
             work = self._open_work(step)
@@ -169,19 +173,11 @@ class Maker:
         raise StageFailed(stage.name, outcome.cause or "unknown", outcome.message, str(work / "log.txt"))
 
     def _job(self, step: Step, inputs: dict[str, Artifact], behind: dict[str, Artifact], work: Path) -> dict[str, Any]:
-        stage = step.stage
-        return {
-            "stage": stage.name,
-            "module": stage.run,
-            "key": step.key,
-            "params": _absolute_files(stage.params),
-            "launch": dataclasses.asdict(stage.launch),
-            "inputs": {name: str(artifact.folder) for name, artifact in inputs.items()},
-            "work": str(work),
-            "store": str(self.store.root),
-            "identity": step.identity,
+        assert step.key is not None
+        told = {name: _told(artifact) for name, artifact in behind.items()}
+        return job_file(step.stage, step.key, step.identity, inputs, work, self.store.root) | {
             "logger": self.logger,
-            "context": self.provenance | {"stages": {name: _told(artifact) for name, artifact in behind.items()}},
+            "context": self.provenance | {"stages": told},
         }
 
     def _record(self, step: Step, outcome: launch.Outcome, work: Path) -> dict[str, Any]:
@@ -216,15 +212,6 @@ class Maker:
         )
         path.write_text(json.dumps(attempts))
 
-    def _gpus(self, step: Step) -> AbstractContextManager[dict[str, str]]:
-        """The GPUs for its processes. Taken before a slot, so that who waits for them keeps nobody from other work."""
-        stage = step.stage
-        if not stage.has_ranks or stage.launch.device not in ("auto", "cuda"):
-            return nullcontext({})
-        return gpus.take(
-            stage.launch.nproc, stage.name, lambda what: self.events.waiting(stage.name, what), self._stopping
-        )
-
     @contextmanager
     def _slot(self, step: Step) -> Iterator[None]:
         """One of the run's places to work in."""
@@ -251,6 +238,23 @@ class Maker:
             self.events.waiting(step.name, f"{who}, which has been making it since {since}{at}")
 
         return tell
+
+
+def job_file(
+    stage: Stage, key: str, identity: dict[str, Any] | None, inputs: dict[str, Artifact], work: Path, store: Path
+) -> dict[str, Any]:
+    """What job.json tells a stage, but for what is told about the run."""
+    return {
+        "stage": stage.name,
+        "module": stage.run,
+        "key": key,
+        "params": _absolute_files(stage.params),
+        "launch": dataclasses.asdict(stage.launch),
+        "inputs": {name: str(artifact.folder) for name, artifact in inputs.items()},
+        "work": str(work),
+        "store": str(store),
+        "identity": identity,
+    }
 
 
 def _told(artifact: Artifact) -> dict[str, Any]:

@@ -224,6 +224,15 @@ def chat(flags: argparse.Namespace, overrides: list[str]) -> int:
     return chat_command.chat(Session.open(overrides), flags)
 
 
+def verify_resume(flags: argparse.Namespace, overrides: list[str]) -> int:
+    from pipeline.verify_resume import verify_resume
+
+    name, steps = _one_name(flags, "verify-resume"), flags.steps or "40"
+    if not steps.isdigit() or int(steps) < 10:
+        raise UserError(f"--steps is {steps}", "verify-resume", "It takes a number, and no fewer than 10.")
+    return 0 if verify_resume(Session.open(overrides), name, int(steps), lambda line: print(line, flush=True)) else 1
+
+
 def doctor(flags: argparse.Namespace, overrides: list[str]) -> int:
     from pipeline.doctor import check
 
@@ -267,5 +276,6 @@ ACTIONS: dict[str, tuple[Callable[[argparse.Namespace, list[str]], int], Declare
     "gc": (gc, _flags(("--dry-run",))),
     "accept": (accept, _flags(names=True, why="the reason, kept with the artifact")),
     "chat": (chat, chat_command.declare),
+    "verify-resume": (verify_resume, _flags(names=True, steps="how many to train; 40 where the stage has as many")),
     "doctor": (doctor, _flags()),
 }
