@@ -98,17 +98,17 @@ class Optimizer:
 
     @torch.no_grad()
     def step(
-        self, rates: Rates, grad_scale: float = 1.0, clip: float | None = None, drop_overflow: bool = False
+        self, rates: Rates, grad_scale: float = 1.0, clip: float | None = None, drop_above: float | None = None
     ) -> Tensor:
         """Update all parameters with the gradients added up over ranks, times grad_scale, clipped to a norm of `clip`.
 
         Returns the global gradient norm before clipping, a float32 scalar on the device; nothing waits for it unless
-        drop_overflow is set: then a step whose norm is not finite changes nothing.
+        drop_above is set: then a step whose norm is larger, or not finite, changes nothing.
         """
         for work in [bucket.reduce() for bucket, _ in self.parts]:
             work.wait()
         norm = self.grad_norm() * grad_scale
-        if drop_overflow and not bool(norm.isfinite()):
+        if drop_above is not None and not (norm.isfinite() & (norm <= drop_above)):
             self.zero_grad()
             return norm
         factor = grad_scale if clip is None else grad_scale * (clip / (norm + 1e-6)).clamp(max=1.0)

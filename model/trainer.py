@@ -21,6 +21,7 @@ from model.optim import Optimizer
 from model.precision import LossScale
 from model.profiling import tracer
 from model.schedule import Schedule
+from model.spikes import NormGuard, is_spike
 
 SMOOTHING = 0.9  # of the logged loss
 COLLECT_EVERY = 500  # steps between garbage collections, which would otherwise fall into any step
@@ -36,6 +37,7 @@ class Settings:
     dtype: torch.dtype
     flops_per_token: float
     grad_clip: float | None = 1.0
+    skip_spikes: float | None = None  # drop steps whose gradient norm is this many times the usual
     eval_every: int | None = None  # steps; the end is always evaluated
     log_every: int = 10
     save_every: int | None = None
@@ -62,6 +64,9 @@ class Progress:
     step: int = 0  # finished steps
     tokens: int = 0  # trained on, masked ones not counted
     skipped: int = 0  # steps whose targets were all masked
+    dropped: int = 0  # steps not taken for their gradient norm
+    norm_mean: float = 0.0  # what model.spikes knows of gradient norms
+    norm_count: int = 0
     seconds: float = 0.0  # of training, without saving and evaluating
     loss: float = math.nan  # of the last logged step, nats per token
     smooth: float = 0.0  # running sum of SMOOTHING-weighted losses, not yet divided by its weights
@@ -89,6 +94,8 @@ class Trainer:
         self.model, self.optimizer, self.schedule, self.batches = model, optimizer, schedule, batches
         self.settings, self.world, self.hooks, self.saver = settings, world, hooks, saver
         self.scale = LossScale(settings.dtype)
+        self.guard = NormGuard(settings.skip_spikes)
+        self.dropped = False  # the step that has just ended
         self.peak = peak_flops(world.device, settings.dtype) * world.size
         self.saved_at = time.monotonic()
         self.interval_seconds, self.interval_tokens = 0.0, 0  # since the last logged step
@@ -101,6 +108,7 @@ class Trainer:
         """
         self.progress = progress
         self.scale.value, self.scale.good_steps = progress.loss_scale, progress.good_steps
+        self.guard.mean, self.guard.count = progress.norm_mean, progress.norm_count
         self.model.train()
         if progress.step:
             self._repeat_last_words()
@@ -174,23 +182,48 @@ class Trainer:
             return total, torch.zeros_like(total)
         rates = self.schedule.at(self.progress.step)
         scale = 1.0 / (count * self.scale.value)
-        norm = self.optimizer.step(rates, scale, self.settings.grad_clip, drop_overflow=self.scale.active)
-        if self.scale.active:
-            self.scale.update(bool(norm.isfinite()))
+        drop_above = self.guard.limit() if self.guard.active or self.scale.active else None
+        norm = self.optimizer.step(rates, scale, self.settings.grad_clip, drop_above)
+        if drop_above is not None:
+            self._note_norm(float(norm), drop_above)
         return total, norm
+
+    def _note_norm(self, norm: float, drop_above: float) -> None:
+        """Learn from the gradient norm of a step that may have been dropped for it."""
+        finite = math.isfinite(norm)
+        self.dropped = not finite or norm > drop_above
+        self.progress.dropped += self.dropped
+        if self.scale.active:
+            self.scale.update(finite)
+        if self.guard.active:
+            self.guard.note(norm)
+            if self.dropped:
+                self.hooks.say(f"step {self.progress.step + 1} was dropped: its gradient norm was {norm:.3g}")
 
     def _mean_loss(self, losses: Tensor, norm: Tensor, count: int) -> float:
         """Nats per target of the step that has just ended. The only place where the host waits for the device."""
         self.world.sum(losses)
         loss = float(losses) / max(count, 1)
-        # A float16 step whose gradients overflow was dropped; elsewhere it has reached the weights.
-        wrong = loss if not math.isfinite(loss) or self.scale.active else float(norm)
-        if not math.isfinite(wrong):
-            what = "gradient norm" if math.isfinite(loss) else "loss"
+        if wrong := self._what_is_wrong(loss, norm):
             saved = self.saver.wait()
             good = f"the last good checkpoint is of step {saved}" if saved is not None else "there is no checkpoint yet"
-            raise Diverged(f"the {what} became {wrong} at step {self.progress.step}; {good}")
+            raise Diverged(f"the {wrong} at step {self.progress.step}; {good}")
         return loss
+
+    def _what_is_wrong(self, loss: float, norm: Tensor) -> str:
+        """Empty when nothing is."""
+        if not math.isfinite(loss):
+            return f"loss became {loss}"
+        # Where steps can be dropped, one whose gradients overflow was; elsewhere it has reached the weights.
+        if not (self.scale.active or self.guard.active) and not math.isfinite(float(norm)):
+            return f"gradient norm became {float(norm)}"
+        if not self.dropped and is_spike(loss, smooth := self._smooth(), self.progress.logged):
+            return f"loss jumped from about {smooth:.3g} to {loss:.3g}"
+        return ""
+
+    def _smooth(self) -> float:
+        """The smoothed loss."""
+        return self.progress.smooth / (1 - SMOOTHING ** max(1, self.progress.logged))
 
     def _count_time(self, seconds: float, tokens: int) -> None:
         self.progress.seconds += seconds
@@ -210,7 +243,7 @@ class Trainer:
             self.peak = max(self.peak, matmul_flops(self.world.device, torch.float32, tries=1) * self.world.size)
         return {
             "loss": loss,
-            "loss_smooth": progress.smooth / (1 - SMOOTHING**progress.logged),
+            "loss_smooth": self._smooth(),
             "grad_norm": float(norm),
             "lr": self.optimizer.lr("matrix") * rates.lr,
             "momentum": rates.momentum,
@@ -238,6 +271,7 @@ class Trainer:
 
     def _save(self) -> None:
         self.progress.loss_scale, self.progress.good_steps = self.scale.value, self.scale.good_steps
+        self.progress.norm_mean, self.progress.norm_count = self.guard.mean, self.guard.count
         self.saver.save(self.progress.step, self.model, self.optimizer, asdict(self.progress))
         self.saved_at = time.monotonic()
 

@@ -28,7 +28,9 @@ def notices(made: Sequence[Made]) -> list[str]:
         found += _of_rows(m)
     for m in trainings(made):
         if skipped := m.metrics.get("skipped_steps"):
-            found.append(f"{m.stage}: {plural(skipped, 'step')} skipped because gradients overflowed.")
+            found.append(f"{m.stage}: {plural(skipped, 'step')} skipped, with no target to train on.")
+        if dropped := m.metrics.get("dropped_steps"):
+            found.append(f"{m.stage}: {plural(dropped, 'step')} dropped for gradients far above the usual.")
     return found
 
 

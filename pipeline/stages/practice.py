@@ -215,7 +215,8 @@ class Practice:
             self._backward(batch, sums)
         rates = self.schedule.at(self.progress.step)
         scale = 1.0 / (count * self.scale.value)
-        norm = float(self.optimizer.step(rates, scale, self.params.grad_clip, drop_overflow=self.scale.active))
+        drop_above = math.inf if self.scale.active else None
+        norm = float(self.optimizer.step(rates, scale, self.params.grad_clip, drop_above))
         if self.scale.active:
             self.scale.update(math.isfinite(norm))
         elif not math.isfinite(norm):

@@ -33,6 +33,7 @@ class Params:
     max_epochs: float = 1.0  # more text than this is an error, not silently repeated
     seed: int = 0  # of the weights and of the order of rows
     grad_clip: float | None = 1.0  # norm of the global gradients; null: off
+    skip_spikes: float | None = None  # drop steps whose gradient norm is this many times the usual
     dtype: str = "auto"  # of the computations: bfloat16, float32, float16; auto: what the device is good at
     eval_every: int | None = 250  # steps between measurements of val_bpb; the end is always measured
     val_tokens: int | None = 10_485_760  # of the validation shard, from its start; null: all
@@ -72,6 +73,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
             schedule=params.schedule,
             lr_frac=1.0,
             grad_clip=params.grad_clip,
+            skip_spikes=params.skip_spikes,
             dtype=params.dtype,
             seed=params.seed,
             eval_every=params.eval_every,

@@ -41,6 +41,7 @@ class Work:
     schedule: ScheduleConfig
     lr_frac: float
     grad_clip: float | None
+    skip_spikes: float | None
     dtype: str
     seed: int
     eval_every: int | None
@@ -161,6 +162,7 @@ def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | 
         epoch_rows=len(work.rows),
         flops_per_token=config.flops_per_token(),
         grad_clip=work.grad_clip,
+        skip_spikes=work.skip_spikes,
         eval_every=work.eval_every,
         log_every=launch.log_every,
         save_every=launch.save_every,
@@ -280,4 +282,5 @@ def describe(work: Work, model: "GPT", progress: "Progress", settings: "Settings
         "train_seconds": progress.seconds,
         "dtype": str(settings.dtype).removeprefix("torch."),
         "skipped_steps": progress.skipped,
+        "dropped_steps": progress.dropped,
     }

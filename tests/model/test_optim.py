@@ -147,14 +147,19 @@ def test_the_norm_is_global_and_gradients_are_clipped_to_it():
     assert moved == pytest.approx(1.0, rel=1e-4)
 
 
-def test_a_step_whose_gradients_overflow_is_dropped_where_that_is_asked_for():
+def test_a_step_whose_gradients_are_too_large_is_dropped_where_that_is_asked_for():
     model = small_model()
     optimizer = Optimizer(model, OptimConfig(), 32, ALONE)
     before = [p.detach().clone() for p in model.parameters()]
     model.lm_head.weight.grad[0, 0] = float("inf")
-    assert not optimizer.step(RATES, drop_overflow=True).isfinite()
+    assert not optimizer.step(RATES, drop_above=math.inf).isfinite()
+    model.lm_head.weight.grad.fill_(1.0)
+    assert float(optimizer.step(RATES, drop_above=3.0)) > 3.0
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
     assert not any(p.grad.any() for p in model.parameters())
+    model.lm_head.weight.grad.fill_(1e-3)
+    optimizer.step(RATES, drop_above=3.0)
+    assert not torch.equal(before[-1], model.lm_head.weight)
 
 
 def test_any_torch_optimiser_is_named_by_its_import_path():

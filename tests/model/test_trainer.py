@@ -16,6 +16,7 @@ from model.fit import micro_batch, rows_per_rank
 from model.optim import Optimizer
 from model.precision import LossScale, resolve_dtype
 from model.schedule import Schedule
+from model.spikes import NormGuard
 from model.trainer import Hooks, Progress, Settings, Trainer
 
 
@@ -130,6 +131,45 @@ def test_a_loss_that_is_no_number_is_found_at_the_next_logged_step(tmp_path):
     with pytest.raises(Diverged, match=r"nan at step \d; (the last good checkpoint is of step|there is no checkpoint)"):
         session.run()
     assert all(math.isfinite(metrics["loss"]) for _, metrics in session.logged)
+
+
+def test_a_loss_that_jumps_ends_the_run_before_it_is_saved(tmp_path):
+    def shaken(step):
+        if step == 14:
+            session.model.embed_tokens.weight.data.neg_()
+            session.model.lm_head.weight.data.mul_(50).neg_()
+        return batches(0)
+
+    session = Session(tmp_path, shaken, steps=30, log_every=1, save_every=1)
+    with pytest.raises(Diverged, match=r"the loss jumped from about \S+ to \S+ at step 1\d; the last good"):
+        session.run()
+    assert session.logged[-1][0] == steps_in(tmp_path)[-1] < 17
+
+
+def test_steps_with_gradients_far_above_the_usual_are_dropped_and_counted(tmp_path):
+    def shaken(step):
+        """One batch whose gradients are large: all of it is one token that is never right."""
+        tokens, targets = batches(step % 3)
+        return (torch.zeros_like(tokens), torch.full_like(targets, 60)) if step == 24 else (tokens, targets)
+
+    runs = [Session(tmp_path / str(n), shaken, steps=28, skip_spikes=factor) for n, factor in enumerate([1.2, None])]
+    for session in runs:
+        session.run()
+    assert runs[0].progress.dropped >= 1 and any("step 25 was dropped" in word for word in runs[0].words)
+    assert runs[1].progress.dropped == 0 and not torch.equal(*(r.model.lm_head.weight for r in runs))
+    assert runs[0].progress.norm_count == 28
+
+
+def test_a_lasting_change_of_gradients_is_followed_in_the_end():
+    guard = NormGuard(2.0)
+    for _ in range(50):
+        guard.note(1.0)
+    for norm in (math.nan, math.inf):
+        guard.note(norm)
+    assert guard.limit() == 2.0
+    for _ in range(200):
+        guard.note(10.0)
+    assert guard.limit() > 10.0
 
 
 def test_an_error_of_the_data_comes_out_of_the_loop_and_no_thread_stays(tmp_path):

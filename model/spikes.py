@@ -1,0 +1,42 @@
+"""What a run does about steps that would harm it: gradients far above the usual are dropped, such a loss ends it."""
+
+import math
+
+NORMS_KNOWN = 20  # steps before a norm can be called unusual
+LOSSES_KNOWN = 10  # logged losses before one can be called a spike
+MEMORY = 0.98  # of the running mean of gradient norms
+
+
+class NormGuard:
+    """Which gradient norms are too large: those above `factor` times the running mean of earlier ones; None: no norm.
+
+    mean and count are the state that a resume needs. A dropped norm enters the mean as the limit it exceeded, so that
+    a lasting change of level is followed in the end.
+    """
+
+    def __init__(self, factor: float | None) -> None:
+        self.factor = factor
+        self.mean, self.count = 0.0, 0
+
+    @property
+    def active(self) -> bool:
+        return self.factor is not None
+
+    def limit(self) -> float:
+        """Infinity while there is none."""
+        if self.factor is None or self.count < NORMS_KNOWN:
+            return math.inf
+        return self.factor * self.mean
+
+    def note(self, norm: float) -> None:
+        """Count a step's norm in."""
+        if math.isfinite(norm):
+            limit = self.limit()
+            self.count += 1
+            weight = max(1 - MEMORY, 1 / self.count)
+            self.mean += weight * (min(norm, limit) - self.mean)
+
+
+def is_spike(loss: float, smooth: float, logged: int) -> bool:
+    """Whether a finite loss is that of a run that has come apart: over twice the smoothed one, and 2 nats more."""
+    return logged >= LOSSES_KNOWN and loss > 2 * smooth + 2
