@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from model import fp8
 from model.attention import attend
 from model.config import GATE_CHANNELS, SMEAR_CHANNELS, GPTConfig
 from model.errors import ModelError
@@ -25,16 +26,18 @@ SOFTCAP = 15.0
 
 
 class Linear(nn.Linear):
-    """A matrix without bias: its weight is kept in float32 and used in the dtype of the input."""
+    """A matrix without bias: its weight is kept in float32 and used in the dtype of the input, or in 8 bits."""
 
     def __init__(self, fan_in: int, fan_out: int) -> None:
         super().__init__(fan_in, fan_out, bias=False)
+        self.fp8 = False
 
     def reset_parameters(self) -> None:
         """GPT.init_weights does it; torch's default would be thrown away."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        weight = self.weight.to(x.dtype)
+        return fp8.linear(x, weight) if self.fp8 and torch.is_grad_enabled() else F.linear(x, weight)
 
 
 class Embedding(nn.Embedding):
@@ -109,7 +112,7 @@ class GPT(nn.Module):
     """tokens (B, T) int64 -> hidden (B, T, C) in compute_dtype -> logits (B, T, vocab) float32.
 
     An own architecture is a class built as Class(config) that has config, init_weights, hidden, head, loss,
-    use_compiler and lm_head; it may be a subclass.
+    use_compiler, use_fp8 and lm_head; it may be a subclass.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -206,6 +209,17 @@ class GPT(nn.Module):
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Sum of the negative log-probabilities of targets other than -1, in nats. Both (B, T); a float32 scalar."""
         return softcap_cross_entropy(self.hidden(tokens), self.lm_head.weight, targets, SOFTCAP, self.compiled)
+
+    def use_fp8(self) -> None:
+        """Train the matrices of the blocks in 8 bits from here on; never the head, embeddings and small gates.
+
+        Raises ModelError for a context of which rows make no whole blocks.
+        """
+        if self.config.sequence_len % fp8.MULTIPLE:
+            raise ModelError(f"fp8 needs model.sequence_len to be a multiple of {fp8.MULTIPLE}")
+        for module in self.layers.modules():
+            if isinstance(module, Linear):
+                module.fp8 = fp8.fits(module.weight)
 
     def use_compiler(self) -> None:
         """Go through torch.compile from here on, with static shapes."""

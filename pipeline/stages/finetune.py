@@ -31,6 +31,7 @@ class Params:
     grad_clip: float | None = 1.0  # norm of the global gradients; null: off
     skip_spikes: float | None = None  # drop steps whose gradient norm is this many times the usual
     dtype: str = "auto"  # of the computations: bfloat16, float32, float16; auto: what the device is good at
+    fp8: bool = False  # matmuls of the blocks in 8 bits
     eval_every: int | None = 150  # steps between measurements of val_bpb, if tokens is an input
     val_tokens: int | None = 10_485_760  # of the validation shard, from its start; null: all
 
@@ -64,6 +65,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
             grad_clip=params.grad_clip,
             skip_spikes=params.skip_spikes,
             dtype=params.dtype,
+            fp8=params.fp8,
             seed=params.seed,
             eval_every=params.eval_every if validation else None,
             validation=(validation, token_bytes) if validation else None,

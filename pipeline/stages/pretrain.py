@@ -35,6 +35,7 @@ class Params:
     grad_clip: float | None = 1.0  # norm of the global gradients; null: off
     skip_spikes: float | None = None  # drop steps whose gradient norm is this many times the usual
     dtype: str = "auto"  # of the computations: bfloat16, float32, float16; auto: what the device is good at
+    fp8: bool = False  # matmuls of the blocks in 8 bits
     eval_every: int | None = 250  # steps between measurements of val_bpb; the end is always measured
     val_tokens: int | None = 10_485_760  # of the validation shard, from its start; null: all
     init: str | None = None  # KEY@STEP: go on from a checkpoint of another pretrain
@@ -75,6 +76,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
             grad_clip=params.grad_clip,
             skip_spikes=params.skip_spikes,
             dtype=params.dtype,
+            fp8=params.fp8,
             seed=params.seed,
             eval_every=params.eval_every,
             validation=(validation, torch.from_numpy(token_bytes)),

@@ -43,6 +43,7 @@ class Work:
     grad_clip: float | None
     skip_spikes: float | None
     dtype: str
+    fp8: bool
     seed: int
     eval_every: int | None
     validation: "tuple[Rows, Tensor] | None"
@@ -138,12 +139,16 @@ def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | 
     """Decide what is left open, compute dtype and micro-batch, and tell the model."""
     from model.attention import choose_backend
     from model.fit import micro_batch, rows_per_rank
+    from model.fp8 import has_units
     from model.precision import resolve_dtype
     from model.trainer import Settings
 
     launch, model, length = job.launch, work.model, work.rows.sequence_len
     dtype = model.compute_dtype = resolve_dtype(work.dtype, world.device)
     model.grad_checkpoint = launch.grad_checkpoint
+    if work.fp8:
+        model.use_fp8()
+        job.say("matmuls in 8 bits" + ("" if has_units(world.device) else ": emulated, for this device has no such"))
     config = dataclasses.replace(model.config, sequence_len=length)
     model.attention_backend, why = choose_backend(world.device, dtype, config.windows(), length)
     rows = rows_per_rank(work.total_batch_tokens, length, world)
