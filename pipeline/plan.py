@@ -1,5 +1,6 @@
 """What will run, why, and what it will cost, said before anything happens."""
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -79,10 +80,10 @@ def make_plan(
     dag.check_names([*chosen, *(force or [])], "until" if until else "only" if only else "stages")
     inner = dag.behind(chosen)
     steps: dict[str, Step] = {}
-    damaged: list[str] = []
     for name, stage in dag.stages.items():
         if name in inner:
-            steps[name] = _look(stage, steps, store, online, endpoint, damaged)
+            fresh = online and name in (force or [])
+            steps[name] = _look(stage, steps, store, online, endpoint, fresh)
     _decide(steps, set(chosen), set(only or []), set(force or []))
     newest = _newest_by_stage(store) if any(step.action != "cached" for step in steps.values()) else {}
     for step in steps.values():
@@ -92,10 +93,8 @@ def make_plan(
     return Plan(steps, chosen)
 
 
-def _look(
-    stage: Stage, steps: dict[str, Step], store: Store, online: bool, endpoint: str | None, damaged: list[str]
-) -> Step:
-    """The key of a stage and what the store has under it."""
+def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, endpoint: str | None, fresh: bool) -> Step:
+    """The key of a stage and what the store has under it. fresh: as in _identity."""
     step = Step(stage)
     if stage.pin is not None:
         found = store.find_by_name(stage.pin)
@@ -104,7 +103,7 @@ def _look(
         step.key = step.wanted = found.key
     else:
         sources = {name: steps[source].key for name, source in stage.inputs.items()}
-        identity = _identity(stage, store, online, endpoint)
+        identity = _identity(stage, store, online, endpoint, fresh)
         unknown = [name for name, key in sources.items() if key is None]
         if unknown or identity is UNKNOWN:
             step.why = "unknown until download"
@@ -129,16 +128,21 @@ def _look(
 UNKNOWN = object()
 
 
-def _identity(stage: Stage, store: Store, online: bool, endpoint: str | None) -> Any:
-    """What data a stage stands for; None for stages that stand for none, UNKNOWN when it was never looked up."""
+def _identity(stage: Stage, store: Store, online: bool, endpoint: str | None, fresh: bool) -> Any:
+    """What data a stage stands for; None for stages that stand for none, UNKNOWN when it was never looked up.
+
+    fresh: forget what was found out before, so that a branch is where it is now.
+    """
     hook = getattr(stage.module, "identity", None)
     if hook is None:
         return None
-    memory = store.memory("identity") | {"endpoint": endpoint}
-    before = keys.digest(memory)
+    known = store.memory("identity")
+    memory = copy.deepcopy({} if fresh else known) | {"endpoint": endpoint}
     found = hook(stage.params, memory, online)
-    if keys.digest(memory) != before:
-        store.remember("identity", {k: v for k, v in memory.items() if k != "endpoint"})
+    del memory["endpoint"]
+    learnt = {kind: known.get(kind, {}) | entries for kind, entries in memory.items()}
+    if known | learnt != known:
+        store.remember("identity", known | learnt)
     return UNKNOWN if found is None else found
 
 

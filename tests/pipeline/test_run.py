@@ -310,14 +310,39 @@ def test_more_shards_are_all_that_is_fetched_and_tokenised(served: Chatmill, tmp
     assert new == pytest.approx(every * 2 / 5, rel=0.01)
 
 
+def test_a_branch_that_moved_is_followed_when_download_is_forced(chatmill: Chatmill, tmp_path: Path) -> None:
+    with small_text_hub(tmp_path, shards=2).serving() as hub:
+        env = {"HF_ENDPOINT": hub.url}
+        common = [
+            "data=fineweb_edu",
+            "data.repo_id=me/text",
+            "data.train_shards=1",
+            "data.val_shard=shard_00001.parquet",
+        ]
+        common += ["until=download", "store.min_free_gb=0"]
+        chatmill.run(*common, **env)
+        first = records(chatmill.store)["download"]
+        hub.commit = "d" * 40
+        hub.add("datasets/me/text/shard_00000.parquet", table_of(["something else"]))
+        assert "Nothing to do" in chatmill.run(*common, **env)
+        chatmill.run(*common, "force=[download]", **env)
+        second = records(chatmill.store)["download"]
+        assert second["key"] != first["key"] and second["source"]["commit"] == hub.commit
+        assert "Nothing to do" in chatmill.run(*common, **env)
+
+
 def small_text_hub(folder: Path, shards: int) -> SmallHub:
     hub = SmallHub(folder / "hub")
     for i in range(shards):
-        table = pa.table({"text": [f"shard {i} says {j} words of text to learn from" for j in range(200)]})
-        sink = io.BytesIO()
-        pq.write_table(table, sink)
-        hub.add(f"datasets/me/text/shard_{i:05d}.parquet", sink.getvalue())
+        texts = [f"shard {i} says {j} words of text to learn from" for j in range(200)]
+        hub.add(f"datasets/me/text/shard_{i:05d}.parquet", table_of(texts))
     return hub
+
+
+def table_of(texts: list[str]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"text": texts}), sink)
+    return sink.getvalue()
 
 
 def test_an_unreachable_hub_is_said_in_one_line(chatmill: Chatmill) -> None:
