@@ -70,5 +70,5 @@ class Bucket:
 
     def square_sum(self) -> Tensor:
         """Of the owned gradients; counted once where all ranks own them."""
-        total = self.own_grads.square().sum(dtype=torch.float32)
+        total = self.own_grads.square().sum(dtype=torch.promote_types(self.own_grads.dtype, torch.float32))
         return total if self.sharded or self.world.leads else torch.zeros_like(total)
