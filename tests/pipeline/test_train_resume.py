@@ -1,12 +1,10 @@
 """Training that is killed and resumed ends with the bits of training that was never stopped."""
 
+import contextlib
 import hashlib
 import json
-import os
 import shutil
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import psutil
@@ -58,22 +56,17 @@ def kill_when(run: StageRun, condition, nproc: int = 1) -> bool:
         except subprocess.TimeoutExpired:
             continue
     alive = process.poll() is None
-    if alive:
-        os.killpg(process.pid, signal.SIGKILL)
+    for worker in processes_of(run.work):  # torchrun's workers are in sessions of their own
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
     process.communicate()
-    wait_until_gone(run.work)
+    while processes_of(run.work):
+        continue
     return alive
 
 
-def wait_until_gone(work: Path, seconds: float = 30) -> None:
-    """torchrun's workers lead no group of their own, but may be a moment in dying."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and any(str(work) in " ".join(p.info["cmdline"] or []) for p in processes()):
-        continue
-
-
-def processes():
-    return psutil.process_iter(["cmdline"])
+def processes_of(work: Path) -> list[psutil.Process]:
+    return [p for p in psutil.process_iter(["cmdline"]) if str(work) in " ".join(p.info["cmdline"] or [])]
 
 
 def last_logged(run: StageRun) -> int:
