@@ -38,6 +38,8 @@ VERBS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 fine, 1 a failure, 2 a user's mistake, 3 a guard, 130 stopped."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # modules of the user's own lie where the command is given
     try:
         return _dispatch(arguments)
     except Guarded as error:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import difflib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from pipeline.job import Launch
 RESULT_NEUTRAL = "reads settings; the values that matter enter keys themselves"
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+UNDECLARED = re.compile(r"\w+\.(pin|launch\.\w+)=")  # what every stage has although its YAML need not name it
 
 
 @dataclass
@@ -130,27 +134,43 @@ class Settings:
 
 def compose(overrides: list[str]) -> dict[str, Any]:
     """conf/config.yaml with the overrides, resolved to plain containers. Main thread only. Raises UserError."""
-    import yaml
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("least", _least, replace=True)
+    GlobalHydra.instance().clear()
+    with explained(overrides), initialize_config_dir(str(CONF), version_base="1.3"):
+        return plain(hydra_compose("config", overrides=as_hydra_takes(overrides)))
+
+
+def as_hydra_takes(overrides: list[str]) -> list[str]:
+    """STAGE.pin and STAGE.launch.NAME are set, not added, whether or not the stage's YAML names them."""
+    return [f"++{o}" if UNDECLARED.match(o) else o for o in overrides]
+
+
+@contextmanager
+def explained(overrides: list[str]) -> Iterator[None]:
+    """What Hydra complains about in here becomes a UserError of one line."""
+    import yaml
+    from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    OmegaConf.register_new_resolver("least", _least, replace=True)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        try:
-            composed = hydra_compose("config", overrides=overrides)
-            return plain(composed)
-        except yaml.YAMLError as error:
-            raise UserError(" ".join(str(error).split()), str(CONF), "Mend the YAML there.") from None
-        except (HydraException, OmegaConfBaseException) as error:
-            if len(overrides) == 0:
-                raise
-            base = OmegaConf.to_container(hydra_compose("config", overrides=[]), resolve=False)
-            raise _explain(error, overrides, base) from None
+    try:
+        yield
+    except yaml.YAMLError as error:
+        raise UserError(" ".join(str(error).split()), str(CONF), "Mend the YAML there.") from None
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if not overrides:
+            raise
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            base = OmegaConf.to_container(compose("config", overrides=[]), resolve=False)
+        raise _explain(error, as_hydra_takes(overrides), base) from None
 
 
 def _least(*numbers: int | None) -> int | None:
@@ -189,25 +209,39 @@ def settings(composed: dict[str, Any]) -> Settings:
 
 def _explain(error: Exception, overrides: list[str], base: Any) -> UserError:
     """Hydra's complaint in one line, with the nearest right name where a name is wrong."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     known = _dotted(base)
     for override in overrides:
-        name = override.lstrip("+~").partition("=")[0].partition("@")[0]
-        group = CONF / name
-        if group.is_dir():
-            choices = sorted(p.stem for p in group.glob("*.yaml"))
-            chosen = override.partition("=")[2].strip("'\"")
+        if found := _mistake_in(override, known):
+            return found
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if text.startswith("Ambiguous value"):
+        return UserError(text, fix="-m runs one after the other; 'NAME=[a,b]' is a list.")
+    if wrong := getattr(error, "override", None):
+        return UserError(f"cannot be read ({text})", str(wrong), "Lists are written 'NAME=[a,b]', text \"NAME='a b'\".")
+    return UserError(text)
+
+
+def _mistake_in(override: str, known: list[str]) -> UserError | None:
+    """What is wrong with the name or the choice in one override; None if that is not where the mistake is."""
+    name, given, value = override.lstrip("+~").partition("=")
+    name = name.partition("@")[0]
+    group = CONF / name
+    if not name:
+        return UserError(f"{override!r} names no setting", fix="Settings are written NAME=VALUE.")
+    if group.is_dir():
+        choices = sorted(p.stem for p in group.glob("*.yaml"))
+        for chosen in value.strip("'\"").split(","):  # several in a sweep
             if chosen not in choices and not chosen.startswith("["):
                 near = difflib.get_close_matches(chosen, choices, n=1, cutoff=0.4)
                 fix = f"Did you mean {name}={near[0]}?" if near else f"There are: {', '.join(choices)}."
                 return UserError(f"there is no {name} called {chosen!r}", fix=fix)
-        elif name not in known and not override.startswith(("+", "~", "hydra")) and "=" in override:
-            near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-            fix = f"Did you mean {' or '.join(near)}?" if near else "`python flows.py plan --config` shows all names."
-            return UserError(f"there is no setting {name}", fix=fix)
-        elif "=" not in override and not override.startswith("~"):
-            return UserError(f"{override!r} is neither a verb nor a setting", fix="Settings are written NAME=VALUE.")
-    return UserError(text)
+    elif not given and not override.startswith("~"):
+        return UserError(f"{override!r} is neither a verb nor a setting", fix="Settings are written NAME=VALUE.")
+    elif name not in known and not override.startswith(("+", "hydra")):
+        near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+        fix = f"Did you mean {' or '.join(near)}?" if near else "`python flows.py plan --config` shows all names."
+        return UserError(f"there is no setting {name}", fix=fix)
+    return None
 
 
 def _dotted(value: Any, path: str = "") -> list[str]:

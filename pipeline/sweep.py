@@ -29,10 +29,11 @@ def sweep(overrides: list[str]) -> int:
 
     folder = store_root(config.StoreConfig.root) / "runs" / "sweeps"
     before = sys.argv
-    sys.argv = [before[0], "-m", *overrides, f"hydra.sweep.dir={folder}/${{now:%Y%m%d-%H%M%S}}"]
+    sys.argv = [before[0], "-m", *config.as_hydra_takes(overrides), f"hydra.sweep.dir={folder}/${{now:%Y%m%d-%H%M%S}}"]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        hydra.main(config_path=str(Path(config.CONF)), config_name="config", version_base="1.3")(job)()
+        with config.explained(overrides):
+            hydra.main(config_path=str(Path(config.CONF)), config_name="config", version_base="1.3")(job)()
     finally:
         sys.argv = before
     return next((code for code in codes if code), 0)

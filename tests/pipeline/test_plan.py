@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -128,11 +129,32 @@ def composed_with(stages: dict[str, Any]) -> dict[str, Any]:
         ("launch.nproc=three", "launch.nproc: is 'three'"),
         ("recipe=d21", "Did you mean recipe=d"),
         ("+data.trian_shards=3", r"data\.trian_shards.*Did you mean data\.train_shards"),
+        ("sft.launch.nprocs=2", r"sft\.launch\.nprocs.*Did you mean sft\.launch\.nproc"),
+        ("~modle", "Did you mean model"),
+        ("=3", "names no setting"),
+        ("model=3", "no model called '3'"),
+        ("model.depth=[", r"model\.depth=\[: cannot be read"),
+        ("model.depth=2,3", "-m runs"),
     ],
 )
 def test_a_wrong_name_is_an_error_with_the_nearest_right_one(override: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         dag.build(config.settings(config.compose([override])))
+
+
+def test_every_stage_can_be_pinned_and_started_in_its_own_way() -> None:
+    settings = config.settings(config.compose(["sft.pin=4f2a", "sft.launch.nproc=2"]))
+    assert settings.stages["sft"].pin == "4f2a"
+    stages = dag.build(settings).stages
+    assert (stages["sft"].launch.nproc, stages["midtrain"].launch.nproc) == (2, 1)
+
+
+def test_modules_of_ones_own_lie_where_the_command_is_given(tmp_path: Path) -> None:
+    (tmp_path / "own_task.py").write_text("from data.task import Task\n\nclass Own(Task):\n    pass\n")
+    command = [sys.executable, ROOT / "flows.py", "why", "sft_data", "mixture.sft=[{task: own_task.Own}]"]
+    env = os.environ | {"CHATMILL_STORE": str(tmp_path / "store"), "COLUMNS": "200"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    assert "code own_task" in done.stdout
 
 
 def test_planning_and_stage_modules_import_nothing_heavy() -> None:

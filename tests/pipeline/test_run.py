@@ -265,6 +265,13 @@ def test_a_sweep_makes_what_its_runs_share_once(served: Chatmill) -> None:
     assert out.count("===") == 3
 
 
+@pytest.mark.parametrize(
+    ("override", "said"), [("c.params.sacle=1,2", "Did you mean"), ("recipe=tiny,d21", "no recipe called 'd21'")]
+)
+def test_a_wrong_name_in_a_sweep_is_said_in_one_line(chatmill: Chatmill, override: str, said: str) -> None:
+    assert said in chatmill.run("-m", *toys(), override, code=2)
+
+
 def all_records(store: Path, module: str) -> list[dict[str, Any]]:
     return [json.loads(p.read_text()) for p in (store / "artifacts" / module).glob("*/artifact.json")]
 
