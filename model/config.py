@@ -64,6 +64,10 @@ class GPTConfig:
 
         Raises ModelError when sizes do not fit each other, or vocab_size contradicts the one that is set.
         """
+        if min(self.depth, self.head_dim) < 1:
+            raise ModelError("model.depth and head_dim must be at least 1")
+        if "." not in self.arch and self.arch not in ("base", "modern"):
+            raise ModelError(f"model.arch {self.arch!r} is not base, modern or the import path of a class")
         defaults = dataclasses.asdict(MODERN if self.arch == "modern" else Switches())
         values = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         values["width"] = self.width or WIDTH_PER_LAYER * self.depth
@@ -79,8 +83,8 @@ class GPTConfig:
 
     def check(self) -> None:
         """Raises ModelError naming the first size that cannot work. Only for a resolved config."""
-        if min(self.depth, self.width, self.head_dim, self.sequence_len) < 1:
-            raise ModelError("model.depth, width, head_dim and sequence_len must be at least 1")
+        if min(self.depth, self.width, self.head_dim, self.sequence_len, self.kv_heads) < 1:
+            raise ModelError("model.depth, width, head_dim, kv_heads and sequence_len must be at least 1")
         if not self.vocab_size:
             raise ModelError("model.vocab_size is not known: set it, or build the model with a tokenizer")
         if self.head_dim % 2:
@@ -175,6 +179,10 @@ class OptimConfig:
     normuon: bool = False  # divide each row of an update by the root of its running mean square
     normuon_beta2: float = 0.9
     args: dict[str, Any] = field(default_factory=dict)  # further arguments of a class named by import path
+
+    def __post_init__(self) -> None:
+        if "." not in self.name and self.name not in ("muon", "adamw", "sgd"):
+            raise ModelError(f"optim.name {self.name!r} is not muon, adamw, sgd or the import path of a class")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from model.buckets import Bucket
 from model.config import OptimConfig
 from model.distributed import World
-from model.errors import ModelError
 from model.rules import SGD, AdamW, External, Muon, Piece, Rule, SavedState
 from model.schedule import Rates
 
@@ -80,8 +79,6 @@ class Optimizer:
     def _rule(self, kind: str, stacked: bool, bucket: Bucket) -> Rule:
         config, lr = self.config, self.lr(kind)
         weight_decay = config.weight_decay if kind == "matrix" else 0.0
-        if config.name not in ("muon", "adamw", "sgd"):
-            raise ModelError(f"optim.name {config.name!r} is not muon, adamw, sgd or the import path of a class")
         if stacked:
             return Muon(bucket, config, lr)
         if config.name == "sgd":

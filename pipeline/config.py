@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline import typed
 from pipeline.errors import UserError
 from pipeline.job import Launch
+from pipeline.typed import Amount, Count, Natural
 
 RESULT_NEUTRAL = "reads settings; the values that matter enter keys themselves"
 
@@ -22,8 +23,8 @@ UNDECLARED = re.compile(r"\w+\.(pin|launch\.\w+)=")  # what every stage has alth
 @dataclass
 class StoreConfig:
     root: str = "store"
-    reverify_days: float = 30.0  # a file hashed within so many days, and not touched since, is not hashed again
-    min_free_gb: float = 1.0  # a run does not start with less free disk
+    reverify_days: Amount = 30.0  # a file hashed within so many days, and not touched since, is not hashed again
+    min_free_gb: Amount = 1.0  # a run does not start with less free disk
 
 
 @dataclass
@@ -33,22 +34,22 @@ class RunConfig:
 
 @dataclass
 class GuardConfig:
-    usd: float | None = 1.0  # stop before remaking more than this only because code changed; null: never stop
-    budget_usd: float | None = None  # stop before a run that is expected to cost more
+    usd: Amount | None = 1.0  # stop before remaking more than this only because code changed; null: never stop
+    budget_usd: Amount | None = None  # stop before a run that is expected to cost more
 
 
 @dataclass
 class LoggerConfig:
-    kind: str = "none"  # none | wandb
+    kind: Literal["none", "wandb"] = "none"
     project: str = "chatmill"
-    mode: str = "online"  # online | offline
+    mode: Literal["online", "offline"] = "online"
     name: str | None = None
 
 
 @dataclass
 class AppConfig:
     host: str = "127.0.0.1"
-    port: int = 7860
+    port: Natural = 7860
     share: bool = False
 
 
@@ -77,9 +78,9 @@ class DataConfig:
     repo_id: str | None
     revision: str
     shard: str
-    shard_tokens: int | None
-    train_shards: int | None
-    tokenizer_shards: int | None
+    shard_tokens: Count | None
+    train_shards: Count | None
+    tokenizer_shards: Count | None
     val_shard: str | None
     column: str
     paths: list[str]

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
+from pipeline.typed import Amount, Count, Natural
+
 RESULT_NEUTRAL = "hands a stage its folders and carries its words; makes nothing itself"
 
 Params = TypeVar("Params")
@@ -25,26 +27,26 @@ class Launch:
     """How a stage is run. Nothing in here may change what is made, so nothing in here enters its key."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    nproc: int = 1  # processes under torchrun, for stages with ranks
-    threads: int | None = None  # CPU threads a process; None: the cores divided by nproc
-    workers: int = 2  # helper processes or connections of the stages that prepare data
-    device_batch_size: int | Literal["auto"] = "auto"  # rows a forward pass; "auto" picks what fits
+    nproc: Count = 1  # processes under torchrun, for stages with ranks
+    threads: Count | None = None  # CPU threads a process; None: the cores divided by nproc
+    workers: Count = 2  # helper processes or connections of the stages that prepare data
+    device_batch_size: Count | Literal["auto"] = "auto"  # rows a forward pass; "auto" picks what fits
     compile: bool = False
     grad_checkpoint: bool = False  # recompute activations in backward: less memory, about a third slower
     deterministic: bool = False  # bitwise equal on resume; slower on GPUs
-    save_every: int | None = None  # steps between checkpoints; None: by save_minutes alone
-    save_minutes: float = 10.0
-    keep_last: int = 2
-    keep_every: int | None = None  # also keep each checkpoint whose step is a multiple of this
-    resume: str | int = "latest"  # latest | never | a step
+    save_every: Count | None = None  # steps between checkpoints; None: by save_minutes alone
+    save_minutes: Amount = 10.0
+    keep_last: Count = 2
+    keep_every: Count | None = None  # also keep each checkpoint whose step is a multiple of this
+    resume: Literal["latest", "never"] | Natural = "latest"  # latest | never | a step
     profile: bool = False  # write a profiler trace of a few steps into the artifact
     sandbox: Literal["strict", "weak"] = "strict"
-    log_every: int = 10  # steps
-    slots: int = 1  # stages that may run side by side
-    grace_seconds: float = 60.0  # between asking a stage to stop and ending it
-    timeout_minutes: float | None = None  # of a whole stage
-    retries: int = 2  # after a lost peer or a preemption
-    usd_per_hour: float = 0.0
+    log_every: Count = 10  # steps
+    slots: Count = 1  # stages that may run side by side
+    grace_seconds: Amount = 60.0  # between asking a stage to stop and ending it
+    timeout_minutes: Amount | None = None  # of a whole stage
+    retries: Natural = 2  # after a lost peer or a preemption
+    usd_per_hour: Amount = 0.0
 
 
 class Logger(Protocol):

@@ -4,13 +4,35 @@ import dataclasses
 import difflib
 import types
 import typing
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pipeline.errors import UserError
 
 RESULT_NEUTRAL = "checks and types values, which enter keys themselves"
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class From:
+    """The smallest value that a number may have, or the one that it must exceed."""
+
+    limit: int
+    included: bool = True
+
+    def holds(self, number: float) -> bool:
+        return number >= self.limit if self.included else number > self.limit
+
+    def __str__(self) -> str:
+        return f"from {self.limit} on" if self.included else f"above {self.limit}"
+
+
+Count = Annotated[int, From(1)]
+Natural = Annotated[int, From(0)]
+Amount = Annotated[float, From(0)]
+Positive = Annotated[float, From(0, included=False)]
+Dtype = Literal["auto", "bfloat16", "float32", "float16"]
 
 
 def build(cls: type[T], plain: Any, where: str = "") -> T:
@@ -20,7 +42,7 @@ def build(cls: type[T], plain: Any, where: str = "") -> T:
     """
     if not isinstance(plain, dict):
         raise UserError(f"is {_show(plain)}, but a group of settings is needed", where)
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for name in plain:
         if name not in fields:
@@ -33,7 +55,12 @@ def build(cls: type[T], plain: Any, where: str = "") -> T:
     ]
     if missing:
         raise UserError(f"needs a value for {', '.join(missing)}", where)
-    return cls(**values)
+    try:
+        return cls(**values)
+    except Exception as error:
+        if getattr(error, "cause", None) != "config":
+            raise
+        raise UserError(str(error), where) from None
 
 
 def unknown(name: str, known: list[str], where: str) -> UserError:
@@ -49,6 +76,8 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     origin = get_origin(hint)
     if hint is Any:
         return value
+    if origin is Annotated:
+        return _convert_bounded(hint, value, where)
     if origin is Literal:
         if value in get_args(hint):
             return value
@@ -59,7 +88,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         return build(hint, value, where)
     if origin in (list, tuple):
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"is {_show(value)}, but a list is needed", where)
+            raise UserError(f"is {_show(value)}, but a list is needed", where, "Lists are written 'NAME=[a,b]'.")
         item = (get_args(hint) or (Any,))[0]
         items = [convert(item, v, f"{where}[{i}]") for i, v in enumerate(value)]
         return tuple(items) if origin is tuple else items
@@ -74,7 +103,15 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         return int(value)
     if isinstance(value, hint) and not (hint in (int, float) and isinstance(value, bool)):
         return value
-    raise UserError(f"is {_show(value)}, but {_NAMES.get(hint, hint)} is needed", where)
+    raise UserError(f"is {_show(value)}, but {_name(hint)} is needed", where)
+
+
+def _convert_bounded(hint: Any, value: Any, where: str) -> Any:
+    base, *limits = get_args(hint)
+    number = convert(base, value, where)
+    if not all(limit.holds(number) for limit in limits):
+        raise UserError(f"is {_show(value)}, but {_name(hint)} is needed", where)
+    return number
 
 
 def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -90,8 +127,16 @@ def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
             last = error
     if len(concrete) == 1 and last:
         raise last
-    wanted = " or ".join(_NAMES.get(o, " | ".join(map(str, get_args(o))) or str(o)) for o in concrete)
+    wanted = " or ".join(_name(option) for option in concrete)
     raise UserError(f"is {_show(value)}, but {wanted} is needed", where)
+
+
+def _name(hint: Any) -> str:
+    """What a value should be, in words."""
+    if get_origin(hint) is Annotated:
+        base, *limits = get_args(hint)
+        return " ".join([_name(base), *map(str, limits)])
+    return _NAMES.get(hint) or " | ".join(map(str, get_args(hint))) or str(hint)
 
 
 def join(where: str, name: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.spec import TaskSpec
 from pipeline.job import Job, Stopped
+from pipeline.typed import Amount, Count, Dtype, Natural
 
 if TYPE_CHECKING:
     from data.packing import ValidationRows
@@ -24,25 +25,25 @@ class CoreParams:
     """The CORE bundle: which data set holds it, and how much of it to use."""
 
     dataset: str = "core"
-    max_per_task: int | None = None  # for a quick look; null: all items
+    max_per_task: Count | None = None  # for a quick look; null: all items
 
 
 @dataclass
 class Params:
     tasks: list[TaskSpec] = field(default_factory=list)  # chat tasks; their names are those in results
-    bpb_tokens: int | None = None  # of the validation shard, from its start; null: no bits per byte
+    bpb_tokens: Count | None = None  # of the validation shard, from its start; null: no bits per byte
     core: CoreParams | None = None  # null: no CORE
     prompts: list[str] = field(default_factory=list)  # texts to continue
     questions: list[str] = field(default_factory=list)  # messages to answer, for chat models
-    sample_tokens: int = 64  # of a continuation or an answer
-    sample_temperature: float = 0.0
-    keep: int = 4  # conversations of each task in results.json
-    max_new_tokens: int = 256  # of an answer to a task's question
-    temperature: float = 0.0  # of these answers; 0: the likeliest token
-    top_k: int | None = 50
-    samples: int = 1  # answers to each question; with more than 1, pass@k is measured too
+    sample_tokens: Count = 64  # of a continuation or an answer
+    sample_temperature: Amount = 0.0
+    keep: Natural = 4  # conversations of each task in results.json
+    max_new_tokens: Count = 256  # of an answer to a task's question
+    temperature: Amount = 0.0  # of these answers; 0: the likeliest token
+    top_k: Count | None = 50
+    samples: Count = 1  # answers to each question; with more than 1, pass@k is measured too
     seed: int = 0
-    dtype: str = "auto"  # bfloat16, float32, float16; auto: what the device is good at
+    dtype: Dtype = "auto"  # auto: what the device is good at
 
 
 def main(job: Job[Params]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from model.config import OptimConfig, ScheduleConfig
 from model.errors import ModelError
 from pipeline.job import Job
+from pipeline.typed import Amount, Count, Dtype, Positive
 
 if TYPE_CHECKING:
     from data.packing import ValidationRows
@@ -22,18 +23,18 @@ RANKS = True
 class Params:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    lr_frac: float = 1.0  # every rate times this
-    total_batch_tokens: int = 524_288  # of one step over all devices, masked ones included
-    epochs: float = 1.0  # the horizon, unless steps is set
-    steps: int | None = None
+    lr_frac: Amount = 1.0  # every rate times this
+    total_batch_tokens: Count = 524_288  # of one step over all devices, masked ones included
+    epochs: Positive = 1.0  # the horizon, unless steps is set
+    steps: Count | None = None
     dropout: float | None = None  # null: the model's
     seed: int = 0  # of the order of rows
-    grad_clip: float | None = 1.0  # norm of the global gradients; null: off
-    skip_spikes: float | None = None  # drop steps whose gradient norm is this many times the usual
-    dtype: str = "auto"  # of the computations: bfloat16, float32, float16; auto: what the device is good at
+    grad_clip: Amount | None = 1.0  # norm of the global gradients; null: off
+    skip_spikes: Positive | None = None  # drop steps whose gradient norm is this many times the usual
+    dtype: Dtype = "auto"  # of the computations; auto: what the device is good at
     fp8: bool = False  # matmuls of the blocks in 8 bits
-    eval_every: int | None = 150  # steps between measurements of val_bpb, if tokens is an input
-    val_tokens: int | None = 10_485_760  # of the validation shard, from its start; null: all
+    eval_every: Count | None = 150  # steps between measurements of val_bpb, if tokens is an input
+    val_tokens: Count | None = 10_485_760  # of the validation shard, from its start; null: all
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
@@ -72,6 +73,16 @@ def main(job: Job[Params]) -> dict[str, Any]:
             gentler=f"{job.stage}.params.lr_frac={params.lr_frac / 2}",
         ),
     )
+
+
+def check(params: Params, upstream: dict[str, Any]) -> None:
+    """Raises ModelError for a batch that is no whole number of rows, before anything is trained."""
+    for rows in upstream.values():
+        if hasattr(rows, "mixture") and params.total_batch_tokens % rows.sequence_len:
+            raise ModelError(
+                f"total_batch_tokens={params.total_batch_tokens} is no multiple of the {rows.sequence_len} tokens of "
+                "a row of conversations (model.sequence_len)"
+            )
 
 
 def load_trainable(job: Job[Params], sequence_len: int, vocab_size: int) -> "GPT":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from model.config import GPTConfig, OptimConfig, ScheduleConfig
 from model.errors import ModelError
 from pipeline.job import Job
+from pipeline.typed import Amount, Count, Dtype, Positive
 
 if TYPE_CHECKING:
     from data.packing import PackedRows
@@ -26,18 +27,18 @@ class Params:
     model: GPTConfig = field(default_factory=GPTConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    total_batch_tokens: int = 524_288  # of one step over all devices
-    tokens_per_param: float = 20.0  # the horizon, unless tokens or steps is set
-    tokens: int | None = None
-    steps: int | None = None
-    max_epochs: float = 1.0  # more text than this is an error, not silently repeated
+    total_batch_tokens: Count = 524_288  # of one step over all devices
+    tokens_per_param: Positive = 20.0  # the horizon, unless tokens or steps is set
+    tokens: Count | None = None
+    steps: Count | None = None
+    max_epochs: Positive = 1.0  # more text than this is an error, not silently repeated
     seed: int = 0  # of the weights and of the order of rows
-    grad_clip: float | None = 1.0  # norm of the global gradients; null: off
-    skip_spikes: float | None = None  # drop steps whose gradient norm is this many times the usual
-    dtype: str = "auto"  # of the computations: bfloat16, float32, float16; auto: what the device is good at
+    grad_clip: Amount | None = 1.0  # norm of the global gradients; null: off
+    skip_spikes: Positive | None = None  # drop steps whose gradient norm is this many times the usual
+    dtype: Dtype = "auto"  # of the computations; auto: what the device is good at
     fp8: bool = False  # matmuls of the blocks in 8 bits
-    eval_every: int | None = 250  # steps between measurements of val_bpb; the end is always measured
-    val_tokens: int | None = 10_485_760  # of the validation shard, from its start; null: all
+    eval_every: Count | None = 250  # steps between measurements of val_bpb; the end is always measured
+    val_tokens: Count | None = 10_485_760  # of the validation shard, from its start; null: all
     init: str | None = None  # KEY@STEP: go on from a checkpoint of another pretrain
 
 

@@ -33,16 +33,22 @@ class Params:
     seed: int = 0  # of the shuffle
 
 
+def check(params: Params, upstream: dict[str, Any]) -> None:
+    """Raises TaskError for a mixture of nothing, and for rows that hold nothing."""
+    from data.task import TaskError
+
+    if not params.mixture or params.sequence_len < 2:
+        raise TaskError("needs a mixture of at least one task and a sequence_len of at least 2")
+
+
 def main(job: Job[Params]) -> dict[str, Any]:
-    """Render in chunks that survive a crash, then pack. Raises DataError or TaskError for what is no mixture."""
+    """Render in chunks that survive a crash, then pack. Raises DataError for what is no mixture."""
     from data.mixture import TaskMixture, TaskSequence
     from data.spec import load_tasks
-    from data.task import TaskError
     from data.tokenizer import Tokenizer
 
     params = job.params
-    if not params.mixture or params.sequence_len < 2:
-        raise TaskError(f"{job.stage}.params: needs a mixture of at least one task and a sequence_len of at least 2")
+    check(params, {})
     tokenizer = Tokenizer.load(job.inputs["tokenizer"])
     tasks = load_tasks(params.mixture, lambda name: job.inputs[f"dataset/{name}"])
     repeats = [spec.repeat for spec in params.mixture]

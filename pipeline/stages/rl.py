@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from data.spec import TaskSpec
 from model.config import OptimConfig, ScheduleConfig
-from model.errors import ModelError
 from pipeline.job import Job
+from pipeline.typed import Amount, Count, Dtype, Natural, Positive
 
 if TYPE_CHECKING:
     from model.distributed import World
@@ -26,26 +26,26 @@ RANKS = True
 class Params:
     tasks: list[TaskSpec] = field(default_factory=list)  # what is practised; each must be graded, not multiple choice
     eval_tasks: list[TaskSpec] = field(default_factory=list)  # held-out problems for the curve
-    eval_items: int = 400  # the first so many of each
-    eval_every: int | None = 60  # steps; the start and the end are always measured
-    problems: int = 16  # of one step
-    samples: int = 16  # answers to each problem: a group
-    steps: int | None = None  # null: epochs
-    epochs: float = 1.0  # of all problems
-    temperature: float = 1.0  # of rollouts; what is trained is the model at this temperature
-    top_k: int | None = 50
-    max_new_tokens: int = 256
+    eval_items: Count = 400  # the first so many of each
+    eval_every: Count | None = 60  # steps; the start and the end are always measured
+    problems: Count = 16  # of one step
+    samples: Count = 16  # answers to each problem: a group
+    steps: Count | None = None  # null: epochs
+    epochs: Positive = 1.0  # of all problems
+    temperature: Positive = 1.0  # of rollouts; what is trained is the model at this temperature
+    top_k: Count | None = 50
+    max_new_tokens: Count = 256
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(warmdown_frac=1.0))
-    lr_frac: float = 0.05  # every rate times this
+    lr_frac: Amount = 0.05  # every rate times this
     divide_by_std: bool = False  # advantage (r - mean) / std instead of r - mean
-    kl: float = 0.0  # weight of the divergence from the model it started with
-    clip: float | None = None  # of the probability ratio; matters with several updates a step
-    updates: int = 1  # of the optimiser on the rollouts of one step, each on a part of the groups
-    grad_clip: float | None = None  # norm of the global gradients; null: off
+    kl: Amount = 0.0  # weight of the divergence from the model it started with
+    clip: Amount | None = None  # of the probability ratio; matters with several updates a step
+    updates: Count = 1  # of the optimiser on the rollouts of one step, each on a part of the groups
+    grad_clip: Amount | None = None  # norm of the global gradients; null: off
     seed: int = 0
-    dtype: str = "auto"  # of the computations: bfloat16, float32, float16; auto: what the device is good at
-    keep: int = 2  # rollouts of each step in rollouts.jsonl
+    dtype: Dtype = "auto"  # of the computations; auto: what the device is good at
+    keep: Natural = 2  # rollouts of each step in rollouts.jsonl
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
@@ -72,10 +72,6 @@ def set_up(job: Job[Params], world: "World", own: "Checkpoint | None") -> "Pract
     from pipeline.stages.practice import Practice
 
     params = job.params
-    if params.temperature <= 0:
-        raise ModelError(
-            f"{job.stage}.params.temperature is {params.temperature}: answers that are all alike teach nothing"
-        )
     model = load_model(job.inputs["model"]).to(world.device)
     model.compute_dtype = resolve_dtype(params.dtype, world.device)
     model.grad_checkpoint = job.launch.grad_checkpoint

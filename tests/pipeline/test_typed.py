@@ -23,6 +23,8 @@ class Outer:
     size: int | Literal["auto"] = "auto"
     name: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    rows: typed.Count | Literal["auto"] = "auto"
+    share: typed.Positive | None = None
 
 
 def test_nested_values_are_built_and_numbers_typed() -> None:
@@ -45,6 +47,9 @@ def test_nested_values_are_built_and_numbers_typed() -> None:
         ({}, r"sft\.params: needs a value for steps"),
         ({"steps": 1, "items": [{"kind": "sgdd"}]}, r"sft\.params\.items\[0\]\.kind: is 'sgdd'.*muon, adamw"),
         ({"steps": 1, "size": "most"}, r"sft\.params\.size: is 'most'"),
+        ({"steps": 1, "rows": 0}, r"sft\.params\.rows: is 0, but a whole number from 1 on or auto is needed"),
+        ({"steps": 1, "share": 0}, r"sft\.params\.share: is 0, but a number above 0 is needed"),
+        ({"steps": 1, "share": float("nan")}, r"sft\.params\.share: is nan"),
         ({"steps": 1, "inner": None}, r"sft\.params\.inner: is empty"),
     ],
 )
