@@ -80,7 +80,7 @@ def patiently(ask: Callable[[], Answer]) -> Answer:
         try:
             return ask()
         except http_errors() as error:
-            status = _status(error)
+            status = status_of(error)
             if status is not None and status < 500 and status not in (408, 429):
                 raise
         time.sleep(_pause(failures))
@@ -278,7 +278,7 @@ def _raise_if_final(error: Exception, url: str) -> None:
     """Raise for the user what no second attempt mends."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         raise DiskFull(f"no room left on the disk while fetching {url}. Make room and run the same again.") from None
-    status = _status(error)
+    status = status_of(error)
     if status in (401, 403):
         raise DataError(
             f"{url}: access denied ({status}). Accept its terms on the hub, then `hf auth login`."
@@ -287,7 +287,7 @@ def _raise_if_final(error: Exception, url: str) -> None:
         raise DataError(f"{url}: there is no such file ({status}).") from None
 
 
-def _status(error: Exception) -> int | None:
+def status_of(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
@@ -297,7 +297,9 @@ def _pause(failures: int) -> float:
 
 
 def unreachable(what: str, error: Exception) -> DataError:
-    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+    status = status_of(error)
+    said = f"it answers {status}" if status else (str(error).splitlines() or [""])[0].rstrip(".")
+    reason = said or type(error).__name__
     return DataError(
         f"cannot reach {what}: {reason}. Check the network, or set HF_ENDPOINT to a mirror and run the same again."
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError
+from data.errors import DataError, DataMistake
 
 ROW_GROUP = 1024  # documents; what is decoded at a time
 
@@ -70,11 +70,11 @@ def _open(path: Path, column: str) -> Any:
         raise _damaged(path, error) from None
     if column not in file.schema_arrow.names:
         near = difflib.get_close_matches(column, file.schema_arrow.names, n=1)
-        hint = f"Did you mean column={near[0]}?" if near else f"It has {', '.join(file.schema_arrow.names)}."
-        raise DataError(f"{path}: has no column {column!r}. {hint}")
+        hint = f"Did you mean data.column={near[0]}?" if near else f"It has {', '.join(file.schema_arrow.names)}."
+        raise DataMistake(f"{path}: has no column {column!r}. {hint}")
     kind = file.schema_arrow.field(column).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise DataError(f"{path}: the column {column!r} holds {kind}, not text.")
+        raise DataMistake(f"{path}: the column {column!r} holds {kind}, not text. Name another as data.column.")
     return file
 
 

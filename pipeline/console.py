@@ -102,7 +102,7 @@ class RunView:
                 )
             elif not self.live and time.monotonic() - self._told.get(stage, 0.0) >= PLAIN_SECONDS:
                 self._told[stage] = time.monotonic()
-                self._line(stage, f"{state['done']:g}/{state['total']:g} {state['unit']}", shown)
+                self._line(stage, _position(state["done"], state["total"], state["unit"]), shown)
 
     def on_say(self, stage: str, line: str) -> None:
         with self._lock:
@@ -152,7 +152,17 @@ class _Position(ProgressColumn):
     def render(self, task: Task) -> Text:
         if task.total is None:
             return Text("")
-        return Text(f"{task.completed:g}/{task.total:g} {task.fields['unit']}")
+        return Text(_position(task.completed, task.total, task.fields["unit"]))
+
+
+def _position(done: float, total: float, unit: str) -> str:
+    if unit == "bytes":
+        done, total, unit = done / 1e6, total / 1e6, "MB"
+    return f"{_short(done)}/{_short(total)} {unit}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.1f}"
 
 
 def _number(value: Any) -> str:

@@ -77,7 +77,8 @@ def make_plan(
     for `only` when an input of a chosen stage is missing.
     """
     chosen = ([until] if until else None) or only or targets or dag.targets()
-    dag.check_names([*chosen, *(force or [])], "until" if until else "only" if only else "stages")
+    dag.check_names(chosen, "until" if until else "only" if only else "stages")
+    dag.check_names(force or [], "force")
     inner = dag.behind(chosen)
     steps: dict[str, Step] = {}
     for name, stage in dag.stages.items():

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline import config, dag, plan
 from pipeline.config import Settings
 from pipeline.dag import Dag
-from pipeline.errors import Corrupt
+from pipeline.errors import Corrupt, UserError
 from pipeline.keys import ROOT
 from pipeline.locks import probe
 from pipeline.plan import Plan
@@ -69,7 +69,10 @@ def store_root(root: str) -> Path:
     if root == config.StoreConfig.root and (chosen := os.environ.get("CHATMILL_STORE")):
         return Path(chosen).expanduser().absolute()
     path = Path(root).expanduser()
-    return path if path.is_absolute() else ROOT / path
+    path = path if path.is_absolute() else ROOT / path
+    if not root or (path.exists() and not path.is_dir()):
+        raise UserError(f"is {root!r}, which is no folder", "store.root", "Name one; it is made where there is none.")
+    return path
 
 
 def open_store(settings: Settings) -> Store:

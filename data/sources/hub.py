@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from data.errors import DataError, DataMistake
-from data.fetch import TIMEOUT_SECONDS, Wanted, describe_url, fetch_all, http_errors, patiently, unreachable
+from data.fetch import TIMEOUT_SECONDS, Wanted, describe_url, fetch_all, http_errors, patiently, status_of, unreachable
 from data.source import Made, Request, link_all
 
 RESULT_NEUTRAL = "fetches files that are checked against the sha256 in the key"
@@ -74,7 +74,7 @@ def _choose(params: Any, known: Iterable[str]) -> list[str]:
             raise DataMistake(f"data.files: name files of {params.repo_id}, or patterns for them.")
         return list(chosen)
     if params.train_shards is None or params.train_shards < 1:
-        raise DataError(
+        raise DataMistake(
             f"data.train_shards: is {params.train_shards}; say how many shards of {params.repo_id} to take."
         )
     train = [params.shard.format(i) for i in range(params.train_shards)]
@@ -114,10 +114,12 @@ def _list_repository(repo_id: str, revision: str, endpoint: str) -> dict[str, An
     except GatedRepoError:
         raise DataError(f"{repo_id} at {endpoint} is gated. Accept its terms there, then `hf auth login`.") from None
     except RevisionNotFoundError:
-        raise DataError(f"{repo_id} at {endpoint} has no revision {revision!r}.") from None
+        raise DataMistake(f"data.revision: {repo_id} at {endpoint} has no {revision!r}.") from None
     except RepositoryNotFoundError:
-        raise DataError(f"there is no data set {repo_id} at {endpoint}, or it is private (`hf auth login`).") from None
+        raise no_repository(repo_id, endpoint) from None
     except http_errors() as error:
+        if status_of(error) == 404:  # a mirror that does not say which
+            raise no_repository(repo_id, endpoint) from None
         raise unreachable(f"{repo_id} at {endpoint}", error) from None
     files = {
         entry.path: {"sha256": entry.lfs.sha256 if entry.lfs else None, "bytes": entry.size}
@@ -125,6 +127,12 @@ def _list_repository(repo_id: str, revision: str, endpoint: str) -> dict[str, An
         if isinstance(entry, RepoFile)
     }
     return {"commit": commit, "files": files}
+
+
+def no_repository(repo_id: str, endpoint: str) -> DataError:
+    return DataMistake(
+        f"data.repo_id: there is no data set {repo_id} at {endpoint}, or it is private (`hf auth login`)."
+    )
 
 
 def _file_url(repo_id: str, path: str, commit: str, endpoint: str) -> str:

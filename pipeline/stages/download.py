@@ -41,7 +41,18 @@ def identity(params: Params, memory: dict[str, Any], online: bool) -> dict[str, 
     `memory` keeps what was found out, by endpoint, repository and branch; memory["endpoint"] is the hub to ask.
     Raises DataError.
     """
-    return importlib.import_module(params.source).identity(params, memory, online)
+    return _source(params).identity(params, memory, online)
+
+
+def _source(params: Params) -> Any:
+    from data.errors import DataMistake
+
+    try:
+        return importlib.import_module(params.source)
+    except ImportError as error:
+        raise DataMistake(
+            f"data.source={params.source}: {error}. Name data.sources.hub, url, local, pydocs or one of your own."
+        ) from error
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
@@ -49,7 +60,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
     from data.source import Request
 
     params = job.params
-    source = importlib.import_module(params.source)
+    source = _source(params)
     what = job.identity if job.identity is not None else source.identity(params, {}, True)
     request = Request(
         params=params,

@@ -182,7 +182,7 @@ def test_sources_that_cannot_be_read_are_named(tmp_path):
     assert "names no file" in said(paths=[])
     assert "ignored.csv: is none of" in said(paths=[str(whole / "ignored.csv")])
     assert "have one name" in said(paths=[str(whole), str(whole / "c.txt")])
-    assert "has no column 'txt'. Did you mean column=text?" in said(paths=[str(whole / "a.parquet")], column="txt")
+    assert "has no column 'txt'. Did you mean data.column=text?" in said(paths=[str(whole / "a.parquet")], column="txt")
     assert "x.parquet is none of a.parquet, b.jsonl" in said(paths=[str(whole)], val_shard="x.parquet")
     assert "no document is left to train on" in said(paths=[str(whole / "c.txt")])
     (whole / "c.txt").write_bytes(b"fine\n\xff\n")

@@ -17,6 +17,7 @@ from pipeline.dag import Dag, Stage
 from pipeline.errors import UserError
 from pipeline.job import Launch
 from pipeline.plan import make_plan
+from pipeline.session import Session
 from pipeline.store import Store
 from tests.toys import source, total
 
@@ -248,6 +249,24 @@ def test_a_file_that_is_not_there_is_named_with_its_setting(tmp_path: Path) -> N
 def test_what_cannot_work_is_said_before_anything_runs(overrides: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         dag.build(config.settings(config.compose(overrides)))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("store.root=", r"store\.root: is '', which is no folder"),
+        ("store.root=/dev/null", r"store\.root: is '/dev/null', which is no folder"),
+        ("force=[sfft]", r"force: there is no stage 'sfft'\. Did you mean sft"),
+        ("data.source=data.sources.hubb", r"data\.source=data\.sources\.hubb: No module"),
+    ],
+)
+def test_what_is_wrong_with_a_plan_is_said_with_its_setting(
+    override: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHATMILL_STORE", str(tmp_path))
+    with pytest.raises(Exception, match=said) as raised:
+        Session.open([override]).plan(online=False)
+    assert raised.value.cause == "config"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("recipe", ["tiny", "d12", "d20", "d26", "d32"])
