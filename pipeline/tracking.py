@@ -25,7 +25,7 @@ class WandbLogger:
             resume="allow",
             name=f"{logger['name'] or logger['run']}/{described['stage']}",
             group=logger["run"],
-            dir=described["work"],
+            dir=described["store"],  # what lies in work is gone when the stage is published
             config=described["params"],
             settings=wandb.Settings(silent=True, console="off"),
         )
