@@ -243,7 +243,7 @@ def _check_room(wanted: list[Wanted], blobs: Blobs) -> None:
     free = shutil.disk_usage(blobs.root).free
     if needed > free:
         raise DiskFull(
-            f"{blobs.root}: {needed / 1e9:.1f} GB are still to be fetched, but {free / 1e9:.1f} GB are free. "
+            f"{blobs.root}: {needed / 1e6:,.0f} MB are still to be fetched, but {free / 1e6:,.0f} MB are free. "
             "Make room, ask for fewer shards, or put store.root on a larger disk."
         )
 

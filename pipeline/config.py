@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -168,10 +168,12 @@ def explained(overrides: list[str]) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if not overrides:
             raise
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            base = OmegaConf.to_container(compose("config", overrides=[]), resolve=False)
-        raise _explain(error, as_hydra_takes(overrides), base) from None
+        known: list[str] = []
+        for added in ([o for o in overrides if "@" in o.partition("=")[0]], []):  # stages of the user's own, if any
+            GlobalHydra.instance().clear()
+            with suppress(HydraException), initialize_config_dir(str(CONF), version_base="1.3"):
+                known = known or _dotted(OmegaConf.to_container(compose("config", overrides=added), resolve=False))
+        raise _explain(error, as_hydra_takes(overrides), known) from None
 
 
 def _least(*numbers: int | None) -> int | None:
@@ -208,9 +210,8 @@ def settings(composed: dict[str, Any]) -> Settings:
     return built
 
 
-def _explain(error: Exception, overrides: list[str], base: Any) -> UserError:
+def _explain(error: Exception, overrides: list[str], known: list[str]) -> UserError:
     """Hydra's complaint in one line, with the nearest right name where a name is wrong."""
-    known = _dotted(base)
     for override in overrides:
         if found := _mistake_in(override, known):
             return found
@@ -235,7 +236,7 @@ def _mistake_in(override: str, known: list[str]) -> UserError | None:
             if chosen not in choices and not chosen.startswith("["):
                 near = difflib.get_close_matches(chosen, choices, n=1, cutoff=0.4)
                 fix = f"Did you mean {name}={near[0]}?" if near else f"There are: {', '.join(choices)}."
-                return UserError(f"there is no {name} called {chosen!r}", fix=fix)
+                return UserError(f"there is no {name} called {chosen!r} in {group}", fix=fix)
     elif not given and not override.startswith("~"):
         return UserError(f"{override!r} is neither a verb nor a setting", fix="Settings are written NAME=VALUE.")
     elif name not in known and not override.startswith(("+", "hydra")):

@@ -83,7 +83,7 @@ def print_status(console: Console, store: Store) -> None:
         alive = _locked(store.root / "locks" / f"{work.name}.lock")
         state = _json(work / "progress.json")
         outcome = _json(work / "outcome.json")
-        at = f"{state['done']:g}/{state['total']:g} {state['unit']}" if state else "starting"
+        at = f"{state['done']:g}/{state['total']:g} {state['unit']}" if state else "starting" if alive else "not begun"
         word = "running" if alive else f"{outcome.get('status', 'interrupted')}, can be continued"
         console.print(f"{job['stage']:<16} {job['key']}  {word}  {at}  {outcome.get('message', '')}", soft_wrap=True)
     if not shown:

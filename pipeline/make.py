@@ -129,7 +129,7 @@ class Maker:
         free_gb = shutil.disk_usage(work).free / 1e9
         if free_gb < self.min_free_gb:
             raise UserError(
-                f"{free_gb:.2f} GB of disk are free, {self.min_free_gb:g} are needed (store.min_free_gb)",
+                f"{free_gb:,.2f} GB of disk are free, {self.min_free_gb:,g} are needed (store.min_free_gb)",
                 str(self.store.root),
                 "`gc` frees what nothing needs.",
             )

@@ -16,7 +16,8 @@ RESULT_NEUTRAL = "carries out commands"
 
 
 def run_verb(verb: str, arguments: list[str]) -> int:
-    parser = Parser(prog=f"python flows.py {verb}", description=VERBS[verb])
+    settings = "NAME=VALUE changes a setting: `python flows.py plan --config` shows all of them."
+    parser = Parser(prog=f"python flows.py {verb}", description=VERBS[verb], epilog=settings)
     action, declare = ACTIONS[verb]
     declare(parser)
     flags, rest = parser.parse_known_args(arguments)
@@ -181,6 +182,8 @@ def verify(flags: argparse.Namespace, overrides: list[str]) -> int:
     store = Session.open(overrides).store
     chosen = [store.find_by_name(name) for name in flags.names] or list(store.all())
     bad = 0
+    if not chosen:
+        print(f"{store.root} holds nothing yet.")
     for artifact in chosen:
         try:
             store.find(artifact.module, artifact.key)
@@ -249,11 +252,11 @@ Declare = Callable[[argparse.ArgumentParser], None]
 
 
 def _flags(*declared: tuple[str, ...], names: bool = False, **texts: str) -> Declare:
-    """A function that declares on/off flags, the last of each tuple's words naming it."""
+    """A function that declares on/off flags: the words for each, and what it does."""
 
     def declare(parser: argparse.ArgumentParser) -> None:
-        for words in declared:
-            parser.add_argument(*words, action="store_true")
+        for *words, meaning in declared:
+            parser.add_argument(*words, action="store_true", help=meaning)
         for text, help_text in texts.items():
             parser.add_argument(f"--{text}", help=help_text)
         if names:
@@ -263,17 +266,20 @@ def _flags(*declared: tuple[str, ...], names: bool = False, **texts: str) -> Dec
 
 
 ACTIONS: dict[str, tuple[Callable[[argparse.Namespace, list[str]], int], Declare]] = {
-    "run": (run, _flags(("-m", "--multirun"))),
-    "plan": (plan, _flags(("--config",))),
+    "run": (
+        run,
+        _flags(("-m", "--multirun", "a run for each combination of values, as in sft.params.lr_frac=0.02,0.05")),
+    ),
+    "plan": (plan, _flags(("--config", "print all settings with their values instead"))),
     "why": (why, _flags(names=True)),
     "status": (status, _flags()),
-    "log": (log, _flags(("-f", "--follow"), names=True)),
-    "show": (show, _flags(("--json",), names=True)),
+    "log": (log, _flags(("-f", "--follow", "go on with what is added, until Ctrl-C"), names=True)),
+    "show": (show, _flags(("--json", "the manifest as it is stored"), names=True)),
     "ls": (ls, _flags(names=True)),
     "rm": (rm, _flags(names=True)),
-    "report": (report, _flags(("--open",), names=True)),
+    "report": (report, _flags(("--open", "show it in the browser"), names=True)),
     "verify": (verify, _flags(names=True)),
-    "gc": (gc, _flags(("--dry-run",))),
+    "gc": (gc, _flags(("--dry-run", "only say what would be deleted"))),
     "accept": (accept, _flags(names=True, why="the reason, kept with the artifact")),
     "chat": (chat, chat_command.declare),
     "verify-resume": (verify_resume, _flags(names=True, steps="how many to train; 40 where the stage has as many")),

@@ -127,7 +127,7 @@ def test_a_hub_that_stays_down_is_given_up(small_hub, tmp_path):
 
 def test_a_disk_too_small_is_said_before_anything_is_fetched(small_hub, tmp_path):
     too_large = Wanted("x", small_hub.url, "0" * 64, 10**15)
-    with pytest.raises(DiskFull, match=r"1000000.0 GB are still to be fetched") as raised:
+    with pytest.raises(DiskFull, match=r"1,000,000,000 MB are still to be fetched") as raised:
         fetch_all([too_large], Blobs(tmp_path / "blobs"), 1)
     assert raised.value.cause == "disk" and small_hub.requests == []
 

@@ -131,16 +131,17 @@ def composed_with(stages: dict[str, Any]) -> dict[str, Any]:
         ("recipe=d21", "Did you mean recipe=d"),
         ("+data.trian_shards=3", r"data\.trian_shards.*Did you mean data\.train_shards"),
         ("sft.launch.nprocs=2", r"sft\.launch\.nprocs.*Did you mean sft\.launch\.nproc"),
+        ("+stage@other=sft other.params.lr_fraq=1", "Did you mean other.params.lr_frac"),
         ("~modle", "Did you mean model"),
         ("=3", "names no setting"),
-        ("model=3", "no model called '3'"),
+        ("model=3", "no model called '3' in .*conf/model"),
         ("model.depth=[", r"model\.depth=\[: cannot be read"),
         ("model.depth=2,3", "-m runs"),
     ],
 )
 def test_a_wrong_name_is_an_error_with_the_nearest_right_one(override: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        dag.build(config.settings(config.compose([override])))
+        dag.build(config.settings(config.compose(override.split(" "))))
 
 
 def test_every_stage_can_be_pinned_and_started_in_its_own_way() -> None:
