@@ -175,7 +175,6 @@ def test_a_run_goes_on_from_a_named_checkpoint_of_another(base, pretrain):
         ({"tokens": 1000}, {}, "not both"),
         ({"model": TINY_MODEL | {"sequence_len": 16}}, {}, r"rows of 32 tokens, but model\.sequence_len is 16"),
         ({"model": TINY_MODEL | {"vocab_size": 99}}, {}, r"tokenizer has 67 tokens"),
-        ({"dtype": "int8"}, {}, "dtype 'int8'"),
         ({}, {"device": "cuda"}, r"launch\.device=cuda"),
         ({}, {"resume": 7}, r"no good checkpoint of step 7"),
     ],
