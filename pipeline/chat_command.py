@@ -23,11 +23,12 @@ def declare(parser: argparse.ArgumentParser) -> None:
 
 def chat(session: Session, flags: argparse.Namespace) -> int:
     """Talk to the model that was named, else to the store's newest chat model."""
-    from pipeline.ui.models import MODULES, choice, find_models
+    from pipeline.find_model import find_model
+    from pipeline.ui.models import find_models
 
     models = find_models(session.store)
     if flags.names:
-        chosen = choice(session.store, session.store.find_by_name(flags.names[0], MODULES))
+        chosen = find_model(session.store, flags.names[0])
         models = [chosen, *(m for m in models if m.key != chosen.key)]
     if not models:
         raise UserError("the store holds no model yet", str(session.store.root), "`python flows.py` trains one.")

@@ -28,10 +28,17 @@ class Letters:
 letters = Letters()
 
 
+def from_template(messages, prompt=False, trim=True):
+    """What the exported template makes of it; trim: with the block trimming that transformers switches on."""
+    environment = jinja2.Environment(trim_blocks=trim, lstrip_blocks=trim, keep_trailing_newline=True)
+    return environment.from_string(CHAT_TEMPLATE).render(messages=messages, add_generation_prompt=prompt)
+
+
 def rendered(*messages):
-    """The tokens, each with a star in front if it is trained on."""
+    """The tokens, each with a star in front if it is trained on. The exported template must write the same ones."""
     ids, mask = render({"messages": list(messages)}, letters)
     assert len(ids) == len(mask)
+    assert from_template(list(messages)) == "".join(letters.show(ids))
     return [f"{'*' if m else ''}{token}" for token, m in zip(letters.show(ids), mask)]
 
 
@@ -83,6 +90,24 @@ def test_a_tool_call_is_trained_on_and_its_output_is_not():
     ]
 
 
+def test_tool_use_in_a_later_turn_with_a_system_message_before():
+    system = {"role": "system", "content": "S"}
+    parts = [{"type": "python", "text": "9"}, {"type": "python_output", "text": "9"}, {"type": "text", "text": ""}]
+    assert rendered(system, user("a"), assistant(" b\n"), user("{c}"), assistant(parts)) == [
+        *["<|bos|>", "<|user_start|>", "S", "\n", "\n", "a", "<|user_end|>"],
+        *["<|assistant_start|>", "* ", "*b", "*\n", "*<|assistant_end|>"],
+        *["<|user_start|>", "{", "c", "}", "<|user_end|>"],
+        *["<|assistant_start|>", "*<|python_start|>", "*9", "*<|python_end|>"],
+        *["<|output_start|>", "9", "<|output_end|>", "*<|assistant_end|>"],
+    ]
+
+
+def test_an_empty_answer_is_still_an_end_to_learn():
+    assert rendered(user(""), assistant("")) == [
+        *["<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>", "*<|assistant_end|>"],
+    ]
+
+
 def test_special_tokens_are_not_read_from_text():
     ids, _ = render({"messages": [user("<|bos|>"), assistant("<|assistant_end|>")]}, letters)
     assert ids.count(letters.special["<|bos|>"]) == 1
@@ -97,6 +122,7 @@ def test_a_prompt_ends_where_the_assistant_is_to_speak():
     assert letters.show(prompt)[-4:] == ["<|user_start|>", "c", "<|user_end|>", "<|assistant_start|>"]
     ids, _ = render(answered, letters)
     assert ids[: len(prompt)] == prompt
+    assert from_template(asked["messages"], prompt=True) == "".join(letters.show(prompt))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +157,6 @@ exchanges = st.lists(st.tuples(texts, texts | parts), min_size=1, max_size=4)
 
 @given(st.none() | texts, exchanges, st.booleans(), st.booleans())
 def test_the_exported_template_says_the_same(system, turns, unanswered, trim):
-    """With and without the block trimming that transformers switches on."""
     messages = [] if system is None else [{"role": "system", "content": system}]
     for question, answer in turns:
         messages += [user(question), assistant(answer)]
@@ -140,9 +165,7 @@ def test_the_exported_template_says_the_same(system, turns, unanswered, trim):
         ids = render_prompt({"messages": messages}, letters)
     else:
         ids, _ = render({"messages": messages}, letters)
-    environment = jinja2.Environment(trim_blocks=trim, lstrip_blocks=trim, keep_trailing_newline=True)
-    template = environment.from_string(CHAT_TEMPLATE)
-    assert template.render(messages=messages, add_generation_prompt=unanswered) == "".join(letters.show(ids))
+    assert from_template(messages, unanswered, trim) == "".join(letters.show(ids))
 
 
 def test_what_is_spoken_leaves_out_calls_outputs_and_special_tokens():

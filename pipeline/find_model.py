@@ -1,0 +1,22 @@
+"""From what a command line calls a model to the folders it is in."""
+
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.store import Store
+from pipeline.ui.models import MODULES, ModelChoice, choice
+
+RESULT_NEUTRAL = "finds finished models"
+
+
+def find_model(store: Store, name: str) -> ModelChoice:
+    """The model that `name` stands for: a stage (its newest), a run, a key or the start of one, an artifact's folder.
+
+    Raises UserError when there is none, or its tokenizer is gone.
+    """
+    folder = Path(name).expanduser()
+    if not (folder.is_dir() and (artifact := Store.read(folder.resolve()))):
+        return choice(store, store.find_by_name(name, MODULES))
+    if artifact.module not in MODULES:
+        raise UserError(f"is a {artifact.module}, no model", str(folder), f"Models are made by {', '.join(MODULES)}.")
+    return choice(Store(artifact.folder.parents[2]), artifact)  # its own store, which may be another

@@ -1,0 +1,85 @@
+"""Base weights as Hugging Face's nanochat type and back; without transformers."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small import batch, small_config, small_model
+
+from model.config import GPTConfig
+from model.errors import ModelError
+from model.gpt import load_model, write_config
+from model.huggingface import config_from_json, config_json, export_weights, import_weights, obstacles
+
+
+@pytest.mark.parametrize("settings", [{}, {"kv_heads": 1}, {"rope_theta": 100_000.0}, {"depth": 3, "width": 64}])
+def test_a_config_comes_back_as_it_went(settings):
+    config = small_config(**settings)
+
+    assert config_from_json(config_json(config, 5, [9, 5])) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"qk_gain": 1.2}, ["qk_gain=1.2"]),
+        ({"lambdas": True, "smear": True}, ["lambdas=true", "smear=true"]),
+        ({"value_embeddings": True}, ["value_embeddings=true"]),
+        ({"backout": True}, ["backout=true"]),
+        ({"sequence_len": 1024, "window_pattern": "SL"}, ["window_pattern=SL"]),
+        ({"window_pattern": "SL"}, []),  # a window as wide as the context is none
+        (
+            {"arch": "modern", "sequence_len": 1024},
+            ["qk_gain", "lambdas", "value_embeddings", "backout", "smear", "SSSL"],
+        ),
+    ],
+)
+def test_what_cannot_be_exported_is_named_with_each_switch(settings, named):
+    config = small_config(**settings)
+
+    found = obstacles(config)
+
+    assert len(found) == len(named) and all(name in " ".join(found) for name in named)
+    if named:
+        with pytest.raises(ModelError, match="cannot be exported"):
+            config_json(config, 5, [5])
+
+
+def test_modern_weights_with_every_switch_off_are_base_weights():
+    off = dict.fromkeys(("lambdas", "value_embeddings", "backout", "smear"), False)
+
+    assert obstacles(GPTConfig("modern", 2, vocab_size=64, qk_gain=1.0, window_pattern="L", **off).resolved()) == []
+
+
+def test_an_architecture_of_ones_own_cannot_be_exported():
+    assert obstacles(small_config(arch="my_models.Mine")) == ["arch=my_models.Mine"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"model_type": "llama"}, {"final_logit_softcapping": 30.0}, {"tie_word_embeddings": True}]
+)
+def test_a_config_that_this_model_would_not_follow_is_refused(change):
+    with pytest.raises(ModelError, match=next(iter(change))):
+        config_from_json(config_json(small_config(), 5, [5]) | change)
+
+
+def test_a_config_of_something_else_is_refused():
+    with pytest.raises(ModelError, match="is no config"):
+        config_from_json({"model_type": "gpt2"})
+
+
+def test_weights_come_back_to_the_bit_and_give_the_same_logits(tmp_path):
+    model = small_model(kv_heads=1)
+    folders = [tmp_path / name for name in ("model", "exported", "back")]
+    for folder in folders:
+        folder.mkdir()
+    save_file(model.state_dict(), folders[0] / "model.safetensors")
+
+    export_weights(*folders[:2])
+    import_weights(*folders[1:])
+    write_config(model.config, folders[2])
+
+    names = load_file(folders[1] / "model.safetensors")
+    assert "lm_head.weight" in names and "model.layers.1.self_attn.k_proj.weight" in names
+    tokens, _ = batch()
+    with torch.no_grad():
+        assert torch.equal(load_model(folders[2])(tokens), model.eval()(tokens))

@@ -1,0 +1,190 @@
+"""export: what transformers loads from the folder is the model, the tokenizer and the template that we have."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.conversation import render, render_prompt
+from data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from model.engine import Engine
+from model.gpt import load_model
+from model.sampling import Sampling
+from pipeline.errors import UserError
+from pipeline.export import export_hf
+from pipeline.find_model import find_model
+from tests.pipeline.small_store import put_model, small_store
+
+QUESTION = {"role": "user", "content": "What is 1 + 1? "}
+TOOL_USE = [
+    {"type": "text", "text": "Let me see: "},
+    {"type": "python", "text": "1 + 1"},
+    {"type": "python_output", "text": "2"},
+    {"type": "text", "text": "\nIt is 2.\n"},
+]
+CONVERSATIONS = {
+    "a question": [QUESTION],
+    "an answer": [QUESTION, {"role": "assistant", "content": "2"}],
+    "a system message": [{"role": "system", "content": "Be brief."}, QUESTION, {"role": "assistant", "content": " 2 "}],
+    "tool use": [QUESTION, {"role": "assistant", "content": TOOL_USE}],
+    "several turns": [
+        {"role": "system", "content": "\n"},
+        QUESTION,
+        {"role": "assistant", "content": TOOL_USE},
+        {"role": "user", "content": "  And\n\n2 + 2?\t"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "日本 \U0001f600 {{ braces }} {% tag %} <b>'\"&"},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    store = small_store(tmp_path_factory.mktemp("store"))
+    put_model(store, "pretrain", "grouped", {}, kv_heads=1, rope_theta=100_000.0)
+    put_model(store, "pretrain", "modern", {}, arch="modern")
+    return store
+
+
+@pytest.fixture(scope="module")
+def exported(store, tmp_path_factory):
+    """Folders by the name of a model."""
+    root = tmp_path_factory.mktemp("exported")
+    for name in ("sft", "grouped"):
+        export_hf(find_model(store, name), root / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        pytest.importorskip("transformers")
+        yield root
+
+
+@pytest.fixture(scope="module")
+def theirs(exported):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(exported / "sft")
+
+
+@pytest.fixture(scope="module")
+def ours(store):
+    return Tokenizer.load(find_model(store, "sft").tokenizer)
+
+
+@pytest.mark.parametrize("name", ["sft", "grouped"])
+def test_transformers_gives_the_same_logits_and_the_same_tokens_greedily(store, exported, ours, name):
+    from transformers import AutoModelForCausalLM
+
+    their_model = AutoModelForCausalLM.from_pretrained(exported / name)
+    our_model = load_model(find_model(store, name).folder)
+    engine = Engine(our_model, ours.special, ours.decode_bytes, ours.encode, tools=None)
+    tokens = torch.randint(ours.vocab_size, (3, 128), generator=torch.Generator().manual_seed(0))
+    prompts = [[ours.bos, *ours.encode(text)] for text in ("The mill grinds", "def", "Who are you? " * 4)]
+
+    with torch.no_grad():
+        logits = their_model(tokens).logits
+    completions = engine.generate(prompts, Sampling(temperature=0.0, max_tokens=48))
+
+    assert type(their_model).__name__ == "NanoChatForCausalLM" and their_model.dtype == torch.float32
+    torch.testing.assert_close(logits, our_model(tokens), rtol=0, atol=1e-4)
+    for prompt, completion in zip(prompts, completions):
+        written = their_model.generate(torch.tensor([prompt]), max_new_tokens=48, do_sample=False)
+        assert written[0, len(prompt) :].tolist() == completion.tokens
+
+
+def test_a_turn_ends_there_where_the_engine_ends_it(exported, ours):
+    generation = json.loads((exported / "sft" / "generation_config.json").read_text())
+
+    assert set(generation["eos_token_id"]) == {ours.special["<|assistant_end|>"], ours.bos}
+
+
+texts = st.text(st.characters(codec="utf-8"), max_size=60) | st.text(" \n\t\r12345'saZ.é", max_size=60)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=texts.filter(lambda text: not any(name in text for name in SPECIAL_TOKENS)))
+def test_the_tokenizer_gives_the_same_ids_and_the_text_back(theirs, ours, text):
+    ids = ours.encode(text)
+
+    assert theirs(text)["input_ids"] == theirs.encode(text, add_special_tokens=False) == ids
+    assert theirs.decode(ids) == text
+
+
+def test_special_tokens_have_the_same_ids_and_can_be_kept_from_being_read_out_of_text(theirs, ours):
+    assert [theirs.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS] == [*ours.special.values()]
+    assert theirs("<|bos|>", split_special_tokens=True)["input_ids"] == ours.encode("<|bos|>")
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS.keys())
+def test_the_chat_template_gives_the_ids_that_we_render(theirs, ours, messages):
+    conversation = {"messages": messages}
+    if messages[-1]["role"] == "assistant":
+        found = theirs.apply_chat_template(messages, return_dict=True)
+        assert found["input_ids"] == render(conversation, ours)[0]
+        messages = messages[:-1]
+    found = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    assert found["input_ids"] == render_prompt(conversation, ours)
+
+
+def test_the_command_exports_by_stage_key_and_folder_and_replaces_an_earlier_export(chatmill, store, tmp_path):
+    chatmill.store = store.root
+    model, target = find_model(store, "pretrain"), tmp_path / "deep" / "model"
+
+    said = chatmill.run("export", "pretrain", "--format", "hf", str(target))
+    before = (target / "model.safetensors").read_bytes()
+    export_hf(find_model(store, str(find_model(store, "sft").folder)), target)
+    after = (target / "model.safetensors").read_bytes()
+    export_hf(find_model(store, model.key[:12]), target)
+
+    assert f"from_pretrained('{target}')" in said
+    assert before != after and (target / "model.safetensors").read_bytes() == before
+    assert [path.name for path in target.parent.iterdir()] == ["model"]  # nothing is left beside it
+
+
+def test_modern_weights_say_which_switches_are_in_the_way_and_leave_nothing(chatmill, store, tmp_path):
+    chatmill.store = store.root
+
+    said = chatmill.run("export", "modern", str(tmp_path / "out"), code=2)
+
+    for switch in ("qk_gain=1.2", "lambdas=true", "value_embeddings=true", "backout=true", "smear=true"):
+        assert switch in said
+    assert "cannot be exported" in said and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kept", ["notes.txt", "model.safetensors"])
+def test_a_folder_that_is_no_export_is_left_alone(store, tmp_path, kept):
+    (tmp_path / kept).write_text("mine")
+
+    with pytest.raises(UserError, match=r"is not empty, and no earlier export\. Name a new folder"):
+        export_hf(find_model(store, "sft"), tmp_path)
+
+    assert [path.name for path in tmp_path.iterdir()] == [kept]
+
+
+def test_what_was_added_to_an_export_is_not_deleted(store, tmp_path):
+    model, target = find_model(store, "sft"), tmp_path / "out"
+    export_hf(model, target)
+    (target / "README.md").write_text("mine")
+
+    with pytest.raises(UserError, match=r"but also README\.md"):
+        export_hf(model, target)
+
+    assert (target / "README.md").read_text() == "mine"
+
+
+def test_an_empty_folder_is_filled_and_a_file_is_not_replaced(store, tmp_path):
+    export_hf(find_model(store, "sft"), tmp_path / "new")
+    (tmp_path / "file").write_text("mine")
+
+    assert {"config.json", "tokenizer.json"} <= {path.name for path in (tmp_path / "new").iterdir()}
+    with pytest.raises(UserError, match="is a file"):
+        export_hf(find_model(store, "sft"), tmp_path / "file")
+
+
+def test_a_name_of_no_model_is_refused(store):
+    with pytest.raises(UserError, match="is a tokenizer, no model"):
+        find_model(store, str(store.folder("tokenizer", Path(find_model(store, "sft").tokenizer).name)))
+    with pytest.raises(UserError, match="called 'nobody'"):
+        find_model(store, "nobody")
