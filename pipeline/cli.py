@@ -31,6 +31,7 @@ VERBS = {
     "accept": "declare the old artifact of a stage equal after a change of code: accept STAGE... --why TEXT",
     "chat": "open the chat app; --prompt TEXT answers once, --cli talks here: chat [MODEL]",
     "verify-resume": "train a stage for a few steps, killed and resumed, and compare: verify-resume STAGE [--steps N]",
+    "eval": "measure a model outside a pipeline: eval MODEL 'tasks=[ARC-Easy,core,bpb]' [--out FILE.json]",
     "export": "write a model for other tools: export MODEL --format hf DIR",
     "doctor": "check this machine and this installation",
 }

@@ -175,7 +175,8 @@ class Maker:
     def _job(self, step: Step, inputs: dict[str, Artifact], behind: dict[str, Artifact], work: Path) -> dict[str, Any]:
         assert step.key is not None
         told = {name: _told(artifact) for name, artifact in behind.items()}
-        return job_file(step.stage, step.key, step.identity, inputs, work, self.store.root) | {
+        folders = {name: artifact.folder for name, artifact in inputs.items()}
+        return job_file(step.stage, step.key, step.identity, folders, work, self.store.root) | {
             "logger": self.logger,
             "context": self.provenance | {"stages": told},
         }
@@ -241,7 +242,7 @@ class Maker:
 
 
 def job_file(
-    stage: Stage, key: str, identity: dict[str, Any] | None, inputs: dict[str, Artifact], work: Path, store: Path
+    stage: Stage, key: str, identity: dict[str, Any] | None, inputs: dict[str, Path], work: Path, store: Path
 ) -> dict[str, Any]:
     """What job.json tells a stage, but for what is told about the run."""
     return {
@@ -250,7 +251,7 @@ def job_file(
         "key": key,
         "params": _absolute_files(stage.params),
         "launch": dataclasses.asdict(stage.launch),
-        "inputs": {name: str(artifact.folder) for name, artifact in inputs.items()},
+        "inputs": {name: str(folder) for name, folder in inputs.items()},
         "work": str(work),
         "store": str(store),
         "identity": identity,

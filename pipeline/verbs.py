@@ -7,7 +7,7 @@ import time
 import webbrowser
 from collections.abc import Callable
 
-from pipeline import chat_command, export, hardware, inspect_store
+from pipeline import chat_command, evaluate_command, export, hardware, inspect_store
 from pipeline.cli import VERBS, Parser
 from pipeline.errors import Corrupt, UserError
 from pipeline.session import Session
@@ -283,6 +283,7 @@ ACTIONS: dict[str, tuple[Callable[[argparse.Namespace, list[str]], int], Declare
     "accept": (accept, _flags(names=True, why="the reason, kept with the artifact")),
     "chat": (chat, chat_command.declare),
     "verify-resume": (verify_resume, _flags(names=True, steps="how many to train; 40 where the stage has as many")),
+    "eval": (evaluate_command.evaluate, evaluate_command.declare),
     "export": (export.export, export.declare),
     "doctor": (doctor, _flags()),
 }

@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 class Trial:
     """One training of a few steps in a folder of its own."""
 
-    def __init__(self, session: Session, stage: Stage, inputs: dict[str, Any], folder: Path) -> None:
+    def __init__(self, session: Session, stage: Stage, inputs: dict[str, Path], folder: Path) -> None:
         self.stage, self.work = stage, folder
         self.work.mkdir()
         self.job = job_file(stage, f"verify-{stage.name}", None, inputs, self.work, session.store.root)
@@ -105,18 +105,18 @@ def verify_resume(session: Session, name: str, steps: int, say: Say, seed: int |
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def trial_stage(session: Session, name: str, steps: int) -> tuple[dict[str, Any], Stage]:
-    """The artifacts the stage reads, and the stage cut to a few steps, deterministic and saving often."""
+def trial_stage(session: Session, name: str, steps: int) -> tuple[dict[str, Path], Stage]:
+    """The folders the stage reads, and the stage cut to a few steps, deterministic and saving often."""
     session.dag.check_names([name], "verify-resume")
     made = session.plan(online=False, targets=[name])
     stage = made.steps[name].stage
     if not hasattr(stage.params, "steps"):
         raise UserError("trains nothing", name, "Name a stage that does, such as pretrain, midtrain, sft or rl.")
-    missing = [source for source in stage.inputs.values() if made.steps[source].artifact is None]
-    if missing:
+    artifacts = {key: made.steps[source].artifact for key, source in stage.inputs.items()}
+    if missing := [stage.inputs[key] for key, artifact in artifacts.items() if artifact is None]:
         there = f"Make them: `python flows.py 'pipeline.targets=[{','.join(missing)}]'`."
         raise UserError(f"reads {', '.join(missing)}, which the store does not have", name, there)
-    inputs = {key: made.steps[source].artifact for key, source in stage.inputs.items()}
+    inputs = {key: artifact.folder for key, artifact in artifacts.items() if artifact is not None}
     few = min(steps, stage.params.steps or steps)
     horizon: dict[str, Any] = {"tokens": None} if hasattr(stage.params, "tokens") else {}
     how = dataclasses.replace(

@@ -31,7 +31,7 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trial, Trial, list
         typed.build(pretrain.Params, params, "pretrain.params"),
         Launch(device="cpu", threads=1, deterministic=True, save_every=3, log_every=1),
     )
-    inputs = {name: SimpleNamespace(folder=Path(made[name])) for name in ("tokens", "pack", "tokenizer")}
+    inputs = {name: Path(made[name]) for name in ("tokens", "pack", "tokenizer")}
     session = SimpleNamespace(store=SimpleNamespace(root=folder))
     straight, killed = (Trial(session, stage, inputs, folder / name) for name in ("straight", "killed"))
     said: list[str] = []
