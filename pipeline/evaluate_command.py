@@ -11,8 +11,9 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,10 +235,6 @@ def run(
         should_stop=lambda: switch.asked,
         should_kill=lambda: switch.insisted,
     )
-    with ExitStack() as held:
-        env: dict[str, str] = {}
-        if stage.launch.device in ("auto", "cuda"):
-            waiting = lambda what: events.waiting(NAME, what)  # noqa: E731
-            env = held.enter_context(gpus.take(stage.launch.nproc, NAME, waiting, lambda: switch.asked))
+    with gpus.taken_by(stage, partial(events.waiting, NAME), lambda: switch.asked) as env:
         events.started(NAME, what, work / "log.txt")
         return launch.run(work, job, True, stage.launch, watch, env)
