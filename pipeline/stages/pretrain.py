@@ -83,7 +83,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
             validation=(validation, torch.from_numpy(token_bytes)),
             gentler=f"{job.stage}.params.optim.init_lr_frac={params.optim.init_lr_frac / 2}",
             branch=f"{job.stage}.params.init={job.key}",
-            start=find_start(job) if params.init else None,
+            start=find_start(job, steps) if params.init else None,
         ),
     )
     return metrics | {"flops": steps * params.total_batch_tokens * config.flops_per_token()}
@@ -150,8 +150,11 @@ def check_horizon(job: Job[Params], rows: "PackedRows", steps: int) -> None:
         )
 
 
-def find_start(job: Job[Params]) -> "Checkpoint":
-    """The checkpoint that params.init names, of a published pretrain or of one that did not finish."""
+def find_start(job: Job[Params], steps: int) -> "Checkpoint":
+    """The checkpoint that params.init names, of a published pretrain or of one that did not finish.
+
+    Raises ModelError when there is none, or it lies behind the end.
+    """
     import json
 
     from model.checkpoint import MARKER, folder_of, steps_in
@@ -164,6 +167,10 @@ def find_start(job: Job[Params]) -> "Checkpoint":
     if folder is None:
         known = ", ".join(str(n) for _, n in there) or "none"
         raise ModelError(f"{job.stage}.params.init={job.params.init}: no such KEY@STEP; steps of that key: {known}")
+    if int(step) >= steps:
+        raise ModelError(
+            f"{job.stage}.params.init={job.params.init} is not before the end, step {steps}: train for more steps"
+        )
     checkpoint = folder_of(folder, int(step))
     if damage := damage_of(checkpoint):
         raise ModelError(f"{job.stage}.params.init={job.params.init} is damaged: {damage}")

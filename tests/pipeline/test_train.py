@@ -163,6 +163,8 @@ def test_a_run_goes_on_from_a_named_checkpoint_of_another(base, pretrain):
     assert longer.metrics("loss")[0] == next(line for line in base.metrics("loss") if line[0] == 40)
     with pytest.raises(ModelError, match=r"steps of that key: 40, 60"):
         pretrain("wrong", init=f"{base.key}@41").inside()
+    with pytest.raises(ModelError, match=r"@40 is not before the end, step 40"):
+        pretrain("past", steps=40, init=f"{base.key}@40").inside()
 
 
 @pytest.mark.parametrize(
