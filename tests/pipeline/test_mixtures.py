@@ -6,6 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from data.sources.python_words import python_words
 from data.spec import TaskSpec, load_task
 from pipeline import typed
 
@@ -50,11 +51,13 @@ def test_nanochats_proportions():
     assert next(spec for spec in specs(lists["midtrain"]) if spec.label == "Identity").repeat == 2
 
 
-def test_tiny_needs_nothing_but_python():
-    lists, _ = composed("tiny")
+def test_tiny_needs_nothing_but_python(tmp_path):
+    lists, datasets = composed("tiny")
+    (tmp_path / "words.txt").write_text("\n".join(python_words()))
     for use in USES:
         for spec in specs(lists[use]):
-            task = load_task(spec, None)
+            assert spec.dataset is None or datasets[spec.dataset].source == "data.sources.python_words"
+            task = load_task(spec, tmp_path if spec.dataset else None)
             assert task.conversation(len(task) - 1)["messages"]
             if use in ("rl", "rl_eval", "chat_eval"):
                 assert task.grade(0, "") == 0.0
