@@ -101,24 +101,30 @@ def start(call, **options):
     return subprocess.Popen([sys.executable, "-c", code], bufsize=0, **pipes)
 
 
+def read_until(process, wanted):
+    seen = b""
+    while not seen.endswith(wanted):
+        character = process.stdout.read(1)
+        assert character, f"ended after {seen!r}"
+        seen += character
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_conversation():
     process = start("talk(session, ChatSettings())")
     process.stdin.write(b"talk forever\n")
     process.stdin.flush()
-    while process.stdout.read(1) != b"o":  # of "on and on"
-        pass
+    read_until(process, b"on and on")
     process.send_signal(signal.SIGINT)
-    while process.stdout.read(1) != b"(":  # of "(stopped)"
-        pass
+    read_until(process, b"(stopped)")
     out, err = process.communicate(b"3+4\n", timeout=20)
 
-    assert out.startswith(b"stopped)") and b"It is [3+4 = 7] 7." in out
+    assert b"It is [3+4 = 7] 7." in out
     assert process.returncode == 0 and err == b""
 
 
 def test_ctrl_c_ends_a_single_answer_with_exit_code_130():
     process = start("sys.exit(answer_once(session, 'forever', ChatSettings()))")
-    process.stdout.read(8)
+    read_until(process, b"on and on")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
 
