@@ -236,6 +236,12 @@ def verify_resume(flags: argparse.Namespace, overrides: list[str]) -> int:
     return 0 if verify_resume(Session.open(overrides), name, int(steps), lambda line: print(line, flush=True)) else 1
 
 
+def bench(flags: argparse.Namespace, overrides: list[str]) -> int:
+    from pipeline.bench import command
+
+    return command.run(flags.names, overrides)
+
+
 def doctor(flags: argparse.Namespace, overrides: list[str]) -> int:
     from pipeline.doctor import check
 
@@ -285,5 +291,6 @@ ACTIONS: dict[str, tuple[Callable[[argparse.Namespace, list[str]], int], Declare
     "verify-resume": (verify_resume, _flags(names=True, steps="how many to train; 40 where the stage has as many")),
     "eval": (evaluate_command.evaluate, evaluate_command.declare),
     "export": (export.export, export.declare),
+    "bench": (bench, _flags(names=True)),
     "doctor": (doctor, _flags()),
 }

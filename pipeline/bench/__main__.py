@@ -1,0 +1,23 @@
+"""`python -m pipeline.bench [NAME...] [--out FILE] [NAME=VALUE ...]`: works where Hydra and Prefect are missing."""
+
+import argparse
+import sys
+
+from pipeline.bench import command
+from pipeline.bench.registry import MEASUREMENTS
+
+RESULT_NEUTRAL = "measures; makes nothing"
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.bench", description=__doc__)
+    parser.add_argument("words", nargs="*", help=f"measurements ({', '.join(MEASUREMENTS)}) and settings NAME=VALUE")
+    parser.add_argument("--out", help="the same as bench.out=FILE")
+    flags = parser.parse_args(argv)
+    names = [word for word in flags.words if "=" not in word]
+    settings = [word for word in flags.words if "=" in word]
+    return command.run(names, settings + ([f"bench.out={flags.out}"] if flags.out else []))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

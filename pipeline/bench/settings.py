@@ -1,0 +1,77 @@
+"""What `bench` is told, and what every measurement is given."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipeline import typed
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+RESULT_NEUTRAL = "measures; makes nothing"
+
+PREFIX = "bench."
+
+
+@dataclass
+class BenchSettings:
+    """The settings written bench.NAME=VALUE on the command line."""
+
+    out: str = "bench.json"
+    device: str = "auto"  # auto | cpu | cuda | mps
+    threads: int | None = None  # null: all cores
+    compile: bool | None = None  # of the training step; null: with and without on CPUs, with it on GPUs
+    jobs: list[str] | None = (
+        None  # training steps to measure (see pipeline/bench/configs.py); null: those of the device
+    )
+    repeats: int = 5  # of every timing
+    tiny: bool = False  # sizes at which nothing is measured, to see that everything runs
+    data: str | None = None  # a folder laid out like a hub, or one of text shards
+    vocab_size: int = 8192  # of the tokenizer that is trained on that text
+    # Of sample_efficiency alone:
+    variants: list[str] | dict[str, str] = field(default_factory=lambda: ["base", "modern"])
+    seeds: int = 1
+    depth: int = 4
+    sequence_len: int = 512
+    steps: int = 150
+    total_batch_tokens: int = 8192
+    eval_every: int = 50  # steps
+    val_tokens: int = 131_072
+    split: int | None = None  # number of the shard to validate on, the others are trained on; null: the last
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One invocation, as a measurement sees it. overrides: settings of the pipeline, as for `run`."""
+
+    settings: BenchSettings
+    overrides: list[str]
+    device: "torch.device"
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+
+class Skipped(Exception):
+    """A measurement that this machine or this command line has no use for; the message says why."""
+
+
+def parse(arguments: list[str]) -> tuple[BenchSettings, list[str]]:
+    """bench.NAME=VALUE as settings, and what is left. Values are YAML. Raises UserError."""
+    own = [a.removeprefix(PREFIX) for a in arguments if a.startswith(PREFIX)]
+    values = {name: read_value(name, text) for name, _, text in (a.partition("=") for a in own)}
+    settings = typed.build(BenchSettings, values, PREFIX.rstrip("."))
+    for name in ("repeats", "seeds", "depth", "steps", "eval_every"):
+        if getattr(settings, name) < 1:
+            raise UserError(f"is {getattr(settings, name)}, but must be at least 1", PREFIX + name)
+    return settings, [a for a in arguments if not a.startswith(PREFIX)]
+
+
+def read_value(name: str, text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"{text!r} is no value", name) from None
