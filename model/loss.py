@@ -16,7 +16,7 @@ def softcap_cross_entropy(
     """Sum of -log softmax(softcap * tanh(hidden weight^T / softcap))[target] over targets other than -1.
 
     hidden: (..., C), weight: (V, C), targets: (...) int64. A float32 scalar, differentiable in hidden and weight once.
-    compiled: let torch.compile fuse what is not a matmul.
+    compiled: let torch.compile fuse what is not a matmul; CPUs are a tenth faster with torch's own kernels.
     """
     if not torch.is_grad_enabled():
         return token_losses(hidden, weight, targets, softcap).sum()
@@ -89,7 +89,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float, compiled: bool) -> Tensor:
         head = weight.to(hidden.dtype)
-        kernel = _compiled_loss_and_gradient() if compiled else _loss_and_gradient
+        kernel = _compiled_loss_and_gradient() if compiled and hidden.is_cuda else _loss_and_gradient
         total = torch.zeros((), device=hidden.device, dtype=torch.float32)
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         for start, stop in _chunks(hidden, weight):

@@ -200,7 +200,7 @@ def test_compiled_training_is_eager_training_and_compiles_once(tmp_path):
         compiled.run()
     except torch._inductor.exc.InductorError as error:
         pytest.skip(f"needs a C++ compiler: {str(error).splitlines()[0]}")
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # the model, the loss
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # the model; on CPUs not the loss
     for (_, one), (_, other) in zip(eager.logged, compiled.logged):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
 
