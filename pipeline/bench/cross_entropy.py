@@ -1,8 +1,8 @@
-"""Cross-entropy with the softcapped head: fused and chunked, the same compiled, and the plain way.
+"""Cross-entropy with the softcapped head: fused and chunked, the same compiled (on GPUs), and the plain way.
 
 Time: forward and backward, in turns within this process. Memory: on GPUs what the allocator holds at most beyond the
-inputs; on CPUs the peak of the resident set beyond it before, each variant in a process of its own, where a tiny call
-has loaded libraries (a compiled variant: a whole call has compiled it) and freed memory has been given back.
+inputs; on CPUs the peak of the resident set beyond what it was before, each variant in a process of its own, where a
+tiny call has loaded the libraries.
 """
 
 import json
@@ -33,8 +33,8 @@ def measure(bench: Bench) -> Result:
     from model.precision import resolve_dtype
     from pipeline.bench.compiling import why_not
 
-    cannot = why_not(bench.device) if bench.settings.compile is not False else "bench.compile=false"
-    variants = [name for name in VARIANTS if name != "fused compiled" or cannot is None]
+    compiles = bench.device.type == "cuda" and bench.settings.compile is not False and why_not(bench.device) is None
+    variants = [name for name in VARIANTS if compiles or name != "fused compiled"]
     dtype = resolve_dtype("auto", bench.device)
     result: Result = {}
     for size in TINY if bench.settings.tiny else SIZES.get(bench.device.type, SIZES["cpu"]):
@@ -101,18 +101,11 @@ def cpu_extra(name: str, size: tuple[int, int, int]) -> int | None:
 
 
 def _own_extra(name: str, size: tuple[int, int, int]) -> int:
-    import ctypes
-
     import torch
 
     cpu = torch.device("cpu")
     run_of(name, (32, 16, 64), cpu, torch.float32)()
     call = run_of(name, size, cpu, torch.float32)
-    if name == "fused compiled":
-        call()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
     before = _reset_peak()
     call()
     return _peak() - before
