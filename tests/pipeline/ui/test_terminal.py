@@ -85,7 +85,8 @@ def test_quit_and_end_of_input_leave(session, model):
 
 
 ENDLESS = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with it ignored
 sys.path[:0] = [{root!r}, {here!r}]
 from echo_model import ByteTokenizer, EchoModel
 from pipeline.ui.chat import ChatSession, ChatSettings
