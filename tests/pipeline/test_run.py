@@ -91,7 +91,7 @@ def toys(
 
 def records(store: Path) -> dict[str, dict[str, Any]]:
     found = [json.loads(p.read_text()) for p in (store / "artifacts").glob("*/*/artifact.json")]
-    return {name: record for record in found for name in record["stages"]}
+    return {name: record for record in sorted(found, key=lambda r: r["finished"]) for name in record["stages"]}
 
 
 def children_naming(store: Path) -> list[psutil.Process]:

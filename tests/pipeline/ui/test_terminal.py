@@ -106,7 +106,7 @@ def read_until(process, wanted):
     seen = b""
     while not seen.endswith(wanted):
         character = process.stdout.read(1)
-        assert character, f"ended after {seen!r}"
+        assert character, f"ended after {seen[-100:]!r}"
         seen += character
 
 
