@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from data import bpe
-from tests.pipeline.test_evaluate import ROOT, write_model
+from tests.pipeline.test_evaluate import write_model
 from tests.pipeline.trained import StageRun
 
 VOWELS = "tests.toys.vowels.Vowels"
