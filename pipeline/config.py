@@ -17,6 +17,7 @@ from pipeline.typed import Amount, Count, Natural
 RESULT_NEUTRAL = "reads settings; the values that matter enter keys themselves"
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+ADDED = re.compile(r"\+stage@(\w+)=")  # a stage beside those that pipeline.stages lists
 UNDECLARED = re.compile(r"\w+\.(pin|launch\.\w+)=")  # what every stage has although its YAML need not name it
 
 
@@ -143,7 +144,10 @@ def compose(overrides: list[str]) -> dict[str, Any]:
     OmegaConf.register_new_resolver("least", _least, replace=True)
     GlobalHydra.instance().clear()
     with explained(overrides), initialize_config_dir(str(CONF), version_base="1.3"):
-        return plain(hydra_compose("config", overrides=as_hydra_takes(overrides)))
+        composed = plain(hydra_compose("config", overrides=as_hydra_takes(overrides)))
+    listed = composed["pipeline"]["stages"]
+    listed += [name for o in overrides if (found := ADDED.match(o)) and (name := found[1]) not in listed]
+    return composed
 
 
 def as_hydra_takes(overrides: list[str]) -> list[str]:

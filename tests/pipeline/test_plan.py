@@ -274,3 +274,9 @@ def test_what_is_wrong_with_a_plan_is_said_with_its_setting(
 def test_every_recipe_has_the_text_it_needs(recipe: str) -> None:
     for data in ([], ["data=climbmix"]) if recipe != "tiny" else ([],):
         dag.build(config.settings(config.compose([f"recipe={recipe}", *data])))
+
+
+def test_a_stage_that_is_added_is_part_of_the_run(tmp_path: Path) -> None:
+    session = Session.open(["+stage@dpo=sft", "dpo.inputs.model=sft", f"store.root={tmp_path}"])
+    assert session.dag.stages["dpo"].inputs["model"] == "sft" and "dpo" in session.dag.targets()
+    assert session.plan(online=False).steps["dpo"].action == "run"
