@@ -65,6 +65,8 @@ def _find_step(folder: Path, wanted: str | int, say: Callable[[str], None]) -> i
     """-1 when there is none."""
     steps = steps_in(folder) if wanted == "latest" else [int(wanted)]
     for step in reversed(steps):
+        if not folder_of(folder, step).exists():
+            continue  # one that was asked for by its number
         damage = damage_of(folder_of(folder, step))
         if not damage:
             return step
