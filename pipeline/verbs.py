@@ -59,7 +59,7 @@ def run_once(overrides: list[str]) -> int:
         console.print(plan_table(plan, everything=False))
         keys = _start_flow(overrides)
     else:
-        console.print(f"Nothing to do: all {len(plan.steps)} stages are in {session.store.root}.", soft_wrap=True)
+        console.print(f"Nothing to do: what this run makes is in {session.store.root}.", soft_wrap=True)
         keys = {step.name: step.artifact.key for step in plan.steps.values() if step.artifact}
     found = [session.store.find(plan.steps[name].stage.run, key) for name, key in keys.items() if key]
     inspect_store.print_ending(console, [artifact for artifact in found if artifact])
