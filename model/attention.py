@@ -10,6 +10,10 @@ from torch.nn import attention
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from model.blocked import attend_in_blocks
+
+BLOCKED_CONTEXT = 1024  # tokens; longer rows would keep more scores than they save time
+
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, window: int, documents: Tensor | None = None, backend: str = "sdpa"
@@ -17,13 +21,15 @@ def attend(
     """Softmax attention of each query over the `window` latest positions up to its own, scaled by head_dim^-0.5.
 
     q: (B, T, H, D). k, v: (B, T, H_kv, D), H a multiple of H_kv. documents: (B, T) ids, each document in one piece; a
-    position sees its own document only. backend: sdpa | flex | varlen. Returns (B, T, H, D) in q's dtype.
+    position sees its own document only. backend: sdpa | flex | varlen | blocked. Returns (B, T, H, D) in q's dtype.
     """
     return BACKENDS[backend](q, k, v, min(window, q.size(1)), documents)
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype, windows: list[int], context: int) -> tuple[str, str]:
     """The fastest backend this machine has for a model's windows, and why, in a few words for the log."""
+    if device.type == "cpu" and dtype in (torch.float32, torch.float64) and context <= BLOCKED_CONTEXT:
+        return "blocked", "skips what is not seen, and keeps the scores of a short context"
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return "sdpa", "the one for this device and dtype"
     kernels = _activate_newest_flash(device)
@@ -101,7 +107,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, window: int, documents: Tensor | No
     return y.unflatten(0, (rows, length))
 
 
-BACKENDS = {"sdpa": _sdpa, "flex": _flex, "varlen": _varlen}
+BACKENDS = {"sdpa": _sdpa, "flex": _flex, "varlen": _varlen, "blocked": attend_in_blocks}
 
 
 def band(length: int, window: int, device: torch.device) -> Tensor:

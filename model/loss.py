@@ -40,34 +40,37 @@ def _chunks(hidden: Tensor, weight: Tensor) -> list[tuple[int, int]]:
 
 
 def _logits(hidden: Tensor, head: Tensor, softcap: float) -> Tensor:
-    """Before the cap, in units of it: (N, V). Dividing here is dividing C numbers a row instead of V."""
-    return (hidden / softcap) @ head.T
+    """What the sigmoid of _Chunk takes: (N, V), the logits before the cap times 2 / softcap. Scaling the hidden state
+    is scaling C numbers a row instead of V."""
+    return (hidden * (2 / softcap)) @ head.T
 
 
 class _Chunk:
     """Losses and gradient of N rows of logits, which are overwritten.
 
-    No maximum is subtracted before exp: the cap keeps every logit within +-softcap, and exp(15) * V is far from
-    float32's largest number.
+    softcap * tanh(x / softcap) = 2 * softcap * sigmoid(2 x / softcap) - softcap, and the constant cancels in a softmax;
+    sigmoid is a third of tanh's time on CPUs. No maximum is subtracted before exp: the exponents lie between 0 and
+    2 * softcap, and exp(30) * V is far from float32's largest number.
     """
 
     def __init__(self, logits: Tensor, targets: Tensor, softcap: float) -> None:
         self.softcap, self.kept = softcap, targets != IGNORE
         self.index = targets.clamp(min=0)[:, None]
-        self.tanh = logits.float().tanh_()  # (N, V)
-        self.exp = torch.mul(self.tanh, softcap).exp_()
+        self.sigmoid = logits.float().sigmoid_()  # (N, V)
+        self.exp = torch.mul(self.sigmoid, 2 * softcap).exp_()
         self.total = self.exp.sum(-1)  # (N,)
 
     def losses(self) -> Tensor:
-        at_target = self.tanh.gather(1, self.index)[:, 0] * self.softcap
+        at_target = self.sigmoid.gather(1, self.index)[:, 0] * (2 * self.softcap)
         return torch.where(self.kept, self.total.log() - at_target, 0.0)
 
     def gradient(self) -> tuple[Tensor, Tensor]:
         """d(sum of losses) / d(logits before the cap), as (N, V) times (N, 1): what scales whole rows is applied
         later, where a row is C numbers instead of V."""
-        scale = torch.where(self.kept, 1.0 / self.total, 0.0)
+        scale = torch.where(self.kept, 4.0 / self.total, 0.0)
         self.exp.scatter_add_(1, self.index, -self.total[:, None])
-        return self.exp.addcmul_(self.exp, self.tanh.square_(), value=-1), scale[:, None]
+        slope = self.sigmoid.addcmul_(self.sigmoid, self.sigmoid, value=-1)  # a quarter of d capped / d logit
+        return self.exp.mul_(slope), scale[:, None]
 
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor, softcap: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -44,11 +44,11 @@ def measure(bench: Bench) -> Result:
 
 
 def backends(device: "torch.device") -> list[str]:
-    """CPUs have one; the others' code there is for tests."""
+    """On CPUs flex is left out: its code there is for tests."""
     from model.attention import choose_backend, has_varlen
 
     if device.type != "cuda":
-        return ["sdpa"]
+        return ["sdpa", "blocked"]
     import torch
 
     choose_backend(device, torch.bfloat16, [1], 1)  # activates the newest kernels, as training does

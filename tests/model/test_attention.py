@@ -1,8 +1,11 @@
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model import blocked
 from model.attention import BACKENDS, attend, choose_backend, document_edges, has_varlen
 
 
@@ -36,13 +39,17 @@ def relative(found, wanted):
     group=st.sampled_from([1, 3]),
     window=st.integers(1, 50),
     cuts=st.lists(st.integers(0, 40), max_size=3) | st.none(),
+    backend=st.sampled_from(["sdpa", "blocked"]),
 )
-def test_sdpa_is_the_definition_for_windows_groups_and_documents(rows, length, kv_heads, group, window, cuts):
+def test_backends_are_the_definition_for_windows_groups_and_documents(
+    rows, length, kv_heads, group, window, cuts, backend
+):
     q, k, v = inputs(rows, length, kv_heads * group, kv_heads, 8)
     documents = None
     if cuts is not None:
         documents = sum((torch.arange(length) >= cut).long() for cut in [0, *cuts]).expand(rows, -1)
-    found = attend(q, k, v, window, documents)
+    with mock.patch.object(blocked, "BLOCK", 16):
+        found = attend(q, k, v, window, documents, backend)
     assert relative(found, dense(q, k, v, window, documents)) < 2e-6
 
 
@@ -60,20 +67,22 @@ def test_flex_is_the_definition(window, with_documents):
     assert relative(attend(*tensors, window, documents, "flex"), dense(*tensors, window, documents)) < 2e-6
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "blocked"])
 @pytest.mark.parametrize("window, with_documents", CASES)
-def test_gradients_are_those_of_the_definition(window, with_documents):
+def test_gradients_are_those_of_the_definition(window, with_documents, backend):
     documents = two_documents(with_documents)
     tensors = inputs(2, 64, 4, 2, 16)
     expected = dense(*tensors, window, documents)
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     wanted = torch.autograd.grad((expected * weight).sum(), tensors)
-    found = torch.autograd.grad((attend(*tensors, window, documents) * weight).sum(), tensors)
+    with mock.patch.object(blocked, "BLOCK", 24):
+        found = torch.autograd.grad((attend(*tensors, window, documents, backend) * weight).sum(), tensors)
     for gradient, reference in zip(found, wanted):
         assert relative(gradient, reference.double()) < 5e-6
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="varlen and compiled flex kernels need a GPU")
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"blocked"}))
 @pytest.mark.parametrize("window", [256, 64])
 def test_gpu_backends_agree_in_bfloat16(backend, window):
     if backend == "varlen" and not has_varlen():
@@ -88,6 +97,10 @@ def test_documents_are_cut_where_they_change_and_at_every_row():
     assert edges.tolist() == [0, 2, 3, 6]
 
 
-def test_cpus_use_sdpa_and_say_why():
-    backend, why = choose_backend(torch.device("cpu"), torch.float32, [8, 16], 16)
-    assert backend == "sdpa" and why
+@pytest.mark.parametrize(
+    "dtype, context, chosen",
+    [(torch.float32, 512, "blocked"), (torch.float32, 4096, "sdpa"), (torch.bfloat16, 512, "sdpa")],
+)
+def test_cpus_keep_the_scores_of_short_contexts_and_say_so(dtype, context, chosen):
+    backend, why = choose_backend(torch.device("cpu"), dtype, [128, context], context)
+    assert backend == chosen and why
