@@ -1,12 +1,14 @@
 """Making a byte-level BPE vocabulary: training by rustbpe, and the file that tiktoken and tokenizers both load."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataMistake
 from data.tokenizer import SPECIAL_TOKENS, Tokenizer, byte_characters
+from data.word_counts import SEPARATOR, count_words, repeated
 
 # GPT-4's split, with numbers cut into at most two digits instead of three: small vocabularies have no room for more.
 PATTERN = (
@@ -16,16 +18,25 @@ SMALLEST = 256 + len(SPECIAL_TOKENS)
 
 
 def train(texts: Iterable[str], vocab_size: int) -> dict[bytes, int]:
-    """Tokens and their ranks: the 256 bytes, then the merges in the order they were learnt.
+    """learn() from the words of some texts."""
+    return learn(count_words(texts, PATTERN), vocab_size)
 
-    vocab_size counts SPECIAL_TOKENS too. Raises DataError when it is too small, or the text too little for it.
+
+def learn(
+    counts: Counter[str], vocab_size: int, on_chars: Callable[[int], None] = lambda count: None
+) -> dict[bytes, int]:
+    """Tokens and their ranks from counted words: the 256 bytes, then the merges in the order they were learnt.
+
+    vocab_size counts SPECIAL_TOKENS too. on_chars is told of text that is read, and may raise to stop. Raises
+    DataError when vocab_size is too small, or the text too little for it.
     """
     import rustbpe
 
     check_vocab_size(vocab_size)
     trainer = rustbpe.Tokenizer()
     ordinary = vocab_size - len(SPECIAL_TOKENS)
-    trainer.train_from_iterator(iter(texts), vocab_size=ordinary, pattern=PATTERN)
+    pieces = _told(repeated(counts), on_chars)
+    trainer.train_from_iterator(pieces, vocab_size=ordinary, buffer_size=128, pattern=f"[^{SEPARATOR}]+")
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
     if len(ranks) < ordinary:
         raise DataMistake(
@@ -33,6 +44,12 @@ def train(texts: Iterable[str], vocab_size: int) -> dict[bytes, int]:
             f"{len(ranks) + len(SPECIAL_TOKENS)} tokens. Ask for fewer, or train on more text."
         )
     return ranks
+
+
+def _told(pieces: Iterator[str], on_chars: Callable[[int], None]) -> Iterator[str]:
+    for piece in pieces:
+        yield piece
+        on_chars(len(piece))
 
 
 def check_vocab_size(vocab_size: int) -> None:

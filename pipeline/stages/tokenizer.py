@@ -2,20 +2,23 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.job import Job, Stopped
 
-HELD_OUT_EVERY = 50  # documents
+if TYPE_CHECKING:
+    from data.word_counts import ShardText
 
 
 @dataclass
 class Params:
     vocab_size: int = 65536  # the special tokens included
-    max_chars: int = 2_000_000_000  # of text to train on
+    max_chars: int = 2_000_000_000  # of text to train on, the same of each shard
     doc_cap: int = 10_000  # characters of one document; a longer one gives its start
     eval_chars: int = 1_000_000  # of held-out text to measure on
 
@@ -31,70 +34,86 @@ def check(params: Params, upstream: dict[str, Any]) -> None:
 def main(job: Job[Params]) -> dict[str, Any]:
     from data import bpe
     from data.errors import DataError
+    from data.helpers import run_in_helpers
+    from data.word_counts import read_counts
 
     params = job.params
     bpe.check_vocab_size(params.vocab_size)
-    corpus = _Corpus(job)
+    shards = _shards(job)
+    held_out = list(shards[0].text.held_out())
     started = time.monotonic()
-    ranks = bpe.train(corpus.training_texts(), params.vocab_size)
+    progress = _Progress(job, sum(shard.expected_chars for shard in shards))
+    if run_in_helpers(_count, shards, job.launch.workers, progress.add, lambda: job.should_stop) is None:
+        raise Stopped("stopped while counting words; the shards that are counted are kept")
+    counts: Counter[str] = Counter()
+    for shard in shards:
+        counts.update(read_counts(shard.kept))
+    chars = sum(len(word) * count for word, count in counts.items())
+    job.say(f"{len(counts):,} different words in {chars:,} characters")
+    ranks = bpe.learn(counts, params.vocab_size, _Progress(job, chars + counts.total(), "characters of words").add)
     seconds = time.monotonic() - started
-    if not corpus.held_out:
+    if not held_out:
         raise DataError(f"{job.inputs['text']}: has no document to measure the tokenizer on. Give more text.")
     tokenizer = bpe.save(ranks, job.out)
-    measured = _bytes_per_token(tokenizer.encode, corpus.held_out)
+    measured = _bytes_per_token(tokenizer.encode, held_out)
     evaluation = {
-        "held_out": {"documents": len(corpus.held_out), "bytes": sum(len(t.encode()) for t in corpus.held_out)},
-        "bytes_per_token": {"this": measured, **_compare(corpus.held_out)},
+        "held_out": {"documents": len(held_out), "bytes": sum(len(text.encode()) for text in held_out)},
+        "bytes_per_token": {"this": measured, **_compare(held_out)},
     }
     (job.out / "evaluation.json").write_text(json.dumps(evaluation, indent=1))
     job.say(f"{tokenizer.vocab_size:,} tokens; {measured:.3f} bytes a token on held-out text")
     return {
         "vocab_size": tokenizer.vocab_size,
         "bytes_per_token": measured,
-        "train_chars": corpus.chars,
+        "train_chars": chars,
         "train_seconds": seconds,
     }
 
 
 @dataclass
-class _Corpus:
-    """The documents of the shards, streamed; of the first ones, every HELD_OUT_EVERY-th is kept back to measure on."""
+class _Shard:
+    text: "ShardText"
+    expected_chars: int  # about: the file's footer counts bytes
+    kept: Path  # its counts
 
+
+def _shards(job: Job[Params]) -> list[_Shard]:
+    """What there is to count; held-out documents are of the first shard."""
+    from data.shards import text_bytes
+    from data.word_counts import ShardText
+
+    params, folder = job.params, job.inputs["text"]
+    listing = json.loads((folder / "shards.json").read_text())
+    share = -(-params.max_chars // len(listing["train"]))
+    shards: list[_Shard] = []
+    for number, name in enumerate(listing["train"]):
+        held_out = params.eval_chars if number == 0 else 0
+        text = ShardText(folder / name, listing["column"], params.doc_cap, share, held_out)
+        expected = min(share, text_bytes(text.path, text.column))
+        shards.append(_Shard(text, expected, job.scratch / f"{number}.counts.parquet"))
+    return shards
+
+
+def _count(shard: _Shard, report: Callable[[int], None]) -> None:
+    """Runs in a helper process; reports characters."""
+    from data.bpe import PATTERN
+    from data.word_counts import count_shard
+
+    count_shard(shard.text, PATTERN, shard.kept, lambda chars: report(min(chars, shard.expected_chars)))
+
+
+@dataclass
+class _Progress:
     job: Job[Params]
-    chars: int = 0
-    held_out: list[str] = field(default_factory=list)
+    total: int
+    unit: str = "characters"
+    done: int = 0
 
-    def __post_init__(self) -> None:
-        from data.shards import text_bytes
-
-        listing = json.loads((self.job.inputs["text"] / "shards.json").read_text())
-        self.column = listing["column"]
-        self.shards = [self.job.inputs["text"] / name for name in listing["train"]]
-        self.about_chars = min(sum(text_bytes(path, self.column) for path in self.shards), self.job.params.max_chars)
-
-    def training_texts(self) -> Iterator[str]:
-        params, held_chars = self.job.params, 0
-        for i, text in enumerate(self._texts()):
-            text = text[: params.doc_cap]
-            if i % HELD_OUT_EVERY == 0 and held_chars < params.eval_chars:
-                self.held_out.append(text)
-                held_chars += len(text)
-                continue
-            yield text
-            self.chars += len(text)
-            if i % 256 == 1:
-                self.job.progress(min(self.chars, self.about_chars), self.about_chars, unit="characters")
-                if self.job.should_stop:
-                    raise Stopped("stopped while reading text; the tokenizer starts over")
-            if self.chars >= params.max_chars:
-                return
-
-    def _texts(self) -> Iterator[str]:
-        from data.shards import documents
-
-        for path in self.shards:
-            for texts in documents(path, self.column):
-                yield from texts
+    def add(self, chars: int) -> None:
+        self.done += chars
+        self.job.progress(min(self.done, self.total), self.total, unit=self.unit)
+        if self.job.should_stop:
+            raise Stopped("stopped; the shards whose words are counted are kept")
 
 
 def _bytes_per_token(encode: Callable[[str], list[int]], texts: list[str]) -> float:

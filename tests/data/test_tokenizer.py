@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data import bpe
+from data import bpe, word_counts
 from data.errors import DataError
 from data.shards import write_shard
 from data.tokenizer import LONGEST_SPACE, SPECIAL_TOKENS, Tokenizer
@@ -139,10 +140,11 @@ def test_training_is_on_the_start_of_documents_up_to_a_limit_without_what_it_is_
     (text / "shards.json").write_text(json.dumps({"train": ["s.parquet"], "val": None, "column": "text"}))
     params = stage.Params(vocab_size=270, max_chars=2000, doc_cap=100, eval_chars=150)
     job = Job("tokenizer", "key", params, Launch(), {"text": text}, tmp_path / "w", tmp_path)
-    corpus = stage._Corpus(job)
-    train = list(corpus.training_texts())
-    assert len(train) == 20 and all(len(t) == 100 for t in train) and corpus.chars == 2000
-    assert corpus.held_out == ["0000 " + "z" * 95] and corpus.held_out[0] not in train
+    (shard,) = stage._shards(job)
+    train = [part for part, held in shard.text.parts() if not held]
+    held_out = list(shard.text.held_out())
+    assert len(train) == 20 and all(len(t) == 100 for t in train)
+    assert held_out == ["0000 " + "z" * 95] and held_out[0] not in train
 
 
 @pytest.mark.parametrize("vocab_size, said", [(264, "264 is too small"), (5000, "is more than the text gives")])
@@ -158,3 +160,42 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"model": {}}')
     with pytest.raises(DataError, match=r"tokenizer.json: is no byte-level BPE"):
         Tokenizer.load(tmp_path)
+
+
+def learnt_from_text(texts, vocab_size):
+    import rustbpe
+
+    trainer = rustbpe.Tokenizer()
+    trainer.train_from_iterator(iter(texts), vocab_size=vocab_size - len(SPECIAL_TOKENS), pattern=bpe.PATTERN)
+    return {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(), min_size=1, max_size=8))
+@example(["I'M we'Ll 'ſ 12345 \x1c\x1d a\x85b\u2028\u3000  \r\n\n x\u00a0y"])
+def test_a_vocabulary_from_counted_words_is_the_one_that_rustbpe_learns_from_the_text(texts):
+    texts = texts + some_texts(40)
+    assert bpe.train(texts, 420) == learnt_from_text(texts, 420)
+
+
+def test_counts_are_shared_out_by_shard_kept_over_a_kill_and_add_up(tmp_path, monkeypatch):
+    texts = some_texts(300)
+    for i in range(3):
+        write_shard(tmp_path / f"s{i}.parquet", texts[i * 100 : (i + 1) * 100])
+    shards = [word_counts.ShardText(tmp_path / f"s{i}.parquet", "text", 200, 10**9, 500 * (i == 0)) for i in range(3)]
+    done: list[int] = []
+    for i, shard in enumerate(shards):
+        word_counts.count_shard(shard, bpe.PATTERN, tmp_path / f"{i}.counts.parquet", done.append)
+    held_out = list(shards[0].held_out())
+    assert held_out == [text[:200] for text in texts[:100:50]] and len(held_out) == 2
+    kept = [text[:200] for number, text in enumerate(texts) if number not in (0, 50)]
+    together = sum((word_counts.read_counts(tmp_path / f"{i}.counts.parquet") for i in range(3)), Counter())
+    assert together == word_counts.count_words(kept, bpe.PATTERN) and sum(done) == sum(map(len, kept))
+    monkeypatch.setattr(word_counts, "documents", None)  # a shard whose counts are there is not read again
+    word_counts.count_shard(shards[1], bpe.PATTERN, tmp_path / "1.counts.parquet", done.append)
+
+
+def test_a_shard_gives_no_more_text_than_its_share(tmp_path):
+    write_shard(tmp_path / "s.parquet", ["a" * 100] * 50)
+    parts = list(word_counts.ShardText(tmp_path / "s.parquet", "text", 60, 600).parts())
+    assert parts == [("a" * 60, False)] * 10

@@ -159,24 +159,27 @@ def test_a_shard_without_text_is_named(tmp_path, vocabulary):
         run(tokenize, tmp_path / "w", tokenize.Params(), {"shards": text, "tokenizer": vocabulary}, tmp_path / "store")
 
 
-def test_kill_9_leaves_no_process_and_costs_at_most_the_shards_at_work(tmp_path, vocabulary):
-    text = write_text(tmp_path / "text", 6, count=4000)
-    work, store = tmp_path / "work", tmp_path / "store"
+def write_job(work: Path, stage: str, params: dict, inputs: dict[str, Path], store: Path) -> list[str]:
+    """The command that runs a stage with two helper processes."""
     work.mkdir()
     job = {
-        "stage": "tokenize",
+        "stage": stage,
         "key": "key",
-        "module": "pipeline.stages.tokenize",
-        "params": {},
+        "module": f"pipeline.stages.{stage}",
+        "params": params,
         "launch": {"workers": 2},
-        "inputs": {"shards": str(text), "tokenizer": str(vocabulary)},
+        "inputs": {name: str(folder) for name, folder in inputs.items()},
         "work": str(work),
         "store": str(store),
     }
     (work / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-m", "pipeline.stages", str(work / "job.json")]
+    return [sys.executable, "-m", "pipeline.stages", str(work / "job.json")]
+
+
+def kill_once(command: list[str], begun) -> None:
+    """kill -9 when begun() is true; no helper may be left."""
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    while not made_at(store) and process.poll() is None:
+    while not begun() and process.poll() is None:
         pass
     helpers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
@@ -184,6 +187,15 @@ def test_kill_9_leaves_no_process_and_costs_at_most_the_shards_at_work(tmp_path,
     assert helpers
     psutil.wait_procs(helpers, timeout=20)
     assert not [helper for helper in helpers if helper.is_running() and helper.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_kill_9_leaves_no_process_and_costs_at_most_the_shards_at_work(tmp_path, vocabulary):
+    store, inputs = (
+        tmp_path / "store",
+        {"shards": write_text(tmp_path / "text", 6, count=4000), "tokenizer": vocabulary},
+    )
+    command = write_job(tmp_path / "work", "tokenize", {}, inputs, store)
+    kill_once(command, lambda: made_at(store))
     done = made_at(store)
     assert 1 <= len(done) < 7
 
@@ -193,12 +205,28 @@ def test_kill_9_leaves_no_process_and_costs_at_most_the_shards_at_work(tmp_path,
     after = made_at(store)
     assert len(after) == 7 and {sha256: after[sha256] for sha256 in done} == done
     shutil.rmtree(store)
-    straight = run(tokenize, tmp_path / "straight", tokenize.Params(), job_inputs(job), store)
-    assert token_bytes(straight) == token_bytes(work / "out")
+    straight = run(tokenize, tmp_path / "straight", tokenize.Params(), inputs, store)
+    assert token_bytes(straight) == token_bytes(tmp_path / "work" / "out")
 
 
-def job_inputs(job: dict) -> dict[str, Path]:
-    return {name: Path(folder) for name, folder in job["inputs"].items()}
+def test_kill_9_while_the_tokenizer_counts_keeps_the_shards_that_are_counted(tmp_path):
+    store, inputs = tmp_path / "store", {"text": write_text(tmp_path / "text", 6, count=6000)}
+    command = write_job(tmp_path / "work", "tokenizer", {"vocab_size": 350}, inputs, store)
+
+    def counted() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("scratch/*.parquet")}
+
+    kill_once(command, counted)
+    done = counted()
+    assert 1 <= len(done) < 6
+
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    assert finished.returncode == 0, finished.stderr
+    after = counted()
+    assert len(after) == 6 and {name: after[name] for name in done} == done
+    straight = run(tokenizer, tmp_path / "straight", tokenizer.Params(vocab_size=350), inputs, store)
+    assert (straight / "tokenizer.json").read_bytes() == (tmp_path / "work/out/tokenizer.json").read_bytes()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
