@@ -110,14 +110,15 @@ class Sampler:
 
     def _is_free(self, row: Sampling) -> bool:
         """Whether any token may be drawn."""
-        return row.temperature > 0 and (row.top_k or self.vocab_size) >= self.vocab_size and not (row.top_p or row.min_p)
+        unlimited = (row.top_k or self.vocab_size) >= self.vocab_size and not (row.top_p or row.min_p)
+        return row.temperature > 0 and unlimited
 
     def cool(self, logits: Tensor, rows: list[int]) -> Tensor:
         """logits (N, vocab) of these rows at their temperatures (those of greedy rows as they are)."""
         return logits / self._of(rows, self.temperature) if self.any_temperature else logits
 
     def draw(self, logits: Tensor, rows: list[int]) -> Tensor:
-        """(N,) int64 from the logits (N, vocab) float32 of these rows, which are left as they are. Call saw() after it."""
+        """(N,) int64 from the logits (N, vocab) float32 of these rows, which are left as they are; saw() follows."""
         if self.any_penalty:
             penalty = self._of(rows, self.penalty)
             penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
