@@ -244,6 +244,9 @@ def say_results(job: Job[Params], results: dict[str, Any]) -> None:
         low, high = result["ci"]
         of = f"{result['correct']:g} of {result['items']}, 95% interval {low:.1%} to {high:.1%}"
         job.say(f"{name} {result['accuracy']:.1%} ({of})")
+        for measure in (key for key in result if key.startswith("pass@")):
+            low, high = result["pass_ci"]
+            job.say(f"{name} {measure} {result[measure]:.1%} (95% interval {low:.1%} to {high:.1%})")
     if results["chatcore_tasks"] == len(CHATCORE):
         job.say(f"ChatCORE {results['chatcore']:.4f}")
 

@@ -145,7 +145,8 @@ def whole_run(root: Path) -> dict[str, Path]:
     )
     labels = [f"task_{i}" for i in range(14)]
     core = {"centered": dict.fromkeys(labels, 0.0213), "accuracy": dict.fromkeys(labels, 0.266)}
-    core |= {"counts": dict.fromkeys(labels, 16)}
+    core |= {"counts": dict.fromkeys(labels, 16), "baseline": dict.fromkeys(labels, 0.25)}
+    core |= {"ci": {label: [0.1, 0.5123] for label in labels}, "seconds_by_task": dict.fromkeys(labels, 1.5)}
     core |= {"score": 0.0213, "tasks": 14, "of": 22, "items": 224, "cropped": 31}
     base = results(
         "evaluate_base",
