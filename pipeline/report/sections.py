@@ -198,6 +198,7 @@ def said(made: Sequence[Made], samples: int, talks: int) -> list[Block]:
         speech.continuations(made, samples),
         speech.answers(made, samples),
         speech.graded(made, talks),
+        speech.held_out(made, samples),
         speech.rollouts(made, samples),
     ]
     return [block for block in blocks if block]

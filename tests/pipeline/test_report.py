@@ -181,6 +181,24 @@ def test_tool_calls_are_shown_as_such_and_model_text_is_never_markup(tmp_path):
     assert "<|" not in page
 
 
+def test_reinforcement_learning_is_shown_as_curves_rollouts_and_held_out_answers(inputs, tmp_path):
+    out, _ = write_report(inputs, tmp_path)
+
+    curves, text = (out / "img/curves-rl.svg").read_text(), (out / "report.md").read_text()
+    shown = (
+        "Reward",
+        "Held-out accuracy",
+        "Answer length",
+        "Groups with signal",
+        "Entropy",
+        "Divergence from the start",
+    )
+    assert all(f">{title}" in curves for title in (*shown, "Remainders", "pass@16"))
+    assert "6 rollouts of reinforcement learning" in text and "Remainders, step 1*" in text
+    assert "1 held-out problem at each evaluation of reinforcement learning" in text
+    assert "- step 0, reward 0 (wrong): 3." in text and "- step 120, reward 1 (right): 3." in text
+
+
 def test_every_artifact_is_in_the_lineage_with_its_key(inputs, page):
     for folder in inputs.values():
         record = json.loads((folder / "artifact.json").read_text())
