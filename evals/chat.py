@@ -1,6 +1,5 @@
 """Chat tasks: questions asked as a user would, graded by the task; and ChatCORE over six of them."""
 
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,13 +13,13 @@ from data.conversation import render_prompt, text_of
 from data.draw import keyed
 from data.errors import DataError
 from data.task import Task
+from evals.intervals import wilson
 from evals.ledger import Ledger
 from evals.sandbox import Execution, Sandbox
 from model.engine import Completion, Engine, drop_oldest_turns
 from model.sampling import Sampling
 
 CHATCORE = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval", "SpellingBee")
-Z95 = 1.959964  # of a two-sided interval of 95%
 _GRADERS = 2  # threads: grading may run a program, and the next token need not wait for it
 
 
@@ -189,7 +188,8 @@ class ChatEvaluation:
         if chat.task.kind == "generate":
             result["unfinished"] = sum(record["unfinished"] for record in records)
         if samples > 1:
-            result[f"pass@{samples}"] = sum(max(record["grades"]) > 0 for record in records) / len(records)
+            solved = sum(max(record["grades"]) > 0 for record in records) / len(records)
+            result |= {f"pass@{samples}": solved, "pass_ci": list(wilson(solved, len(records)))}
         kept = []
         for item, record in enumerate(records[: self.settings.keep]):
             question = chat.task.conversation(item)["messages"]
@@ -230,16 +230,6 @@ def summary(correct: float, items: int, baseline: float) -> dict[str, Any]:
         "centered": (accuracy - baseline) / (1 - baseline),
         "ci": list(wilson(accuracy, items)),
     }
-
-
-def wilson(accuracy: float, trials: int) -> tuple[float, float]:
-    """The 95% score interval of a proportion (Wilson, 1927)."""
-    if trials == 0:
-        return 0.0, 1.0
-    shrink = 1 + Z95**2 / trials
-    centre = (accuracy + Z95**2 / (2 * trials)) / shrink
-    half = Z95 / shrink * math.sqrt(accuracy * (1 - accuracy) / trials + Z95**2 / (4 * trials**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def chatcore(results: dict[str, dict[str, Any]]) -> tuple[float | None, int]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from evals.core_prompts import Encoder, Option, Question, TaskItems, common_prefix, encode, read_bundle
+from evals.intervals import wilson
 from evals.ledger import Ledger
 from model.kvcache import KVCache
 
@@ -65,7 +66,8 @@ class Core:
                 progress(len(questions), label)
 
     def collect(self, ledger: Ledger, check: Callable[[], None]) -> dict[str, Any]:
-        """The result of all ranks: score, and by task label centred accuracy, accuracy, baseline, counts, seconds."""
+        """The result of all ranks: score, and by task label accuracy, its interval, centred accuracy, baseline, counts,
+        seconds."""
         accuracy: dict[str, float] = {}
         centered: dict[str, float] = {}
         seconds: dict[str, float] = {}
@@ -81,6 +83,7 @@ class Core:
             "score": sum(centered.values()) / len(centered),
             "centered": centered,
             "accuracy": accuracy,
+            "ci": {items.task.label: list(wilson(accuracy[items.task.label], items.count)) for items in self.tasks},
             "baseline": {items.task.label: items.task.baseline for items in self.tasks},
             "counts": {items.task.label: items.count for items in self.tasks},
             "tasks": len(self.tasks),

@@ -134,6 +134,14 @@ class TaskItems:
         bare = render(shown, before=before, after="").strip()
         return [bare, render(shown, before=before, after=item["continuation"])]
 
+    def text(self, index: int) -> str:
+        """What item `index` itself says, without examples: the question, or a text with its right end."""
+        item = self.pool[index]
+        if self.task.kind == "multiple_choice":
+            return str(item["query"])
+        solved = _solved(self.task.kind, item)
+        return f"{solved['before']} {solved['after']}".strip()
+
     def characters(self, index: int) -> int:
         """About how long all texts of item `index` are, a shared beginning counted once; without rendering."""
         items = [*self.examples(index), self.pool[index]]

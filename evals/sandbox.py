@@ -1,9 +1,9 @@
 """Running code that a model wrote: in a separate process with its own folder, limits, no network and no forks.
 
 Each program gets a fresh process (evals/sandbox_child.py) that confines itself in as many layers as the machine has:
-user, network, pid, ipc and mount namespaces, Landlock, a seccomp filter, an unused user id when started by root, and
-resource limits. What really holds is found out by trying, once per Sandbox: a machine where neither the network nor
-forks can be stopped runs nothing unless it is told that weak is good enough.
+user, network, pid, ipc and mount namespaces, a cgroup of one process, Landlock, a seccomp filter, an unused user id
+when started by root, and resource limits. What really holds is found out by trying, once per Sandbox: a machine where
+neither the network nor forks can be stopped runs nothing unless it is told that weak is good enough.
 """
 
 import contextlib
@@ -19,9 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
+
+from evals import sandbox_kernel as kernel
 
 Status = Literal["passed", "failed", "timeout", "memory", "killed", "refused"]
 
@@ -109,8 +112,8 @@ class Sandbox:
         folder = Path(tempfile.mkdtemp(prefix="sandbox-")).resolve()
         secret, started = secrets.token_hex(8), time.monotonic()
         try:
-            with tempfile.TemporaryFile() as output:
-                reports = self._converse(self._request(program, folder, secret), output)
+            with tempfile.TemporaryFile() as output, _cgroup(folder.name) as cgroup:
+                reports = self._converse(self._request(program, folder, secret, cgroup), output)
                 output.seek(0)
                 printed = output.read(self.limits.output_bytes).decode(errors="replace")
         finally:
@@ -122,7 +125,7 @@ class Sandbox:
             return Execution("killed", "the sandbox process died", printed, seconds, layers)
         return Execution(ending["status"], ending["detail"], printed, seconds, layers)
 
-    def _request(self, program: str, folder: Path, secret: str) -> bytes:
+    def _request(self, program: str, folder: Path, secret: str, cgroup: Path | None) -> bytes:
         limits = self.limits
         resources = {
             "RLIMIT_CPU": limits.cpu_seconds,
@@ -133,6 +136,7 @@ class Sandbox:
             "RLIMIT_NPROC": 0,  # counts per user, and every user has a process already: no fork, no thread
         }
         request = {"program": program, "folder": str(folder), "secret": secret, "limits": resources}
+        request["cgroup"] = str(cgroup) if cgroup else None
         request |= {"wall_seconds": limits.wall_seconds, "disk_bytes": limits.disk_bytes}
         return json.dumps(request).encode() + b"\n"
 
@@ -161,6 +165,21 @@ class Sandbox:
             os.close(reading)
             _end(process)
         return [json.loads(line) for line in data.splitlines() if line.startswith(b"{") and line.endswith(b"}")]
+
+
+@contextlib.contextmanager
+def _cgroup(name: str) -> Iterator[Path | None]:
+    """A cgroup in which one process may be, for the time being; None where the machine gives us none."""
+    try:
+        made = kernel.limit_processes(name, 1)
+    except OSError:
+        yield None
+        return
+    try:
+        yield made
+    finally:
+        with contextlib.suppress(OSError):  # the sandbox process has done it, unless it was killed
+            made.rmdir()
 
 
 def _read_until(fd: int, deadline: float) -> bytes:

@@ -94,6 +94,21 @@ def confine(folder: str, limits: dict[str, int], user: int) -> list[str]:
     return layers
 
 
+def enter_cgroup(fd: int | None) -> list[str]:
+    """In the child. Returns the layer, if there is one."""
+    if fd is None:
+        return []
+    try:
+        procs = os.open("cgroup.procs", os.O_WRONLY, dir_fd=fd)
+        os.write(procs, b"0")
+        os.close(procs)
+        return ["cgroup"]
+    except OSError:
+        return []  # as in isolate
+    finally:
+        os.close(fd)
+
+
 def _limit(limits: dict[str, int]) -> None:
     for name, value in limits.items():
         kind = getattr(resource, name)
@@ -179,14 +194,22 @@ def main() -> None:
     user = unused_user()
     if os.getuid() == 0:
         os.chown(request["folder"], user, user)
+    # Opened here, it can be written to and removed from behind a file system that is read-only.
+    cgroup = os.open(request["cgroup"], os.O_RDONLY | os.O_DIRECTORY) if request["cgroup"] else None
+    beside = os.open(os.path.dirname(request["cgroup"]), os.O_RDONLY | os.O_DIRECTORY) if request["cgroup"] else None
     layers = isolate(request["folder"], request["disk_bytes"], user)
     child = os.fork()
     if child == 0:
-        layers += confine(request["folder"], request["limits"], user)
+        if beside is not None:
+            os.close(beside)
+        layers += enter_cgroup(cgroup) + confine(request["folder"], request["limits"], user)
         os.write(result_fd, json.dumps({"layers": layers}).encode() + b"\n")
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         run_program(request, result_fd)
     ending = watch(child, request, layers)
+    if beside is not None:
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.basename(request["cgroup"]), dir_fd=beside)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # nobody reads on when a program floods this pipe: end quietly
     os.write(result_fd, json.dumps({"secret": request["secret"], **ending}).encode() + b"\n")
 

@@ -85,6 +85,7 @@ class Batch:
         rows = [self.slots[slot] for slot in slots]
         tokens = self.sampler.draw(logits, slots)
         chosen = [self.engine.take(row, token) if row else 0 for row, token in zip(rows, tokens.tolist())]
+        self.sampler.saw(slots, chosen)
         if self.logprobs:
             places = torch.tensor(chosen, device=logits.device)[:, None]
             scores = self.sampler.cool(logits, slots).log_softmax(-1).gather(1, places)[:, 0].tolist()

@@ -94,9 +94,13 @@ class Sampler:
         self.greedy = torch.tensor(greedy, device=self.device)
         self.temperature = column([row.temperature or 1.0 for row in rows])
         self.any_temperature = any(row.temperature not in (0.0, 1.0) for row in rows)
-        limited = [1 if row.temperature == 0 else min(row.top_k or self.vocab_size, self.vocab_size) for row in rows]
-        self.width, self.equal_width = max(limited), len(set(limited)) == 1
-        self.kept = torch.tensor(limited, device=self.device)[:, None]
+        free = [self._is_free(row) for row in rows]
+        self.any_free, self.all_free = any(free), all(a or b for a, b in zip(free, greedy))
+        self.free = torch.tensor(free, device=self.device)
+        widths = [min(row.top_k or self.vocab_size, self.vocab_size) for row in rows]
+        limited = [width for width, a, b in zip(widths, free, greedy) if not (a or b)]
+        self.width, self.equal_width = max(limited, default=1), len(set(limited)) < 2
+        self.kept = torch.tensor(widths, device=self.device)[:, None]
         self.any_top_p = any(row.top_p is not None for row in rows)
         self.top_p = column([row.top_p or 1.0 for row in rows])
         self.any_min_p = any(row.min_p for row in rows)
@@ -104,12 +108,17 @@ class Sampler:
         self.any_penalty = any(row.repetition_penalty != 1.0 for row in rows)
         self.penalty = column([row.repetition_penalty for row in rows])
 
+    def _is_free(self, row: Sampling) -> bool:
+        """Whether any token may be drawn."""
+        unlimited = (row.top_k or self.vocab_size) >= self.vocab_size and not (row.top_p or row.min_p)
+        return row.temperature > 0 and unlimited
+
     def cool(self, logits: Tensor, rows: list[int]) -> Tensor:
         """logits (N, vocab) of these rows at their temperatures (those of greedy rows as they are)."""
         return logits / self._of(rows, self.temperature) if self.any_temperature else logits
 
     def draw(self, logits: Tensor, rows: list[int]) -> Tensor:
-        """(N,) int64 from the logits (N, vocab) float32 of these rows, which are left as they are."""
+        """(N,) int64 from the logits (N, vocab) float32 of these rows, which are left as they are; saw() follows."""
         if self.any_penalty:
             penalty = self._of(rows, self.penalty)
             penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
@@ -120,25 +129,40 @@ class Sampler:
             tokens = self._sample(logits, rows)
             if self.any_greedy:
                 tokens = torch.where(self._of(rows, self.greedy), logits.argmax(-1), tokens)
-        if self.seen is not None:
-            self.seen[torch.tensor(rows, device=self.device), tokens] = True
         if len(rows) == len(self.settings):
             self.drawn += 1
         else:
             self.drawn[torch.tensor(rows, device=self.device)] += 1
         return tokens
 
+    def saw(self, rows: list[int], tokens: list[int]) -> None:
+        """These rows went on with these tokens, drawn or forced: what a repetition penalty goes by."""
+        if self.seen is not None:
+            places = torch.tensor([rows, tokens], device=self.device)
+            self.seen[places[0], places[1]] = True
+
     def _of(self, rows: list[int], setting: Tensor) -> Tensor:
         """The lines of a setting that belong to the rows."""
         return setting if len(rows) == len(self.settings) else setting[torch.tensor(rows, device=self.device)]
 
     def _sample(self, logits: Tensor, rows: list[int]) -> Tensor:
-        sort = self.width < self.vocab_size or self.any_top_p or self.any_min_p
-        ids = None
-        if sort:
-            logits, ids = logits.topk(self.width)  # (N, width), likeliest first
+        """Which of the two ways a row is drawn depends on its own settings alone, or its neighbours would change it."""
+        if self.all_free:
+            return self._sample_free(logits, rows)
+        tokens = self._sample_limited(logits, rows)
+        if self.any_free:
+            tokens = torch.where(self._of(rows, self.free), self._sample_free(logits, rows), tokens)
+        return tokens
+
+    def _sample_free(self, logits: Tensor, rows: list[int]) -> Tensor:
+        """Over the whole vocabulary, in its order: nothing needs sorting."""
+        weights = self.cool(logits, rows).softmax(-1)
+        return self._place(weights.cumsum(-1, dtype=torch.float64), rows)[:, 0]
+
+    def _sample_limited(self, logits: Tensor, rows: list[int]) -> Tensor:
+        logits, ids = logits.topk(self.width)  # (N, width), likeliest first
         logits = self.cool(logits, rows)
-        if sort and not self.equal_width:
+        if not self.equal_width:
             rank = torch.arange(self.width, device=logits.device)
             logits = logits.masked_fill(rank >= self._of(rows, self.kept), -torch.inf)
         weights = logits.softmax(-1)
@@ -147,8 +171,10 @@ class Sampler:
             weights = weights.masked_fill(past, 0.0)
         if self.any_min_p:
             weights = weights.masked_fill(weights < self._of(rows, self.min_p) * weights[:, :1], 0.0)
-        reached = weights.cumsum(-1, dtype=torch.float32 if sort else torch.float64)
+        return ids.gather(1, self._place(weights.cumsum(-1), rows))[:, 0]
+
+    def _place(self, reached: Tensor, rows: list[int]) -> Tensor:
+        """(N, 1): where each row's next uniform number falls in its cumulative weights `reached` (N, width)."""
         column = self._of(rows, self.drawn)[:, None].clamp(max=self.uniforms.size(1) - 1)
         target = self._of(rows, self.uniforms).gather(1, column) * reached[:, -1:]
-        place = (reached <= target).sum(-1, keepdim=True)  # a uniform is below 1, so never past the last weight
-        return place[:, 0] if ids is None else ids.gather(1, place)[:, 0]
+        return (reached <= target).sum(-1, keepdim=True)  # a uniform is below 1, so never past the last weight

@@ -23,6 +23,8 @@ MEASUREMENTS = {  # name: module of pipeline.bench; in the order of `bench` with
     "tokenise": "tokenise",
     "loader": "loader",
     "decode": "decode",
+    "rollouts": "rollouts",
+    "core": "core",
     "sample_efficiency": "sample_efficiency",
 }
 NAMED_ONLY = ("sample_efficiency",)  # takes an hour rather than minutes

@@ -29,6 +29,9 @@ class BenchSettings:
     tiny: bool = False  # sizes at which nothing is measured, to see that everything runs
     data: str | None = None  # a folder laid out like a hub, or one of text shards
     vocab_size: int = 8192  # of the tokenizer that is trained on that text
+    # Of core alone:
+    bundle: str | None = None  # the folder of CORE's bundle, or its zip
+    items: int = 16  # of each task
     # Of sample_efficiency alone:
     variants: list[str] | dict[str, str] = field(default_factory=lambda: ["base", "modern"])
     seeds: int = 1
@@ -62,7 +65,7 @@ def parse(arguments: list[str]) -> tuple[BenchSettings, list[str]]:
     own = [a.removeprefix(PREFIX) for a in arguments if a.startswith(PREFIX)]
     values = {name: read_value(name, text) for name, _, text in (a.partition("=") for a in own)}
     settings = typed.build(BenchSettings, values, PREFIX.rstrip("."))
-    for name in ("repeats", "seeds", "depth", "steps", "eval_every"):
+    for name in ("repeats", "items", "seeds", "depth", "steps", "eval_every"):
         if getattr(settings, name) < 1:
             raise UserError(f"is {getattr(settings, name)}, but must be at least 1", PREFIX + name)
     return settings, [a for a in arguments if not a.startswith(PREFIX)]

@@ -22,10 +22,8 @@ def notices(made: Sequence[Made]) -> list[str]:
     weak = [m.stage for m in tested if m.results.get("sandbox") == "weak" and "HumanEval" in (m.results["chat"] or {})]
     if weak:
         found.append(f"Model-written programs ran without full isolation (sandbox=weak) in {listed(weak)}.")
-    for m in tested:
-        found += [f"{m.stage}: {line}" for line in m.results.get("overlap") or []]
     for m in made:
-        found += _of_rows(m)
+        found += _of_overlap(m) + _of_rows(m)
     for m in trainings(made):
         if skipped := m.metrics.get("skipped_steps"):
             found.append(f"{m.stage}: {plural(skipped, 'step')} skipped, with no target to train on.")
@@ -56,6 +54,16 @@ def _of_core(made: Made) -> list[str]:
         return []
     part = f"{core['cropped']:,} of {core['items']:,} CORE items"
     return [f"{made.stage}: {part} are longer than the context and were cropped at their beginning."]
+
+
+def _of_overlap(made: Made) -> list[str]:
+    """Evaluation items in the training data, a line for each kind of data."""
+    by_source: dict[str, list[tuple[str, int, int]]] = {}
+    for name, task in (made.file("overlap.json").get("tasks") or {}).items():
+        for source, number in task["found"].items():
+            by_source.setdefault(source, []).append((name, number, task["items"]))
+    what = "Evaluation questions are in the training data (four fifths of their n-grams)"
+    return [f"{what}, in that of {source}: {_by_task(counted)}." for source, counted in by_source.items()]
 
 
 def _of_rows(made: Made) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.report.document import Cell, Table
 from pipeline.report.made import Made
-from pipeline.report.words import percent
+from pipeline.report.words import duration, percent
 
 MISSING = "-"
 
@@ -61,13 +61,16 @@ def _scores(results: dict[str, Any]) -> dict[str, Score]:
 def _task_scores(name: str, result: dict[str, Any]) -> dict[str, Score]:
     if "accuracy" not in result:
         return {name: Score("not run", items=result.get("items"))}
-    low, high = result["ci"]
-    interval = f"{100 * low:.1f} to {100 * high:.1f}"
-    found = {name: Score(percent(result["accuracy"]), interval, result["accuracy"], result["items"])}
+    found = {name: Score(percent(result["accuracy"]), interval(result["ci"]), result["accuracy"], result["items"])}
     for key, value in result.items():
         if key.startswith("pass@"):
-            found[f"{name} {key}"] = Score(percent(value), "", value, result["items"])
+            found[f"{name} {key}"] = Score(percent(value), interval(result["pass_ci"]), value, result["items"])
     return found
+
+
+def interval(bounds: Sequence[float]) -> str:
+    low, high = bounds
+    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def core_name(core: dict[str, Any]) -> str:
@@ -101,13 +104,20 @@ def core_table(evaluations: Sequence[Made]) -> Table | None:
     for label in labels:
         line: list[Cell | str] = [label]
         for core in cores.values():
-            there = label in core["centered"]
-            line.append(percent(core["accuracy"][label]) if there else MISSING)
-            line.append(f"{core['centered'][label]:.4f}" if there else MISSING)
-        counts = sorted({core["counts"][label] for core in cores.values() if label in core.get("counts", {})})
-        body.append([*line, " / ".join(f"{n:,}" for n in counts)])
-    header = [name for stage in cores for name in (f"{stage}: accuracy", "centred")]
-    return Table(["", *header, "items"], body, notes=["Centred: 0 is guessing, 1 is all right. CORE is their mean."])
+            line += _core_cells(core, label)
+        there = [core for core in cores.values() if label in core["centered"]]
+        counts = sorted({core["counts"][label] for core in there})
+        body.append([*line, percent(there[0]["baseline"][label]), " / ".join(f"{n:,}" for n in counts)])
+    header = [name for stage in cores for name in (f"{stage}: accuracy", "centred", "time")]
+    explained = "Centred: 0 is guessing, 1 is all right. CORE is their mean. Accuracies with their 95% Wilson interval."
+    return Table(["", *header, "guessing", "items"], body, notes=[explained])
+
+
+def _core_cells(core: dict[str, Any], label: str) -> list[Cell | str]:
+    if label not in core["centered"]:
+        return [MISSING] * 3
+    accuracy = Cell(percent(core["accuracy"][label]), interval(core["ci"][label]))
+    return [accuracy, f"{core['centered'][label]:.4f}", duration(core["seconds_by_task"][label])]
 
 
 def _items(row: Row) -> str:

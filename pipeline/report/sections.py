@@ -64,7 +64,16 @@ def results(made: Sequence[Made], notes: list[str]) -> list[Block]:
     if not tested:
         return []
     figure = charts.accuracies(tested)
-    return [score_table(tested, notes), *([figure] if figure else [])]
+    return [score_table(tested, [*clean(made), *notes]), *([figure] if figure else [])]
+
+
+def clean(made: Sequence[Made]) -> list[str]:
+    """That evaluation text was looked for in the training data and not found; where it was, a notice says so."""
+    looked = [found for m in made if (found := m.file("overlap.json"))]
+    if not looked or any(task["found"] for found in looked for task in found["tasks"].values()):
+        return []
+    tokens = count(sum(sum(found["sources"].values()) for found in looked))
+    return [f"No evaluation question has four fifths of its {looked[0]['ngram']}-grams in {tokens} training tokens."]
 
 
 def what_ran(made: Sequence[Made]) -> list[Block]:
@@ -198,6 +207,7 @@ def said(made: Sequence[Made], samples: int, talks: int) -> list[Block]:
         speech.continuations(made, samples),
         speech.answers(made, samples),
         speech.graded(made, talks),
+        speech.held_out(made, samples),
         speech.rollouts(made, samples),
     ]
     return [block for block in blocks if block]

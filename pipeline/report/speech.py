@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from pipeline.report.document import Answer, Exchange, Exchanges, Part
 from pipeline.report.made import Made, evaluations
@@ -66,10 +67,26 @@ def rollouts(made: Sequence[Made], limit: int) -> Exchanges | None:
     """Some of what rl tried, from its first to its last step."""
     items = []
     for m in made:
-        kept = m.json_lines("rollouts.jsonl")
+        kept = [line for line in m.json_lines("rollouts.jsonl") if not line.get("held_out")]
         step = max(1, len(kept) // max(1, limit))
         for rollout in kept[::step][:limit]:
             title = f"{rollout['task']}, step {rollout['step']}"
-            answer = Answer(f"reward {rollout['reward']:g}", parts(rollout["completion"]), rollout["reward"] > 0)
-            items.append(Exchange(title, rollout["prompt"], [answer]))
+            items.append(Exchange(title, rollout["prompt"], [_rewarded(rollout, "reward")]))
     return Exchanges(items, f"{len(items)} rollouts of reinforcement learning") if items else None
+
+
+def held_out(made: Sequence[Made], limit: int) -> Exchanges | None:
+    """The same held-out problems at each evaluation of rl."""
+    asked: dict[tuple[str, str], list[Answer]] = {}
+    for m in made:
+        for line in m.json_lines("rollouts.jsonl"):
+            if line.get("held_out"):
+                answer = _rewarded(line, f"step {line['step']}, reward")
+                asked.setdefault((line["task"], line["prompt"]), []).append(answer)
+    items = [Exchange(task, prompt, found) for (task, prompt), found in asked.items()][:limit]
+    problems = plural(len(items), "held-out problem")
+    return Exchanges(items, f"{problems} at each evaluation of reinforcement learning") if items else None
+
+
+def _rewarded(line: dict[str, Any], label: str) -> Answer:
+    return Answer(f"{label} {line['reward']:g}", parts(line["completion"]), line["reward"] > 0)

@@ -46,6 +46,16 @@ class Params:
     dtype: Dtype = "auto"  # auto: what the device is good at
 
 
+def check(params: Params, upstream: dict[str, Any]) -> None:
+    """Raises DataMistake for several answers that could not differ."""
+    from data.errors import DataMistake
+
+    if params.samples > 1 and params.temperature == 0:
+        raise DataMistake(
+            f"samples is {params.samples}, but at temperature 0 all of them are the same: set temperature=1, say"
+        )
+
+
 def main(job: Job[Params]) -> dict[str, Any]:
     """Raises DataError for inputs that do not fit, Stopped when asked to: what is measured is kept for a resume."""
     bench = Bench(job)
@@ -244,6 +254,9 @@ def say_results(job: Job[Params], results: dict[str, Any]) -> None:
         low, high = result["ci"]
         of = f"{result['correct']:g} of {result['items']}, 95% interval {low:.1%} to {high:.1%}"
         job.say(f"{name} {result['accuracy']:.1%} ({of})")
+        for measure in (key for key in result if key.startswith("pass@")):
+            low, high = result["pass_ci"]
+            job.say(f"{name} {measure} {result[measure]:.1%} (95% interval {low:.1%} to {high:.1%})")
     if results["chatcore_tasks"] == len(CHATCORE):
         job.say(f"ChatCORE {results['chatcore']:.4f}")
 

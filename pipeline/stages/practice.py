@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.job import Job, Stopped
-from pipeline.stages.rollouts import drop_rollouts, keep_rollouts
+from pipeline.stages.rollouts import accuracy_sums, drop_rollouts, keep_answers, keep_rollouts
 
 if TYPE_CHECKING:
     from model.checkpoint import Checkpointer
@@ -287,11 +287,12 @@ class Practice:
         return total.tolist()
 
     def evaluate(self) -> None:
-        """Held-out accuracy by task, greedily; logged as eval/NAME."""
+        """Held-out accuracy by task, greedily; logged as eval/NAME. Some of the answers are kept."""
         names = list(dict.fromkeys(problem.name for problem in self.held_out))
         with self._generating():
             mine = self.held_out[self.world.rank :: self.world.size]
-            sums = self.answerer.accuracy_sums(mine, self.params.max_new_tokens)
+            groups = self.answerer.likeliest(mine, self.params.max_new_tokens)
+        sums = accuracy_sums(groups)
         totals = self._total([value for name in names for value in sums.get(name, (0.0, 0))])
         if self._agree(self.job.should_stop)[0]:
             self._stop()  # what was cut short is measured again on resuming
@@ -300,6 +301,8 @@ class Practice:
                 f"eval/{name}": right / count for name, right, count in zip(names, totals[::2], totals[1::2])
             }
             self.job.log(self.progress.step, **self.progress.evaluated)
+            if self.world.leads:
+                keep_answers(self.job.out, self.progress.step, groups, self.params.keep)
 
     def metrics(self) -> dict[str, Any]:
         """Of the artifact: the last step's, and the newest held-out accuracies."""

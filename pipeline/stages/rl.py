@@ -1,7 +1,8 @@
 """Reinforcement learning on problems that grade themselves: the model answers, and learns from its better answers.
 
 Reads   model (sft), tokenizer, the data sets of tasks
-Writes  model.safetensors, model.json, checkpoints/, rollouts.jsonl (some answers of each step)
+Writes  model.safetensors, model.json, checkpoints/, rollouts.jsonl (some answers of each step
+        and, marked held_out, of each evaluation)
 """
 
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ class Params:
     grad_clip: Amount | None = None  # norm of the global gradients; null: off
     seed: int = 0
     dtype: Dtype = "auto"  # of the computations; auto: what the device is good at
-    keep: Natural = 2  # rollouts of each step in rollouts.jsonl
+    keep: Natural = 2  # rollouts of each step, and answers to each held-out task at each evaluation, in rollouts.jsonl
 
 
 def main(job: Job[Params]) -> dict[str, Any]:

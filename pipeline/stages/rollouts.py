@@ -101,16 +101,31 @@ class Answerer:
             groups.append(Group(problem, rollouts, texts))
         return groups
 
-    def accuracy_sums(self, problems: list[Problem], max_tokens: int) -> dict[str, tuple[float, int]]:
-        """By task name: the sum of grades of the likeliest answers, and how many problems there were."""
+    def likeliest(self, problems: list[Problem], max_tokens: int) -> "list[Group]":
+        """Each problem with its likeliest answer, graded."""
         from model.sampling import Sampling
 
         sampling = [Sampling(temperature=0.0, max_tokens=max_tokens)] * len(problems)
-        sums: dict[str, tuple[float, int]] = {}
-        for problem, completions in zip(problems, self.ask(problems, sampling, 1, False)):
-            right, count = sums.get(problem.name, (0.0, 0))
-            sums[problem.name] = (right + self.grade(problem, self.text(completions[0])), count + 1)
-        return sums
+        return self.groups(problems, sampling, 1, False, False)
+
+
+def accuracy_sums(groups: list[Group]) -> dict[str, tuple[float, int]]:
+    """By task name: the sum of grades, and how many problems there were."""
+    sums: dict[str, tuple[float, int]] = {}
+    for group in groups:
+        right, count = sums.get(group.problem.name, (0.0, 0))
+        sums[group.problem.name] = (right + group.rewards[0], count + 1)
+    return sums
+
+
+def keep_answers(folder: Path, step: int, groups: list[Group], count: int) -> None:
+    """Add the answers to the first `count` held-out problems of each task; the same problems at each evaluation."""
+    kept: dict[str, int] = {}
+    with open(folder / ROLLOUTS, "a") as file:
+        for group in groups:
+            kept[group.problem.name] = place = kept.get(group.problem.name, 0) + 1
+            if place <= count:
+                file.write(json.dumps(describe_rollout(step, group, 0) | {"held_out": True}) + "\n")
 
 
 def keep_rollouts(folder: Path, step: int, groups: list[Group], count: int) -> None:
@@ -140,14 +155,16 @@ def describe_rollout(step: int, group: Group, place: int) -> dict[str, Any]:
 
 
 def drop_rollouts(folder: Path, step: int) -> None:
-    """Forget the kept rollouts of steps after `step`, which are made again; and a line that a crash cut off."""
+    """Forget what is made again: rollouts of steps after `step`, held-out answers from `step` on (it is measured after
+    saving), and a line that a crash cut off."""
     path = folder / ROLLOUTS
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            kept_line = json.loads(line)
+            if kept_line["step"] + bool(kept_line.get("held_out")) <= step:
                 kept.append(line + "\n")
         except ValueError:
             break

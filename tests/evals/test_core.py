@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from data.errors import DataError
 from evals.core import Core, CoreSettings, plan, score, score_name
 from evals.core_prompts import CoreTask, TaskItems, common_prefix, encode, read_bundle
+from evals.intervals import wilson
 from evals.ledger import Ledger
 from model.config import GPTConfig
 from model.gpt import GPT
@@ -181,16 +182,34 @@ def without_times(result):
     return {name: value for name, value in result.items() if not name.startswith("seconds")}
 
 
-def test_the_score_is_the_mean_centred_accuracy_and_does_not_depend_on_ranks(bundle, tmp_path):
+@pytest.mark.parametrize("ranks", [2, 3, 7])
+def test_the_score_is_the_mean_centred_accuracy_and_does_not_depend_on_ranks(bundle, tmp_path, ranks):
     model = make_model()
     result, _ = run(model, bundle, tmp_path / "one")
-    two, _ = run(model, bundle, tmp_path / "two", ranks=2)
+    shared, _ = run(model, bundle, tmp_path / "shared", ranks)
 
     accuracy = result["accuracy"]
     centred = [(accuracy["mc"] - 0.4) / 0.6, (accuracy["schema"] - 0.5) / 0.5, accuracy["lm"]]
     assert math.isclose(result["score"], sum(centred) / 3)
     assert result["items"] == 14 + 9 + 12 and score_name(result) == "CORE-3/22"
-    assert without_times(two) == without_times(result)
+    assert result["counts"] == {"mc": 14, "schema": 9, "lm": 12}
+    assert result["baseline"] == {"mc": 0.4, "schema": 0.5, "lm": 0.0}
+    assert result["ci"] == {label: list(wilson(accuracy[label], n)) for label, n in result["counts"].items()}
+    assert set(result["seconds_by_task"]) == set(accuracy)
+    assert without_times(shared) == without_times(result)
+
+
+def test_what_ranks_have_measured_is_kept_for_another_number_of_them(bundle, tmp_path):
+    model = make_model()
+    whole, calls = run(model, bundle, tmp_path / "whole")
+    core = Core(bundle, CoreSettings(batch_tokens=200))
+    core.measure(model, Bytes(), Ledger(tmp_path / "parts", 2, 3), lambda: None, lambda *a: None)
+    done = sum(len(items) for items in Ledger(tmp_path / "parts").records.values())
+
+    resumed, more = run(model, bundle, tmp_path / "parts", ranks=2)
+
+    assert without_times(resumed) == without_times(whole)
+    assert 0 < done == calls - more
 
 
 def test_a_stopped_evaluation_goes_on_where_it_was(bundle, tmp_path):

@@ -1,5 +1,6 @@
 """Model-written code is confined. Every hostile program here is bounded even if nothing confined it."""
 
+import contextlib
 import os
 import platform
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from evals import sandbox_kernel as kernel
 from evals.sandbox import Execution, Limits, Sandbox
 
 LIMITS = Limits(wall_seconds=1.0, cpu_seconds=2, memory_bytes=256 << 20, disk_bytes=4 << 20)
@@ -77,6 +79,36 @@ print("made", made)
 def test_no_process_can_be_started(sandbox):
     assert sandbox(FORKS).output == "made 0\n"
     assert not sandbox("import os; os.execv('/bin/true', ['true'])").passed
+
+
+def test_a_cgroup_alone_stops_forks():
+    with a_cgroup() as group:
+        join = f"open({str(group / 'cgroup.procs')!r}, 'w').write('0')\n"
+        done = subprocess.run([sys.executable, "-c", join + FORKS], capture_output=True, text=True)
+
+    assert done.stdout == "made 0\n", done.stderr
+
+
+def test_a_program_is_in_a_cgroup_of_its_own_that_goes_with_it(sandbox, monkeypatch):
+    made = []
+    with a_cgroup():
+        make = kernel.limit_processes
+        monkeypatch.setattr(kernel, "limit_processes", lambda *given: made.append(make(*given)) or made[-1])
+
+        assert "cgroup" in sandbox("pass").layers and sandbox("while True: pass").status == "timeout"
+
+    assert len(made) == 2 and not any(group.exists() for group in made)
+
+
+@contextlib.contextmanager
+def a_cgroup():
+    """One of one process; the test is skipped where none can be made."""
+    try:
+        group = kernel.limit_processes(f"test-{os.getpid()}", 1)
+    except OSError:
+        pytest.skip("this process may make no cgroup")
+    yield group
+    group.rmdir()
 
 
 def test_no_thread_can_be_started(sandbox):

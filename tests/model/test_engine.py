@@ -44,8 +44,9 @@ def make_model(**changes) -> GPT:
 MODELS = {
     "base": make_model(),
     "grouped": make_model(kv_heads=1),
-    "modern": make_model(arch="modern", depth=4, window_pattern="SSSL", sequence_len=160),
+    "modern": make_model(arch="modern", depth=4, window_pattern="SSSL", sequence_len=192, kv_heads=1),
 }
+PAST_WINDOWS = 140  # tokens: the short windows of "modern" are 128
 
 
 def make_engine(model: GPT, rows: int = 64, tools=None, **changes) -> Engine:
@@ -80,17 +81,43 @@ def test_greedy_is_a_full_forward_at_each_step_for_any_batch(name, prompts, rows
     assert [c.tokens for c in made] == [reference(model, p, n) for p, n in zip(prompts, limits)]
 
 
-def test_a_seeded_completion_does_not_depend_on_its_neighbours():
-    model, prompt = MODELS["modern"], [BOS, 1, 2, 3]
-    settings_ = Sampling(temperature=1.3, top_k=20, top_p=0.9, min_p=0.01, seed=7, max_tokens=12)
-    others = [Sampling(temperature=0.5, top_k=None, seed=n, max_tokens=5 + n) for n in range(4)]
+@pytest.mark.parametrize("rows", [1, 2, 8])
+def test_greedy_is_a_full_forward_where_windows_have_left_the_prompt_behind(rows):
+    model = MODELS["modern"]
+    prompts = [[BOS, *(n * 7 % 251 for n in range(length))] for length in (PAST_WINDOWS, 3, 120, 133, 40)]
+    limits = [20, 30, 20, 25, 12]
+    wild = Sampling(temperature=1.5, top_k=None, repetition_penalty=1.3, max_tokens=9)
+    greedy = [Sampling(temperature=0, max_tokens=n) for n in limits]
 
-    alone = make_engine(model).generate([prompt], settings_)[0]
-    crowd = make_engine(model, rows=2).generate(
-        [[BOS, *range(n + 5)] for n in range(4)] + [prompt], [*others, settings_]
-    )
+    made = make_engine(model, rows).generate([[BOS, 5], *prompts], [wild, *greedy])
 
-    assert crowd[-1].tokens == alone.tokens
+    assert min(model.config.windows()) == 128 and model.config.smear and model.config.value_embeddings
+    assert [c.tokens for c in made[1:]] == [reference(model, p, n) for p, n in zip(prompts, limits)]
+
+
+settings_strategy = st.builds(
+    Sampling,
+    temperature=st.sampled_from([0.0, 0.6, 1.0, 1.7]),
+    top_k=st.sampled_from([None, 1, 4, 50, 1000]),
+    top_p=st.sampled_from([None, 0.5, 0.95]),
+    min_p=st.sampled_from([None, 0.02, 0.3]),
+    repetition_penalty=st.sampled_from([1.0, 1.4]),
+    seed=st.integers(-3, 3),
+    max_tokens=st.integers(1, 14),
+)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(max_examples=15, deadline=None)
+@given(asked=st.lists(st.tuples(st.integers(1, 20), settings_strategy), min_size=2, max_size=6), rows=st.integers(1, 5))
+def test_a_seeded_completion_does_not_depend_on_its_neighbours(name, asked, rows):
+    model = MODELS[name]
+    prompts, wanted = [[BOS, *range(length)] for length, _ in asked], [sampling for _, sampling in asked]
+
+    together = make_engine(model, rows).generate(prompts, wanted)
+
+    alone = [make_engine(model).generate([prompt], one)[0] for prompt, one in zip(prompts, wanted)]
+    assert [c.tokens for c in together] == [c.tokens for c in alone]
 
 
 def test_samples_of_one_prompt_differ_from_the_first_token_on():
@@ -278,13 +305,47 @@ def test_draws_follow_the_distribution_and_its_limits():
     assert (cold - probabilities**2 / (probabilities**2).sum()).abs().max() < 0.03
 
 
+def test_the_limits_of_a_row_hold_beside_rows_without_any():
+    logits = torch.tensor([0.05, 0.4, 0.3, 0.2, 0.05]).log()
+    sampler = Sampler(500, 1, 5, "cpu")
+    for row in range(500):
+        sampler.assign(row, Sampling(top_k=2 if row % 2 else None, max_tokens=1), row, [0])
+    sampler.ready()
+
+    tokens = sampler.draw(logits.expand(500, -1), list(range(500)))
+
+    assert set(tokens[1::2].tolist()) == {1, 2} and set(tokens[::2].tolist()) == {0, 1, 2, 3, 4}
+
+
 def test_a_repetition_penalty_makes_seen_tokens_less_likely():
     logits = torch.tensor([[2.0, 1.9, -1.0]])
     sampler = Sampler(1, 4, 3, "cpu")
     sampler.assign(0, Sampling(temperature=0, repetition_penalty=1.5, max_tokens=4), 0, [0])
     sampler.ready()
 
-    assert [int(sampler.draw(logits, [0])) for _ in range(3)] == [1, 0, 0]
+    drawn = []
+    for _ in range(3):
+        drawn.append(int(sampler.draw(logits, [0])))
+        sampler.saw([0], drawn[-1:])
+
+    assert drawn == [1, 0, 0]
+
+
+def test_a_penalty_counts_what_the_completion_holds_and_not_what_a_tool_result_took_the_place_of():
+    script = [CALL, *b"1", CALL_END, *b"xxx", *b"yz", END]  # of xxx, two stand where the result is put
+
+    class Unsure(Scripted):
+        """Would nearly as soon write a w."""
+
+        def head(self, hidden):
+            logits = 20 * hidden
+            logits[:, ord("w")] += 15
+            return logits
+
+    sampling = Sampling(temperature=0, repetition_penalty=1.5)
+    made = make_engine(Unsure(script, 1), tools=lambda text: "").generate([[BOS]], sampling)[0]
+
+    assert bytes(made.tokens[-4:-1]) == b"xyz"
 
 
 def test_uniforms_are_a_function_of_seed_and_sample():

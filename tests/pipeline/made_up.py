@@ -96,6 +96,7 @@ def practice_lines(steps: int) -> list[dict[str, Any]]:
         reward = 0.9 - 0.55 * math.exp(-3 * step / steps) + noise.gauss(0, 0.02)
         record = {"reward": reward, "pass@1": reward, "pass@16": min(1.0, reward + 0.15), "response_tokens": 31.0}
         lines.append({"step": step, **record, "entropy": 0.3 * math.exp(-step / steps), "signal": 0.4})
+        lines[-1] |= {"kl": 0.01 * step / steps}
         if step % 20 == 0:
             lines.append({"step": step, "eval/Remainders": reward, "eval/Arithmetic": 0.975})
     return lines
@@ -145,7 +146,8 @@ def whole_run(root: Path) -> dict[str, Path]:
     )
     labels = [f"task_{i}" for i in range(14)]
     core = {"centered": dict.fromkeys(labels, 0.0213), "accuracy": dict.fromkeys(labels, 0.266)}
-    core |= {"counts": dict.fromkeys(labels, 16)}
+    core |= {"counts": dict.fromkeys(labels, 16), "baseline": dict.fromkeys(labels, 0.25)}
+    core |= {"ci": {label: [0.1, 0.5123] for label in labels}, "seconds_by_task": dict.fromkeys(labels, 1.5)}
     core |= {"score": 0.0213, "tasks": 14, "of": 22, "items": 224, "cropped": 31}
     base = results(
         "evaluate_base",
@@ -188,6 +190,8 @@ def whole_run(root: Path) -> dict[str, Path]:
     )
     rollout = {"step": 1, "task": "Remainders", "prompt": "What is 17 % 5?", "completion": CALL, "reward": 1.0}
     kept = "".join(json.dumps(rollout | {"step": step}) + "\n" for step in range(1, 121))
+    answer = {"task": "Remainders", "prompt": "What is 38 % 7?", "completion": "3.", "held_out": True}
+    kept += "".join(json.dumps(answer | {"step": n, "reward": float(n > 0)}) + "\n" for n in (0, 60, 120))
     practised = {"steps": 120, "tokens": 182_000, "reward": 0.88, "train_seconds": 74.0}
     learnt = {"model": "sft", "tokenizer": "tokenizer"}
     make("rl", "rl", learnt, files=model | {"rollouts.jsonl": kept}, lines=practice_lines(120), metrics=practised)

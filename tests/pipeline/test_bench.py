@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pipeline.bench.phases import kind_of
 from pipeline.bench.settings import Bench, Skipped, parse
 from pipeline.bench.text import find_shards
 from pipeline.errors import UserError
+from tests.pipeline.test_evaluate import write_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["bench.tiny=true", "bench.repeats=1", "bench.compile=false", "bench.threads=1", "bench.device=cpu"]
@@ -64,6 +66,7 @@ QUANTITIES = {
         "bestfit": {"rows_s", "share_of_step", "waited_share"},
     },
     "decode": {"tiny batch 3": {"tok_s", "bound_tok_s", "of_bound", "matmul_tok_s", "of_matmuls"}},
+    "rollouts": {"smallest": {"tok_s", "one_prompt_tok_s", "times_one_prompt", "one_answer_tok_s", "times_one_answer"}},
 }
 
 
@@ -79,6 +82,27 @@ def test_encoding_is_measured_on_the_text_that_is_given(hub: Path) -> None:
     found = measured("tokenise", f"bench.data={hub}")
     assert found["2 processes"].keys() >= {"tok_s", "mb_s", "times_one"}
     assert found["1 process"]["tok_s"] > 0
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_core_is_measured_on_the_bundle_that_is_given_and_both_ways_agree(tmp_path: Path, hub: Path, zipped) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    write_bundle(bundle)
+    if zipped:
+        bundle = Path(shutil.make_archive(str(tmp_path / "eval_bundle"), "zip", bundle))
+
+    found = measured("core", f"bench.bundle={bundle}", f"bench.data={hub}", "bench.items=5")
+
+    assert list(found) == ["mc", "all tasks"]
+    for case in found.values():
+        assert case["items"] == 5 and case["same_answers"] == 1.0
+        assert case["times_one"] == pytest.approx(case["items_s"] / case["one_at_a_time_items_s"])
+
+
+def test_core_without_a_bundle_is_skipped() -> None:
+    with pytest.raises(Skipped, match=r"bench\.bundle"):
+        measured("core")
 
 
 def test_what_only_gpus_can_answer_is_skipped_elsewhere() -> None:

@@ -95,7 +95,23 @@ def test_fewer_than_all_core_tasks_are_never_called_core(inputs):
     assert any("CORE-n/22" in note for note in footnotes(tested))
     assert any("at most 16 items" in note for note in footnotes(tested))
     assert any("ARC-Easy (400 of 2,376)" in note for note in footnotes(tested))
-    assert texts(core_table(tested), "task_3") == ["26.6%", "0.0213", "16"]
+
+
+def test_core_by_task_has_intervals_guessing_items_and_times(inputs):
+    table = core_table([made for made in read(inputs) if made.module == "evaluate"])
+
+    assert table.header == ["", "base: accuracy", "centred", "time", "guessing", "items"]
+    assert texts(table, "task_3") == ["26.6%", "0.0213", "1.5 s", "25.0%", "16"]
+    assert next(line for line in table.rows if line[0] == "task_3")[1].detail == "10.0 to 51.2"
+
+
+def test_pass_at_k_has_an_interval_too(tmp_path):
+    measured = results("sft", chat={"Sums": task(0.5, 10) | {"pass@4": 0.8, "pass_ci": [0.49, 0.943]}})
+    folder = artifact(tmp_path, "evaluate_sft", "evaluate", {}, files={"results.json": measured})
+
+    line = score_table(read({"evaluate_sft": folder}), []).rows[1]
+
+    assert (line[0], line[1].text, line[1].detail) == ("Sums pass@4", "80.0%", "49.0 to 94.3")
 
 
 def test_chatcore_of_some_tasks_says_how_many(tmp_path):
@@ -163,6 +179,24 @@ def test_tool_calls_are_shown_as_such_and_model_text_is_never_markup(tmp_path):
     assert '<span class="tool">1 &lt; 2</span><span class="tool output">True</span>yes' in page
     assert r"\<script\>" in text and "`1 < 2` → `True` yes" in text
     assert "<|" not in page
+
+
+def test_reinforcement_learning_is_shown_as_curves_rollouts_and_held_out_answers(inputs, tmp_path):
+    out, _ = write_report(inputs, tmp_path)
+
+    curves, text = (out / "img/curves-rl.svg").read_text(), (out / "report.md").read_text()
+    shown = (
+        "Reward",
+        "Held-out accuracy",
+        "Answer length",
+        "Groups with signal",
+        "Entropy",
+        "Divergence from the start",
+    )
+    assert all(f">{title}" in curves for title in (*shown, "Remainders", "pass@16"))
+    assert "6 rollouts of reinforcement learning" in text and "Remainders, step 1*" in text
+    assert "1 held-out problem at each evaluation of reinforcement learning" in text
+    assert "- step 0, reward 0 (wrong): 3." in text and "- step 120, reward 1 (right): 3." in text
 
 
 def test_every_artifact_is_in_the_lineage_with_its_key(inputs, page):

@@ -72,17 +72,32 @@ def test_what_a_step_logs_is_true_to_itself(finished):
     for line in lines:
         assert 0 <= line["reward"] == line["pass@1"] <= line["pass@4"] <= 1
         assert 0 < line["response_tokens"] <= 6 and 0 <= line["signal"] <= 1
+        assert ("entropy" in line) == (line["signal"] > 0) and line.get("entropy", 1) > 0
     assert lines[-1]["skipped_groups"] == round(sum(4 * (1 - line["signal"]) for line in lines))
     assert all(("kl" in line) == (line["step"] % 2 == 0) for line in lines if line["signal"])
 
 
+def kept_answers(run: StageRun, held_out: bool) -> list[dict]:
+    lines = [json.loads(line) for line in (run.work / "out" / "rollouts.jsonl").read_text().splitlines()]
+    return [line for line in lines if bool(line.get("held_out")) == held_out]
+
+
 def test_rollouts_are_kept_to_be_read(finished):
-    kept = [json.loads(line) for line in (finished.work / "out" / "rollouts.jsonl").read_text().splitlines()]
+    kept = kept_answers(finished, held_out=False)
 
     assert [line["step"] for line in kept] == [step for step in range(1, 9) for _ in range(2)]
     assert all(
         line["prompt"].startswith("Say train") and line["reward"] == float("e" in line["completion"]) for line in kept
     )
+
+
+def test_answers_to_the_same_held_out_problems_are_kept_at_each_evaluation(finished):
+    kept = kept_answers(finished, held_out=True)
+
+    assert [(line["step"], line["prompt"]) for line in kept] == [
+        (step, prompt) for step in (0, 4, 8) for prompt in ("Say test 0", "Say test 1 again")
+    ]
+    assert all(line["reward"] == float("e" in line["completion"]) for line in kept)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

@@ -1,0 +1,168 @@
+"""Whether the questions of the evaluations stand in what the model was trained on; the report warns where they do.
+
+Reads   tokenizer; tokens (tokenize) and any number of rows (render); the data sets of tasks and of the CORE bundle
+Writes  overlap.json
+"""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from data.spec import TaskSpec
+from pipeline.job import Job, Stopped
+from pipeline.typed import Count, Natural
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from data.tokenizer import Tokenizer
+    from evals.overlap import EvaluationText
+
+AHEAD = 4  # stretches of tokens a worker may have waiting
+
+
+@dataclass
+class Bundle:
+    """The CORE bundle: which data set holds it, and how much of it is evaluated."""
+
+    dataset: str = "core"
+    max_per_task: Count | None = None
+
+
+@dataclass
+class Params:
+    tasks: list[TaskSpec] = field(default_factory=list)  # chat tasks that are evaluated
+    core: Bundle | None = None
+    practice: list[TaskSpec] = field(default_factory=list)  # problems of rl, which are trained on without being rows
+    ngram: Count = 13  # tokens
+    examples: Natural = 2  # found items of each task in overlap.json
+
+
+@dataclass
+class Source:
+    """Training tokens under the name that the report gives them; conversations: with the special tokens of turns."""
+
+    name: str
+    parts: "list[np.ndarray]"
+    conversations: bool
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+
+def main(job: Job[Params]) -> dict[str, Any]:
+    """Raises DataError for inputs that are not what they should be, Stopped when asked to."""
+    from data.tokenizer import Tokenizer
+    from evals.overlap import EvaluationText
+
+    tokenizer = Tokenizer.load(job.inputs["tokenizer"])
+    text = EvaluationText(job.params.ngram, tokenizer.vocab_size)
+    texts = dict(evaluation_texts(job, tokenizer))
+    for task, (items, chat) in texts.items():
+        around = (tokenizer.special["<|user_start|>"], tokenizer.special["<|user_end|>"]) if chat else None
+        text.add(task, tokenizer.encode_batch(items, job.launch.workers), around)
+    sources = list(training_sources(job, tokenizer))
+    total = sum(source.tokens for source in sources)
+    done, found = 0, {}
+    for source in sources:
+        found[source.name] = text.found(look_through(job, text, source, done, total))
+        done += source.tokens
+    described = describe(job.params, text, sources, found, {task: items for task, (items, _) in texts.items()})
+    (job.out / "overlap.json").write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    for name, task in described["tasks"].items():
+        for source, count in task["found"].items():
+            job.say(f"{name}: {count} of {task['checked']} items are in {source}")
+    return {"tokens": total, "found": sum(sum(task["found"].values()) for task in described["tasks"].values())}
+
+
+def evaluation_texts(job: Job[Params], tokenizer: "Tokenizer") -> Iterator[tuple[str, tuple[list[str], bool]]]:
+    """Name, texts of the items, and whether they are asked in conversations."""
+    from data.conversation import text_of
+    from data.spec import load_tasks
+
+    specs = job.params.tasks
+    for spec, task in zip(specs, load_tasks(specs, lambda name: job.inputs[f"dataset/{name}"])):
+        asked = [task.conversation(i)["messages"][0] for i in range(len(task))]
+        yield spec.label, ([text_of(message["content"]) for message in asked], True)
+    if job.params.core is not None:
+        from evals.core_prompts import TaskItems, read_bundle
+
+        for core in read_bundle(job.inputs[f"dataset/{job.params.core.dataset}"]):
+            items = TaskItems.load(core, job.params.core.max_per_task)
+            yield f"CORE {core.label}", ([items.text(i) for i in range(items.count)], False)
+
+
+def training_sources(job: Job[Params], tokenizer: "Tokenizer") -> Iterator[Source]:
+    import numpy as np
+
+    from data.conversation import render
+    from data.packing import TokenSpan
+    from data.rows import ConversationRows
+    from data.spec import load_tasks
+
+    for name, folder in job.inputs.items():
+        if (folder / "tokens.json").exists():
+            yield Source(name, TokenSpan(folder, "train").parts, False)
+        elif (folder / "rows.json").exists():
+            yield Source(name, [ConversationRows(folder).tokens.reshape(-1)], True)
+    specs = job.params.practice
+    practised = []
+    for task in load_tasks(specs, lambda name: job.inputs[f"dataset/{name}"]):
+        practised += [np.array(render(task.conversation(i), tokenizer)[0]) for i in range(len(task))]
+    if practised:
+        yield Source("rl", [np.concatenate(practised)], True)
+
+
+def look_through(
+    job: Job[Params], text: "EvaluationText", source: Source, done: int, total: int
+) -> "dict[int, np.ndarray]":
+    """By length of window: the hashes of evaluation text that the source has, sorted."""
+    import numpy as np
+
+    from evals.overlap import chunks
+
+    lookups = text.lookups(source.conversations)
+    if not lookups:
+        return {}
+    seen = {length: np.zeros(len(lookup.hashes), bool) for length, lookup in lookups.items()}
+    stretches = list(chunks(source.parts, max(lookups)))
+    at_once = max(1, job.launch.workers) * AHEAD
+    with ThreadPoolExecutor(max(1, job.launch.workers)) as pool:
+        for start in range(0, len(stretches), at_once):
+            if job.should_stop:
+                raise Stopped(f"{done:,} of {total:,} tokens are looked through; it starts over")
+            some = stretches[start : start + at_once]
+            for places in pool.map(lambda stretch: text.scan(stretch, lookups), some):
+                for length, which in places.items():
+                    seen[length][which] = True
+            done += sum(len(stretch) for stretch in some)
+            job.progress(min(done, total), total, "tokens", now=source.name)
+    return {length: lookup.hashes[seen[length]] for length, lookup in lookups.items()}
+
+
+def describe(
+    params: Params,
+    text: "EvaluationText",
+    sources: list[Source],
+    found: dict[str, dict[str, list[int]]],
+    texts: dict[str, list[str]],
+) -> dict[str, Any]:
+    """overlap.json: by task how many items there are, can be looked up, and are in which source."""
+    tasks = {}
+    for name, items in texts.items():
+        where = {source: numbers[name] for source, numbers in found.items() if numbers[name]}
+        examples = [
+            {"source": source, "text": items[number]}
+            for source, numbers in where.items()
+            for number in numbers[: params.examples]
+        ]
+        tasks[name] = {
+            "items": len(items),
+            "checked": text.checked(name),
+            "found": {source: len(numbers) for source, numbers in where.items()},
+            "examples": examples,
+        }
+    return {"ngram": params.ngram, "sources": {source.name: source.tokens for source in sources}, "tasks": tasks}
