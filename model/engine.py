@@ -12,6 +12,7 @@ from torch import nn
 
 from model.batch import Batch, Finish, Row
 from model.errors import ModelError
+from model.gpt import SelfAttention, column_by_column
 from model.sampling import Sampling
 from model.streaming import Event, Pieces
 
@@ -176,13 +177,14 @@ class Engine:
 
 
 def lay_out_for_decoding(model: nn.Module) -> nn.Module:
-    """Store matrices column by column on the CPU, where small batches then multiply up to 1.4 times as fast; in place.
-
-    The numbers stay the same, but no optimiser may hold these weights. Returns the model.
-    """
+    """Store matrices as decoding reads them fastest; in place, the numbers stay the same. Returns the model, which may
+    be neither trained nor moved to another device afterwards."""
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.weight.device.type == "cpu":
-            module.weight.data = module.weight.data.t().contiguous().t()
+            module.weight.data = column_by_column(module.weight.data)
+    for module in model.modules():
+        if isinstance(module, SelfAttention):
+            module.join()
     return model
 
 

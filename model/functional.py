@@ -1,5 +1,5 @@
-"""The elementwise parts of the model. In eager training each is one autograd step of few passes over memory (a tenth of
-a training step on CPUs); a compiler is given the plain formula, which it fuses itself."""
+"""The elementwise parts of the model. Eagerly each takes few passes over memory, and in training is one autograd step
+(a tenth of a training step on CPUs); a compiler is given the plain formula, which it fuses itself."""
 
 import torch
 from torch import Tensor
@@ -10,32 +10,36 @@ EPS = 1e-6
 
 def norm(x: Tensor) -> Tensor:
     """RMS norm over the last dimension, without parameters: x / sqrt(mean(x^2) + 1e-6)."""
-    return _Norm.apply(x) if trains_eagerly() else F.rms_norm(x, (x.size(-1),), eps=EPS)
+    if torch.compiler.is_compiling() or (x.is_cuda and not torch.is_grad_enabled()):
+        return F.rms_norm(x, (x.size(-1),), eps=EPS)
+    return _Norm.apply(x) if torch.is_grad_enabled() else (x * _scale(x)).to(x.dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position by MINUS theta, half split: x (B, T, H, D); cos, sin (T or B x T, 1, D/2) in x's dtype."""
-    if trains_eagerly():
-        return _Rotate.apply(x, cos, sin)
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
+    if torch.compiler.is_compiling():
+        x1, x2 = x.chunk(2, dim=-1)
+        return torch.cat((x1 * cos + x2 * sin, x2 * cos - x1 * sin), dim=-1)
+    return _Rotate.apply(x, cos, sin) if torch.is_grad_enabled() else _turn(x, cos, sin, 1)
 
 
 def squared_relu(x: Tensor) -> Tensor:
     """max(x, 0)^2"""
-    return _SquaredReLU.apply(x) if trains_eagerly() else F.relu(x).square()
+    if torch.compiler.is_compiling():
+        return F.relu(x).square()
+    return _SquaredReLU.apply(x) if torch.is_grad_enabled() else x.relu().square_()
 
 
-def trains_eagerly() -> bool:
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+def _scale(x: Tensor) -> Tensor:
+    """1 / sqrt(mean(x^2) + 1e-6) of the last dimension, which stays as one; at least in float32."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    return torch.addcmul(length.new_full((), EPS), length, length, value=1 / x.size(-1)).rsqrt_()
 
 
 class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        exact = torch.promote_types(x.dtype, torch.float32)
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
-        scale = (length.square() / x.size(-1) + EPS).rsqrt()
+        scale = _scale(x)
         y = (x * scale).to(x.dtype)
         ctx.save_for_backward(y, scale)
         return y

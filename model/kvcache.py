@@ -36,26 +36,34 @@ class KVCache:
         return max(self.held)
 
     def positions(self, count: int) -> Tensor:
-        """(rows, count): where the next `count` tokens of each row will stand."""
+        """(rows, count): where the next `count` tokens of each row will stand; `together`, if that is one place."""
         self.at = self.lengths[:, None] + torch.arange(count, device=self.lengths.device)
+        start, stop = self.extent, self.extent + count
+        level = min(self.held) == start and stop <= self.pairs.size(4)
+        self.together = slice(start, stop) if level else None
         self.row = torch.arange(len(self.lengths), device=self.lengths.device)[:, None]
-        self.masks: dict[int, Tensor | None] = {}
+        self.masks: dict[int, Tensor] = {}
         return self.at
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         """Write k, v (rows, T, H_kv, D) where positions() said last; attention of q (rows, T, H, D) over its row."""
         keys, values = self.pairs[0, layer], self.pairs[1, layer]
-        if self.extent == 0:  # nothing but what comes now, at the same place in every row
-            keys[:, :, : k.size(1)], values[:, :, : v.size(1)] = k.transpose(1, 2), v.transpose(1, 2)
+        if self.together is not None:
+            keys[:, :, self.together], values[:, :, self.together] = k.transpose(1, 2), v.transpose(1, 2)
+        else:
+            keys[self.row, :, self.at], values[self.row, :, self.at] = k, v
+        if self.extent == 0:  # nothing but what comes now
             return attend(q, k, v, window)
-        keys[self.row, :, self.at], values[self.row, :, self.at] = k, v
-        held = self.extent + q.size(1)
-        mask = self._mask(held, window, q.dtype)
-        keys, values = keys[:, :, :held], values[:, :, :held]
+        first, held, mask = 0, self.extent + q.size(1), None
+        if self.together is not None and q.size(1) == 1:  # what the window shows is one piece
+            first = max(0, held - window)
+        else:
+            mask = self._mask(held, window, q.dtype)
+        keys, values = keys[:, :, first:held], values[:, :, first:held]
         y = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask, enable_gqa=self.grouped)
         return y.transpose(1, 2)
 
-    def _mask(self, held: int, window: int, dtype: torch.dtype) -> Tensor | None:
+    def _mask(self, held: int, window: int, dtype: torch.dtype) -> Tensor:
         """(rows, 1, T, held), 0 where a query may look and -inf elsewhere; one for all layers with the same window."""
         if window not in self.masks:
             distance = self.at[:, :, None] - torch.arange(held, device=self.at.device)

@@ -6,7 +6,7 @@ from pathlib import Path
 from data.calculator import calculate
 from data.tokenizer import Tokenizer
 from model.distributed import choose_device
-from model.engine import Engine
+from model.engine import Engine, lay_out_for_decoding
 from model.gpt import load_model
 from model.precision import resolve_dtype
 from model.sampling import Sampling
@@ -20,7 +20,7 @@ def load(model: Path, tokenizer: Path, device: str = "auto") -> tuple[Generate, 
     """What a ChatSession is made of. Raises ModelError, DataError."""
     vocabulary = Tokenizer.load(tokenizer)
     where = choose_device(device)
-    network = load_model(model, where, resolve_dtype("auto", where))
+    network = lay_out_for_decoding(load_model(model, where, resolve_dtype("auto", where)))
     engine = Engine(network, vocabulary.special, vocabulary.decode_bytes, vocabulary.encode, calculate, rows=1)
 
     def generate(prompt: list[int], settings: ChatSettings, should_stop: Callable[[], bool]) -> Iterator[Event]:
