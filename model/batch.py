@@ -69,8 +69,7 @@ class Batch:
         feed = torch.tensor([[row.tokens[-1] if row else 0] for row in self.slots], device=self.engine.device)
         hidden = self.model.hidden(feed, self.cache)
         self.cache.advance([int(row is not None) for row in self.slots])
-        logits = self.model.head(hidden[:, -1])
-        self._choose(logits, list(range(len(self.slots))))
+        self._choose(hidden[:, -1], list(range(len(self.slots))))
         free = self._release()
         if self.queue and free * 8 >= len(self.slots):
             self._admit()
@@ -80,10 +79,12 @@ class Batch:
             self.sampler.select(kept)
             self.slots = [self.slots[slot] for slot in kept]
 
-    def _choose(self, logits: Tensor, slots: list[int]) -> None:
-        """The rows in these slots take their next token, each drawn from its line of logits."""
+    def _choose(self, hidden: Tensor, slots: list[int]) -> None:
+        """The rows in these slots take their next token, each drawn by what its line of hidden (N, C) says."""
         rows = [self.slots[slot] for slot in slots]
-        tokens = self.sampler.draw(logits, slots)
+        cap = None if self.logprobs else getattr(self.model, "cap", None)  # probabilities need all logits capped
+        logits = self.model.head(hidden) if cap is None else self.model.lm_head(hidden).float()
+        tokens = self.sampler.draw(logits, slots, cap)
         chosen = [self.engine.take(row, token) if row else 0 for row, token in zip(rows, tokens.tolist())]
         self.sampler.saw(slots, chosen)
         if self.logprobs:
@@ -119,16 +120,16 @@ class Batch:
 
     def _start(self, prompts: dict[int, list[int]], rows: dict[int, Row]) -> None:
         place = {number: at for at, number in enumerate(prompts)}
-        logits, cache = self._prefill(list(prompts.values()))
+        hidden, cache = self._prefill(list(prompts.values()))
         at = [place[row.number] for row in rows.values()]
         self.cache.adopt(list(rows), cache, at)
         for slot, row in rows.items():
             self.sampler.assign(slot, row.sampling, row.sample, row.prompt)
         self.sampler.ready()
-        self._choose(logits[at], list(rows))
+        self._choose(hidden[at], list(rows))
 
     def _prefill(self, prompts: list[list[int]]) -> tuple[Tensor, KVCache]:
-        """Logits after each prompt (rows, vocab), and the cache that holds them."""
+        """The hidden state after each prompt (rows, C), and the cache that holds them."""
         lengths = [len(prompt) for prompt in prompts]
         tokens = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
         for row, prompt in zip(tokens, prompts):
@@ -137,4 +138,4 @@ class Batch:
         hidden = self.model.hidden(tokens.to(self.engine.device), cache)
         cache.advance(lengths)
         last = torch.tensor(lengths, device=hidden.device) - 1
-        return self.model.head(hidden[torch.arange(len(prompts), device=hidden.device), last]), cache
+        return hidden[torch.arange(len(prompts), device=hidden.device), last], cache

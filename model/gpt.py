@@ -124,15 +124,19 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, value: Tensor | None, context: Context) -> Tensor:
         """x: (B, T, C) -> (B, T, C)."""
-        x = x + F.dropout(self.self_attn(norm(x), value, context), self.dropout, self.training)
-        return x + F.dropout(self.mlp(norm(x)), self.dropout, self.training)
+        x = x + self.drop(self.self_attn(norm(x), value, context))
+        return x + self.drop(self.mlp(norm(x)))
+
+    def drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
 class GPT(nn.Module):
     """tokens (B, T) int64 -> hidden (B, T, C) in compute_dtype -> logits (B, T, vocab) float32.
 
     An own architecture is a class built as Class(config) that has config, init_weights, hidden, head, loss,
-    use_compiler, use_fp8 and lm_head; it may be a subclass.
+    use_compiler, use_fp8 and lm_head; it may be a subclass. With cap, an order-preserving last step of head, drawing
+    is faster.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -207,9 +211,9 @@ class GPT(nn.Module):
                 raise ModelError(f"{tokens.size(1)} tokens do not fit the model's context of {len(self.cos)}")
             places: slice | Tensor = slice(0, tokens.size(1))
         else:
-            at = cache.positions(tokens.size(1))
-            # Padding may stand past the end; its numbers are never read.
-            places = cache.together or at.clamp(max=len(self.cos) - 1)
+            places = cache.begin(tokens.size(1))
+            if isinstance(places, Tensor):  # padding may stand past the end; its numbers are never read
+                places = places.clamp(max=len(self.cos) - 1)
         cos, sin = self.cos[places], self.sin[places]
         cos, sin = cos.to(self.compute_dtype), sin.to(self.compute_dtype)
         return Context(cos, sin, cache, documents, self.attention_backend)
@@ -220,8 +224,12 @@ class GPT(nn.Module):
         return x + gate * before
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits in float32, softly capped at 15: (..., C) -> (..., vocab). A scaled sigmoid is a tanh, and faster."""
-        return torch.sigmoid(self.lm_head(hidden).float() * (2 / SOFTCAP)) * (2 * SOFTCAP) - SOFTCAP
+        """Logits in float32, softly capped at 15: (..., C) -> (..., vocab)."""
+        return self.cap(self.lm_head(hidden).float())
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """15 * tanh(logits / 15), as a scaled sigmoid, which is faster. It keeps their order."""
+        return torch.sigmoid(logits * (2 / SOFTCAP)) * (2 * SOFTCAP) - SOFTCAP
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits of every position, (B, T, vocab) float32."""

@@ -1,6 +1,7 @@
 """How the next token is drawn: settings of one row, and the sampler of many rows that each have their own."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -117,8 +118,13 @@ class Sampler:
         """logits (N, vocab) of these rows at their temperatures (those of greedy rows as they are)."""
         return logits / self._of(rows, self.temperature) if self.any_temperature else logits
 
-    def draw(self, logits: Tensor, rows: list[int]) -> Tensor:
-        """(N,) int64 from the logits (N, vocab) float32 of these rows, which are left as they are; saw() follows."""
+    def draw(self, logits: Tensor, rows: list[int], cap: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """(N,) int64 from the logits (N, vocab) float32 of these rows, which are left as they are; saw() follows.
+
+        cap: is still to be applied to the logits, whose order it keeps; most of them never need it.
+        """
+        if cap is not None and (self.any_penalty or self.any_free):
+            logits, cap = cap(logits), None
         if self.any_penalty:
             penalty = self._of(rows, self.penalty)
             penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
@@ -126,7 +132,7 @@ class Sampler:
         if self.all_greedy:
             tokens = logits.argmax(-1)
         else:
-            tokens = self._sample(logits, rows)
+            tokens = self._sample(logits, rows, cap)
             if self.any_greedy:
                 tokens = torch.where(self._of(rows, self.greedy), logits.argmax(-1), tokens)
         if len(rows) == len(self.settings):
@@ -145,11 +151,11 @@ class Sampler:
         """The lines of a setting that belong to the rows."""
         return setting if len(rows) == len(self.settings) else setting[torch.tensor(rows, device=self.device)]
 
-    def _sample(self, logits: Tensor, rows: list[int]) -> Tensor:
+    def _sample(self, logits: Tensor, rows: list[int], cap: Callable[[Tensor], Tensor] | None) -> Tensor:
         """Which of the two ways a row is drawn depends on its own settings alone, or its neighbours would change it."""
         if self.all_free:
             return self._sample_free(logits, rows)
-        tokens = self._sample_limited(logits, rows)
+        tokens = self._sample_limited(logits, rows, cap)
         if self.any_free:
             tokens = torch.where(self._of(rows, self.free), self._sample_free(logits, rows), tokens)
         return tokens
@@ -159,9 +165,9 @@ class Sampler:
         weights = self.cool(logits, rows).softmax(-1)
         return self._place(weights.cumsum(-1, dtype=torch.float64), rows)[:, 0]
 
-    def _sample_limited(self, logits: Tensor, rows: list[int]) -> Tensor:
+    def _sample_limited(self, logits: Tensor, rows: list[int], cap: Callable[[Tensor], Tensor] | None) -> Tensor:
         logits, ids = logits.topk(self.width)  # (N, width), likeliest first
-        logits = self.cool(logits, rows)
+        logits = self.cool(logits if cap is None else cap(logits), rows)
         if not self.equal_width:
             rank = torch.arange(self.width, device=logits.device)
             logits = logits.masked_fill(rank >= self._of(rows, self.kept), -torch.inf)
