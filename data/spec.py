@@ -33,7 +33,7 @@ class TaskSpec:
 
 
 def task_class(spec: TaskSpec) -> type[Task]:
-    """The class that the spec names. Raises TaskError when there is none or when `args` do not fit it."""
+    """The class that the spec names. Raises TaskError when there is none or when the split or `args` do not fit it."""
     module_name, _, class_name = spec.task.rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -48,6 +48,10 @@ def task_class(spec: TaskSpec) -> type[Task]:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"It takes: {', '.join(known) or 'none'}."
             raise TaskError(f"task {spec.label}: there is no argument {name!r}. {hint}")
+    if spec.split not in found.splits:
+        near = difflib.get_close_matches(spec.split, found.splits, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"It has: {', '.join(found.splits)}."
+        raise TaskError(f"task {spec.label}: there is no split {spec.split!r}. {hint}")
     if spec.repeat < 1 or (spec.size is not None and spec.size < 1):
         raise TaskError(f"task {spec.label}: size and repeat are numbers from 1 on; leave the task out instead")
     return found

@@ -11,6 +11,8 @@ _LETTERS = ["A", "B", "C", "D"]
 class MMLU(ChoiceTask):
     """Data set cais/mmlu. subset: all (splits test, validation, dev) or auxiliary_train (split train)."""
 
+    splits = ("train", "dev", "validation", "test")
+
     def __init__(
         self,
         split: str = "train",
