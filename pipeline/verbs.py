@@ -172,9 +172,8 @@ def rm(flags: argparse.Namespace, overrides: list[str]) -> int:
     store = Session.open(overrides).store
     if not flags.names:
         raise UserError("names nothing to remove", "rm", "`ls` shows keys.")
-    for artifact in [store.find_by_name(name) for name in flags.names]:
-        store.discard(artifact.folder)
-        print(f"removed {artifact.module}/{artifact.key} ({', '.join(artifact.stages)})")
+    for removed in inspect_store.remove(store, flags.names):
+        print(f"removed {removed}")
     return 0
 
 
