@@ -70,3 +70,12 @@ def load_task(spec: TaskSpec, folder: Path | None) -> Task:
 def load_tasks(specs: Sequence[TaskSpec], inputs: Callable[[str], Path]) -> list[Task]:
     """All tasks of a mixture; `inputs` gives the folder of a data set by its name."""
     return [load_task(spec, inputs(spec.dataset) if spec.dataset else None) for spec in specs]
+
+
+def usual_tokens(specs: Sequence[TaskSpec]) -> int:
+    """About how many tokens a mixture has, before any of its data is here."""
+    classes = [task_class(spec) for spec in specs]
+    return sum(
+        spec.repeat * (spec.size or cls.usual_items) * cls.usual_tokens
+        for spec, cls in zip(specs, classes, strict=True)
+    )

@@ -27,6 +27,8 @@ class Task:
 
     kind: ClassVar[Literal["generate", "choice"]] = "generate"
     baseline: ClassVar[float] = 0.0  # accuracy of guessing
+    usual_items: ClassVar[int] = 1000  # what a plan expects of a line without a size
+    usual_tokens: ClassVar[int] = 100  # and of a conversation, with a vocabulary of tens of thousands
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
 
     def __init__(

@@ -93,11 +93,11 @@ def plan(flags: argparse.Namespace, overrides: list[str]) -> int:
     console.print(plan_table(made))
     running = made.running()
     known = [s for s in running if s.seconds is not None]
-    total = sum(s.seconds or 0.0 for s in known)
-    missing = f", {len(running) - len(known)} not measured yet" if len(known) < len(running) else ""
+    told = f": {duration(sum(s.seconds or 0.0 for s in known))}, {money(made.usd())}" if known else ""
+    if unknown := len(running) - len(known):
+        told += f" for {len(known)} of them; {unknown} were never timed" if known else "; none was ever timed"
     console.print(
-        f"\n{len(running)} of {len(made.steps)} stages would run: {duration(total)}, {money(made.usd())}{missing}. "
-        f"Store: {session.store.root}"
+        f"\n{len(running)} of {len(made.steps)} stages would run{told}.\nStore: {session.store.root}", soft_wrap=True
     )
     return 0
 

@@ -13,6 +13,9 @@ class SmolTalk(Task):
     files: where in the data set they are; {split}, if it is in there, stands for the split.
     """
 
+    usual_items = 460_341
+    usual_tokens = 900
+
     def __init__(
         self,
         split: str = "train",

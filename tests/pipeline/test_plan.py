@@ -16,7 +16,7 @@ from pipeline import config, dag, keys
 from pipeline.dag import Dag, Stage
 from pipeline.errors import UserError
 from pipeline.job import Launch
-from pipeline.plan import make_plan
+from pipeline.plan import Step, make_plan
 from pipeline.session import Session
 from pipeline.store import Store
 from tests.toys import source, total
@@ -189,6 +189,7 @@ NEUTRAL_OUTSIDE_PIPELINE = {
     "data/errors.py",
     "data/fetch.py",
     "data/helpers.py",
+    "data/ratelimit.py",
     "data/source.py",
     "data/sources/hub.py",
     "evals/ledger.py",
@@ -280,3 +281,21 @@ def test_a_stage_that_is_added_is_part_of_the_run(tmp_path: Path) -> None:
     session = Session.open(["+stage@dpo=sft", "dpo.inputs.model=sft", f"store.root={tmp_path}"])
     assert session.dag.stages["dpo"].inputs["model"] == "sft" and "dpo" in session.dag.targets()
     assert session.plan(online=False).steps["dpo"].action == "run"
+
+
+def test_training_on_gpus_is_estimated_before_it_ever_ran(tmp_path: Path) -> None:
+    """About three hours for d20 on eight H100, as others measured."""
+    store = f"store.root={tmp_path}"
+
+    def planned(*overrides: str) -> dict[str, Step]:
+        return Session.open([store, "recipe=d20", *overrides]).plan(online=False).steps
+
+    node, alone, cpu = planned("launch=node8"), planned("launch=gpu1"), planned("launch=cpu")
+    assert node["pretrain"].seconds == pytest.approx(3 * 3600, rel=0.1)
+    assert node["pretrain"].usd == pytest.approx(72, rel=0.1)
+    assert node["midtrain"].seconds == pytest.approx(8 * 60, rel=0.2)  # 450 M tokens
+    assert alone["midtrain"].seconds == pytest.approx(8 * node["midtrain"].seconds)
+    assert 0 < node["sft"].seconds < 60
+    assert planned("launch=node8", "midtrain.params.steps=10")["midtrain"].seconds < 60
+    assert node["rl"].seconds is None  # sampling is no matter of FLOPs
+    assert cpu["pretrain"].seconds is cpu["midtrain"].seconds is None
