@@ -238,7 +238,7 @@ def _mistake_in(override: str, known: list[str]) -> UserError | None:
         choices = sorted(p.stem for p in group.glob("*.yaml"))
         for chosen in value.strip("'\"").split(","):  # several in a sweep
             if chosen not in choices and not chosen.startswith("["):
-                near = difflib.get_close_matches(chosen, choices, n=1, cutoff=0.4)
+                near = difflib.get_close_matches(chosen, choices, n=1, cutoff=0.5)
                 fix = f"Did you mean {name}={near[0]}?" if near else f"There are: {', '.join(choices)}."
                 return UserError(f"there is no {name} called {chosen!r} in {group}", fix=fix)
     elif not given and not override.startswith("~"):

@@ -132,6 +132,11 @@ def composed_with(stages: dict[str, Any]) -> dict[str, Any]:
         ("+data.trian_shards=3", r"data\.trian_shards.*Did you mean data\.train_shards"),
         ("sft.launch.nprocs=2", r"sft\.launch\.nprocs.*Did you mean sft\.launch\.nproc"),
         ("+stage@other=sft other.params.lr_fraq=1", "Did you mean other.params.lr_frac"),
+        ("+stage@dpo=dpo", "no stage called 'dpo' in .*conf/stage. There are: "),
+        ("mixture.sft=[{task:data.tasks.arithmetic.Arithmetic,split:tset}]", "no split 'tset'. Did you mean test"),
+        ("model.arch=nowhere.Mine", "model.arch=nowhere.Mine: there is no module nowhere"),
+        ("model.arch=model.gpt.GPTT", r"model/gpt\.py has no GPTT\. Did you mean GPT\?"),
+        ("optim.name=torch.optim.RAdm", r"torch/optim/__init__\.py has no RAdm\. Did you mean RAdam\?"),
         ("~modle", "Did you mean model"),
         ("=3", "names no setting"),
         ("model=3", "no model called '3' in .*conf/model"),
@@ -142,6 +147,16 @@ def composed_with(stages: dict[str, Any]) -> dict[str, Any]:
 def test_a_wrong_name_is_an_error_with_the_nearest_right_one(override: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         dag.build(config.settings(config.compose(override.split(" "))))
+
+
+def test_a_class_that_is_there_is_not_imported_to_be_planned_with() -> None:
+    overrides = ["optim.name=torch.optim.RAdam", "model.arch=model.gpt.GPT"]
+    program = (
+        "import sys; from pipeline import config, dag; "
+        f"dag.build(config.settings(config.compose({overrides}))); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_every_stage_can_be_pinned_and_started_in_its_own_way() -> None:
@@ -199,6 +214,7 @@ NEUTRAL_OUTSIDE_PIPELINE = {
     "model/feed.py",
     "model/fit.py",
     "model/hardware.py",
+    "model/named.py",
     "model/profiling.py",
     "model/resume.py",
     "model/rng.py",
