@@ -22,6 +22,8 @@ RESULT_NEUTRAL = "shows what is stored"
 
 CHAT_MODULES = ("rl", "finetune", "pretrain")
 
+RESULT_COLUMNS = 110  # of a terminal, from which on `ls` also shows results
+
 # What to do about unfinished work, by cause. How things are run is no part of a key, so that work goes on; where a
 # setting must change, the key does, and other work begins.
 REMEDIES = {
@@ -168,10 +170,13 @@ def print_artifact(console: Console, artifact: Artifact, as_json: bool) -> None:
 
 
 def print_list(console: Console, store: Store, names: list[str]) -> None:
-    """Artifacts, newest first; with names, those of these stages or modules."""
+    """Artifacts, newest first, a line each; with names, those of these stages or modules."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("stage", "key", "made", "took", "size", "run", "result"):
-        table.add_column(column, no_wrap=column != "result", justify="right" if column in ("took", "size") else "left")
+    columns = ["stage", "key", "made", "took", "size", "run", "result"]
+    if console.width < RESULT_COLUMNS:
+        columns.remove("result")
+    for column in columns:
+        table.add_column(column, no_wrap=True, justify="right" if column in ("took", "size") else "left")
     tags = _names_by_artifact(store)
     for artifact in store.all():
         if names and not {artifact.module, *artifact.stages} & set(names):
@@ -180,9 +185,8 @@ def print_list(console: Console, store: Store, names: list[str]) -> None:
         made = time.strftime("%d %b %H:%M", time.localtime(record["finished"]))
         size = f"{artifact.bytes / 1e6:.1f} MB"
         run = ", ".join(tags.get((artifact.module, artifact.key), []))
-        table.add_row(
-            ", ".join(artifact.stages), artifact.key, made, duration(record["seconds"]), size, run, _headline(artifact)
-        )
+        cells = [", ".join(artifact.stages), artifact.key, made, duration(record["seconds"]), size, run]
+        table.add_row(*map(Text, [*cells, _headline(artifact)][: len(columns)]))
     if table.row_count:
         console.print(table)
     else:

@@ -146,7 +146,8 @@ def show(flags: argparse.Namespace, overrides: list[str]) -> int:
 def ls(flags: argparse.Namespace, overrides: list[str]) -> int:
     from rich.console import Console
 
-    inspect_store.print_list(Console(), Session.open(overrides).store, flags.names)
+    console = Console() if sys.stdout.isatty() else Console(width=200)  # what is piped may be searched
+    inspect_store.print_list(console, Session.open(overrides).store, flags.names)
     return 0
 
 
