@@ -170,7 +170,7 @@ def test_until_only_force_and_pin(served: Chatmill) -> None:
     assert records(served.store)["c"]["inputs"]["b"] == key
 
 
-@pytest.mark.parametrize("who", ["worker", "launcher"])
+@pytest.mark.parametrize("who", [pytest.param("worker", marks=pytest.mark.full), "launcher"])
 def test_after_kill_9_the_same_command_goes_on_and_no_process_is_left(
     served: Chatmill, tmp_path: Path, who: str
 ) -> None:
@@ -348,7 +348,7 @@ def test_more_shards_are_all_that_is_fetched_and_tokenised(served: Chatmill, tmp
     assert new == pytest.approx(every * 2 / 5, rel=0.01)
 
 
-def test_a_branch_that_moved_is_followed_when_download_is_forced(chatmill: Chatmill, tmp_path: Path) -> None:
+def test_a_branch_that_moved_is_followed_when_download_is_forced(served: Chatmill, tmp_path: Path) -> None:
     with small_text_hub(tmp_path, shards=2).serving() as hub:
         env = {"HF_ENDPOINT": hub.url}
         common = [
@@ -358,15 +358,15 @@ def test_a_branch_that_moved_is_followed_when_download_is_forced(chatmill: Chatm
             "data.val_shard=shard_00001.parquet",
         ]
         common += ["until=download", "store.min_free_gb=0"]
-        chatmill.run(*common, **env)
-        first = records(chatmill.store)["download"]
+        served.run(*common, **env)
+        first = records(served.store)["download"]
         hub.commit = "d" * 40
         hub.add("datasets/me/text/shard_00000.parquet", table_of(["something else"]))
-        assert "Nothing to do" in chatmill.run(*common, **env)
-        chatmill.run(*common, "force=[download]", **env)
-        second = records(chatmill.store)["download"]
+        assert "Nothing to do" in served.run(*common, **env)
+        served.run(*common, "force=[download]", **env)
+        second = records(served.store)["download"]
         assert second["key"] != first["key"] and second["source"]["commit"] == hub.commit
-        assert "Nothing to do" in chatmill.run(*common, **env)
+        assert "Nothing to do" in served.run(*common, **env)
 
 
 def small_text_hub(folder: Path, shards: int) -> SmallHub:
