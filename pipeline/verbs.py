@@ -95,7 +95,8 @@ def plan(flags: argparse.Namespace, overrides: list[str]) -> int:
     known = [s for s in running if s.seconds is not None]
     told = f": {duration(sum(s.seconds or 0.0 for s in known))}, {money(made.usd())}" if known else ""
     if unknown := len(running) - len(known):
-        told += f" for {len(known)} of them; {unknown} were never timed" if known else "; none was ever timed"
+        were = "1 was" if unknown == 1 else f"{unknown} were"
+        told += f" for {len(known)} of them; {were} never timed" if known else "; none was ever timed"
     console.print(
         f"\n{len(running)} of {len(made.steps)} stages would run{told}.\nStore: {session.store.root}", soft_wrap=True
     )

@@ -137,6 +137,11 @@ def composed_with(stages: dict[str, Any]) -> dict[str, Any]:
         ("model.arch=nowhere.Mine", "model.arch=nowhere.Mine: there is no module nowhere"),
         ("model.arch=model.gpt.GPTT", r"model/gpt\.py has no GPTT\. Did you mean GPT\?"),
         ("optim.name=torch.optim.RAdm", r"torch/optim/__init__\.py has no RAdm\. Did you mean RAdam\?"),
+        ("pretrain.params.optim.init_lr_fraq=1", "Did you mean pretrain.params.optim.init_lr_frac"),
+        ("midtrain.params.schedule.warmup_step=1", "Did you mean midtrain.params.schedule.warmup_steps"),
+        ("pretrain.params.seed.x=1", "there is no group of settings pretrain.params.seed"),
+        ("pretrain.params.optim.eps=1,2", "-m runs"),
+        ("pretrian.params.optim.eps=1", "there is no group of settings pretrian.params.optim"),
         ("~modle", "Did you mean model"),
         ("=3", "names no setting"),
         ("model=3", "no model called '3' in .*conf/model"),
@@ -157,6 +162,16 @@ def test_a_class_that_is_there_is_not_imported_to_be_planned_with() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_settings_that_a_stage_has_without_its_yaml_naming_them_are_set_like_others() -> None:
+    overrides = ["skip_spikes=4", "optim.init_lr_frac=0.5", "optim.args={foreach: false}", "model.depth=6"]
+    stages = dag.build(config.settings(config.compose([f"pretrain.params.{o}" for o in overrides]))).stages
+    params = stages["pretrain"].params
+    assert (params.skip_spikes, params.optim.init_lr_frac, params.optim.args) == (4, 0.5, {"foreach": False})
+    plain = dag.build(config.settings(config.compose([]))).stages["pretrain"].params
+    assert params.model == dataclasses.replace(plain.model, depth=6)  # what else the group says is kept
+    assert stages["sft"].params.optim.init_lr_frac == 1.0
 
 
 def test_every_stage_can_be_pinned_and_started_in_its_own_way() -> None:
