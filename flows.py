@@ -15,7 +15,7 @@ RESULT_NEUTRAL = "orders stages; makes nothing itself"
 
 
 def build_flow() -> Any:
-    """The flow `chatmill(overrides)`, for runs and for deployments. Prefect is imported here and nowhere else."""
+    """The flow `chatmill(overrides)`. Prefect is imported here and in pipeline/server.py, and nowhere else."""
     from prefect import Task, flow, task
     from prefect.artifacts import (
         create_markdown_artifact,

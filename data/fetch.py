@@ -4,18 +4,20 @@ import errno
 import functools
 import hashlib
 import importlib
+import logging
 import queue
 import random
 import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from data.blobs import Blobs
 from data.errors import DataError, DiskFull
+from data.ratelimit import WAITS, Turnstile, asked_seconds
 
 Answer = TypeVar("Answer")
 
@@ -61,7 +63,7 @@ def describe_url(url: str, own_token: bool = False) -> dict[str, Any]:
         return response
 
     try:
-        response = patiently(ask)
+        response = patiently(ask, url)
     except http_errors() as error:
         _raise_if_final(error, url)
         raise unreachable(url, error) from None
@@ -70,21 +72,35 @@ def describe_url(url: str, own_token: bool = False) -> dict[str, Any]:
     if len(etag) == 64 and all(c in "0123456789abcdef" for c in etag) and size:
         return {"sha256": etag, "bytes": int(size)}
     sink = _HashSink()
-    _transfer(url, sink, own_token, None, threading.Event())
+    _transfer(url, sink, own_token, None, Line())
     return {"sha256": sink.digest.hexdigest(), "bytes": sink.size}
 
 
-def patiently(ask: Callable[[], Answer]) -> Answer:
+def patiently(ask: Callable[[], Answer], url: str) -> Answer:
     """ask(), again after a while when the line or the server fails; what the last failure raised when none succeeds."""
-    for failures in range(1, QUESTIONS):
+    line = Line()
+    failures = refusals = 0
+    while True:
+        line.turnstile.pass_through(line.stop)
         try:
             return ask()
         except http_errors() as error:
+            if _refused(error, refusals, line, url):
+                refusals += 1
+                continue
+            failures += 1
             status = status_of(error)
-            if status is not None and status < 500 and status not in (408, 429):
+            if failures == QUESTIONS or (status is not None and status < 500 and status != 408):
                 raise
         time.sleep(_pause(failures))
-    return ask()
+
+
+@dataclass
+class Line:
+    """What the connections of a download share."""
+
+    turnstile: Turnstile = field(default_factory=lambda: Turnstile(logging.getLogger(__name__).warning))
+    stop: threading.Event = field(default_factory=threading.Event)
 
 
 def fetch_all(
@@ -93,6 +109,7 @@ def fetch_all(
     workers: int,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> bool:
     """Bring every wanted file into `blobs`, `workers` at a time; False if stopped before all were there.
 
@@ -104,10 +121,10 @@ def fetch_all(
     for item in unique.values():
         waiting.put(item)
     finished: queue.SimpleQueue[Wanted | BaseException] = queue.SimpleQueue()
-    stop = threading.Event()
+    line = Line(Turnstile(say))
     for _ in range(min(max(1, workers), len(unique))):
         # Daemons, so that a stalled connection cannot keep the process from ending.
-        threading.Thread(target=_work, args=(waiting, finished, blobs, stop), daemon=True).start()
+        threading.Thread(target=_work, args=(waiting, finished, blobs, line), daemon=True).start()
     total = sum(item.bytes for item in unique.values())
     running = dict(unique)
     try:
@@ -124,12 +141,12 @@ def fetch_all(
                 del running[outcome.sha256]
             on_progress(total - sum(item.bytes - _arrived(item, blobs) for item in running.values()), total)
     finally:
-        stop.set()
+        line.stop.set()
     return True
 
 
-def _work(waiting: queue.SimpleQueue, finished: queue.SimpleQueue, blobs: Blobs, stop: threading.Event) -> None:
-    while not stop.is_set():
+def _work(waiting: queue.SimpleQueue, finished: queue.SimpleQueue, blobs: Blobs, line: Line) -> None:
+    while not line.stop.is_set():
         try:
             item = waiting.get_nowait()
         except queue.Empty:
@@ -137,17 +154,17 @@ def _work(waiting: queue.SimpleQueue, finished: queue.SimpleQueue, blobs: Blobs,
         try:
             with blobs.lock(item.sha256):
                 if not blobs.has(item.sha256):
-                    _fetch(item, blobs, stop)
+                    _fetch(item, blobs, line)
             finished.put(item)
         except BaseException as error:  # handed to the thread that waits, which raises it
             finished.put(error)
 
 
-def _fetch(item: Wanted, blobs: Blobs, stop: threading.Event) -> None:
+def _fetch(item: Wanted, blobs: Blobs, line: Line) -> None:
     for _ in range(DAMAGED_ATTEMPTS):
         with _FileSink(blobs.partial(item.sha256)) as sink:
-            _transfer(item.url, sink, item.own_token, item.bytes, stop)
-        if stop.is_set() or blobs.publish(item.sha256):
+            _transfer(item.url, sink, item.own_token, item.bytes, line)
+        if line.stop.is_set() or blobs.publish(item.sha256):
             return
     raise DataError(
         f"{item.name} from {item.url} came {DAMAGED_ATTEMPTS} times with other bytes than its sha256 "
@@ -155,13 +172,14 @@ def _fetch(item: Wanted, blobs: Blobs, stop: threading.Event) -> None:
     )
 
 
-def _transfer(url: str, sink: Sink, own_token: bool, size: int | None, stop: threading.Event) -> None:
-    """Bring all of `url` into `sink`, going on after each failure; returns early, incomplete, once `stop` is set."""
-    failures = 0
-    while not stop.is_set() and sink.size != size:
+def _transfer(url: str, sink: Sink, own_token: bool, size: int | None, line: Line) -> None:
+    """Bring all of `url` into `sink`, going on after each failure; returns early, incomplete, once it is to stop."""
+    failures = refusals = 0
+    while not line.stop.is_set() and sink.size != size:
         before = sink.size
+        line.turnstile.pass_through(line.stop)
         try:
-            announced = _attempt(url, sink, own_token, stop)
+            announced = _attempt(url, sink, own_token, line.stop)
             size = announced if size is None else size
             if size is None or sink.size == size:
                 return
@@ -171,10 +189,28 @@ def _transfer(url: str, sink: Sink, own_token: bool, size: int | None, stop: thr
         except http_errors() as error:
             _raise_if_final(error, url)
             reason = error
-        failures = 0 if sink.size > before else failures + 1
-        if failures >= ATTEMPTS:
+        if sink.size > before:
+            failures = refusals = 0
+        elif _refused(reason, refusals, line, url):
+            refusals += 1
+            continue
+        else:
+            failures += 1
+        if failures >= ATTEMPTS or status_of(reason) == 429:
             raise unreachable(url, reason)
-        stop.wait(_pause(failures))
+        line.stop.wait(_pause(failures))
+
+
+def _refused(error: Exception, refusals: int, line: Line, url: str) -> bool:
+    """Whether the server only wants to be left alone for a while; then nothing passes for as long.
+
+    refusals: how often in a row it has said so before; after so many it is a failure like others.
+    """
+    asked = asked_seconds(error)
+    if asked is None or refusals == WAITS:
+        return False
+    line.turnstile.close(asked, refusals + 1, url)
+    return True
 
 
 def _attempt(url: str, sink: Sink, own_token: bool, stop: threading.Event) -> int | None:
@@ -298,6 +334,11 @@ def _pause(failures: int) -> float:
 
 def unreachable(what: str, error: Exception) -> DataError:
     status = status_of(error)
+    if status == 429:
+        return DataError(
+            f"{what}: too many requests (429), and so it stays after all waiting. Run the same again later, log in "
+            "(`hf auth login`) for a higher limit, or set HF_ENDPOINT to a mirror."
+        )
     said = f"it answers {status}" if status else (str(error).splitlines() or [""])[0].rstrip(".")
     reason = said or type(error).__name__
     return DataError(

@@ -20,7 +20,7 @@ RESULT_NEUTRAL = "carries a request to the module that meets it"
 class Request:
     """params: the download stage's. identity: as the source's own hook resolved it. workers: connections at once.
 
-    on_progress(done, total) in bytes; should_stop() is asked often.
+    on_progress(done, total) in bytes; should_stop() is asked often; say(line) reaches the person who watches.
     """
 
     params: Any
@@ -31,6 +31,7 @@ class Request:
     workers: int
     on_progress: Callable[[float, float], None]
     should_stop: Callable[[], bool]
+    say: Callable[[str], None] = lambda line: None
 
 
 @dataclass

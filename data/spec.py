@@ -33,7 +33,7 @@ class TaskSpec:
 
 
 def task_class(spec: TaskSpec) -> type[Task]:
-    """The class that the spec names. Raises TaskError when there is none or when `args` do not fit it."""
+    """The class that the spec names. Raises TaskError when there is none or when the split or `args` do not fit it."""
     module_name, _, class_name = spec.task.rpartition(".")
     try:
         module = importlib.import_module(module_name)
@@ -48,6 +48,10 @@ def task_class(spec: TaskSpec) -> type[Task]:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"It takes: {', '.join(known) or 'none'}."
             raise TaskError(f"task {spec.label}: there is no argument {name!r}. {hint}")
+    if spec.split not in found.splits:
+        near = difflib.get_close_matches(spec.split, found.splits, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"It has: {', '.join(found.splits)}."
+        raise TaskError(f"task {spec.label}: there is no split {spec.split!r}. {hint}")
     if spec.repeat < 1 or (spec.size is not None and spec.size < 1):
         raise TaskError(f"task {spec.label}: size and repeat are numbers from 1 on; leave the task out instead")
     return found
@@ -66,3 +70,12 @@ def load_task(spec: TaskSpec, folder: Path | None) -> Task:
 def load_tasks(specs: Sequence[TaskSpec], inputs: Callable[[str], Path]) -> list[Task]:
     """All tasks of a mixture; `inputs` gives the folder of a data set by its name."""
     return [load_task(spec, inputs(spec.dataset) if spec.dataset else None) for spec in specs]
+
+
+def usual_tokens(specs: Sequence[TaskSpec]) -> int:
+    """About how many tokens a mixture has, before any of its data is here."""
+    classes = [task_class(spec) for spec in specs]
+    return sum(
+        spec.repeat * (spec.size or cls.usual_items) * cls.usual_tokens
+        for spec, cls in zip(specs, classes, strict=True)
+    )

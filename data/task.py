@@ -19,7 +19,7 @@ class Task:
 
     Every task takes the keywords below and may take some of its own, which the line's `args` name.
 
-    split: "train", or whatever the data set or the generator calls its other parts ("test").
+    split: one of `splits`, which a class whose data set has other parts sets for itself.
     size: use so many of the items; None is all of them.
     folder: the files of the data set that the line names, in their repository's layout.
     file: the one file that the line names.
@@ -27,6 +27,9 @@ class Task:
 
     kind: ClassVar[Literal["generate", "choice"]] = "generate"
     baseline: ClassVar[float] = 0.0  # accuracy of guessing
+    usual_items: ClassVar[int] = 1000  # what a plan expects of a line without a size
+    usual_tokens: ClassVar[int] = 100  # and of a conversation, with a vocabulary of tens of thousands
+    splits: ClassVar[tuple[str, ...]] = ("train", "test")
 
     def __init__(
         self, split: str = "train", size: int | None = None, folder: Path | None = None, file: Path | None = None

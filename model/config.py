@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from model.errors import ModelError
+from model.named import check_named
 
 HEAD_DIM = 128
 WIDTH_PER_LAYER = 64
@@ -68,6 +69,8 @@ class GPTConfig:
             raise ModelError("model.depth and head_dim must be at least 1")
         if "." not in self.arch and self.arch not in ("base", "modern"):
             raise ModelError(f"model.arch {self.arch!r} is not base, modern or the import path of a class")
+        if "." in self.arch:
+            check_named(self.arch, "model.arch")
         defaults = dataclasses.asdict(MODERN if self.arch == "modern" else Switches())
         values = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         values["width"] = self.width or WIDTH_PER_LAYER * self.depth
@@ -183,6 +186,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if "." not in self.name and self.name not in ("muon", "adamw", "sgd"):
             raise ModelError(f"optim.name {self.name!r} is not muon, adamw, sgd or the import path of a class")
+        if "." in self.name:
+            check_named(self.name, "optim.name")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ RESULT_NEUTRAL = "reads settings; the values that matter enter keys themselves"
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 ADDED = re.compile(r"\+stage@(\w+)=")  # a stage beside those that pipeline.stages lists
-UNDECLARED = re.compile(r"\w+\.(pin|launch\.\w+)=")  # what every stage has although its YAML need not name it
+UNDECLARED = re.compile(r"\w+\.(pin|(launch|params)\.\w+)=")  # what a stage has although its YAML need not name it
+SEVERAL = "-m runs one after the other; 'NAME=[a,b]' is a list."
+INNER = re.compile(r"(?:\+\+)?(\w+\.params(?:\.\w+)+)\.(\w+)=")  # a setting of a group of a stage's params
 
 
 @dataclass
@@ -143,16 +145,45 @@ def compose(overrides: list[str]) -> dict[str, Any]:
 
     OmegaConf.register_new_resolver("least", _least, replace=True)
     GlobalHydra.instance().clear()
+    inner = [o for o in overrides if INNER.match(o)]
+    outer = [o for o in overrides if o not in inner]
     with explained(overrides), initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = plain(hydra_compose("config", overrides=as_hydra_takes(overrides)))
+        composed = plain(hydra_compose("config", overrides=as_hydra_takes(outer)))
+    for override in inner:
+        _set_inner(composed, override)
     listed = composed["pipeline"]["stages"]
     listed += [name for o in overrides if (found := ADDED.match(o)) and (name := found[1]) not in listed]
     return composed
 
 
 def as_hydra_takes(overrides: list[str]) -> list[str]:
-    """STAGE.pin and STAGE.launch.NAME are set, not added, whether or not the stage's YAML names them."""
-    return [f"++{o}" if UNDECLARED.match(o) else o for o in overrides]
+    """STAGE.pin, STAGE.launch.NAME and STAGE.params.NAME are set, whether or not the stage's YAML names them.
+
+    What the stage's module does not know is found out when they are typed.
+    """
+    return [f"++{o}" if UNDECLARED.match(o) or (INNER.match(o) and o[0] != "+") else o for o in overrides]
+
+
+def _set_inner(composed: dict[str, Any], override: str) -> None:
+    """Set one value of a group such as pretrain.params.optim, which in YAML is all of another group: `${optim}`.
+
+    Hydra would put the one value in the place of all. Raises UserError.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    found = INNER.match(override)
+    assert found
+    stage, *path = found[1].split(".")
+    group: Any = composed.get(stage)
+    for name in path:
+        group = group.setdefault(name, {}) if isinstance(group, dict) else None
+    if not isinstance(group, dict):
+        raise UserError(f"there is no group of settings {found[1]}", override, "`plan --config` shows all names.")
+    with explained([override]):
+        parsed = OverridesParser.create().parse_override(override)
+    if parsed.is_sweep_override():
+        raise UserError("names several values", override, SEVERAL)
+    group[found[2]] = parsed.value()
 
 
 @contextmanager
@@ -221,7 +252,7 @@ def _explain(error: Exception, overrides: list[str], known: list[str]) -> UserEr
             return found
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if text.startswith("Ambiguous value"):
-        return UserError(text, fix="-m runs one after the other; 'NAME=[a,b]' is a list.")
+        return UserError(text.replace("'++", "'"), fix=SEVERAL)
     if wrong := getattr(error, "override", None):
         return UserError(f"cannot be read ({text})", str(wrong), "Lists are written 'NAME=[a,b]', text \"NAME='a b'\".")
     return UserError(text)
@@ -238,7 +269,7 @@ def _mistake_in(override: str, known: list[str]) -> UserError | None:
         choices = sorted(p.stem for p in group.glob("*.yaml"))
         for chosen in value.strip("'\"").split(","):  # several in a sweep
             if chosen not in choices and not chosen.startswith("["):
-                near = difflib.get_close_matches(chosen, choices, n=1, cutoff=0.4)
+                near = difflib.get_close_matches(chosen, choices, n=1, cutoff=0.5)
                 fix = f"Did you mean {name}={near[0]}?" if near else f"There are: {', '.join(choices)}."
                 return UserError(f"there is no {name} called {chosen!r} in {group}", fix=fix)
     elif not given and not override.startswith("~"):

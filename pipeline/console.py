@@ -5,7 +5,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
@@ -25,7 +25,8 @@ def plan_table(plan: Plan, everything: bool = True) -> Table:
     """The plan as a table: what happens to each stage, why, how long and for how much."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("stage", "", "key", "time", "cost", "why"):
-        table.add_column(column, overflow="fold", justify="right" if column in ("time", "cost") else "left")
+        justify: Literal["left", "right"] = "right" if column in ("time", "cost") else "left"
+        table.add_column(column, overflow="fold", no_wrap=column != "why", justify=justify)
     for step in plan.steps.values():
         if not everything and step.action != "run":
             continue

@@ -31,10 +31,10 @@ def launch_overrides(overrides: list[str]) -> list[str]:
 def habit_overrides(overrides: list[str]) -> list[str]:
     """What environment variables of older scripts mean here, unless the command line says otherwise."""
     name = os.environ.get("WANDB_RUN", "dummy")
-    if name == "dummy" or any(o.lstrip("+~").startswith("logger") for o in overrides):
+    if name in ("dummy", "") or any(o.lstrip("+~").startswith("logger=") for o in overrides):
         return []
     mode = ["logger.mode=offline"] if os.environ.get("WANDB_MODE") == "offline" else []
-    return ["logger=wandb", f"logger.name={name}", *mode]
+    return ["logger=wandb", f"logger.name={name}", *mode]  # single settings of the logger come behind these
 
 
 def cores() -> int:

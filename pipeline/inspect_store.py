@@ -22,6 +22,19 @@ RESULT_NEUTRAL = "shows what is stored"
 
 CHAT_MODULES = ("rl", "finetune", "pretrain")
 
+RESULT_COLUMNS = 110  # of a terminal, from which on `ls` also shows results
+
+# What to do about unfinished work, by cause. How things are run is no part of a key, so that work goes on; where a
+# setting must change, the key does, and other work begins.
+REMEDIES = {
+    "oom": "continues with less memory in use: the same command with launch.device_batch_size=4, or fewer workers",
+    "disk": "make room (`gc`), then the same command continues it",
+    "data": "see to what it says, then the same command continues it",
+    "config": "the same command would fail again: change what it says; `rm {key}` deletes what is left of this",
+    "nan": "the same command would fail again: change what it says; `rm {key}` deletes what is left of this",
+    "unknown": "`log {stage}` tells more; the same command tries again from where it was",
+}
+
 
 def print_ending(console: Console, artifacts: list[Artifact]) -> None:
     """What a run leaves the user with: the report's summary, and how to chat."""
@@ -50,7 +63,7 @@ def print_why(console: Console, plan: Plan, names: list[str]) -> None:
             continue
         console.print(Text(f"{step.name}  {step.key or 'key unknown until download'}  {step.action}", style="bold"))
         if step.why:
-            console.print(f"  {step.why}", soft_wrap=True)
+            console.print(f"  {step.why}", soft_wrap=True, markup=False)
         if step.key != step.wanted:
             console.print(f"  {step.wanted} in the words of config and code; {step.key} is used instead")
         if len(names) == 1:
@@ -80,12 +93,17 @@ def print_status(console: Console, store: Store) -> None:
         if not job:
             continue
         shown += 1
-        alive = _locked(store.root / "locks" / f"{work.name}.lock")
+        alive = _alive(store, work)
         state = _json(work / "progress.json")
         outcome = _json(work / "outcome.json")
         at = f"{state['done']:g}/{state['total']:g} {state['unit']}" if state else "starting" if alive else "not begun"
-        word = "running" if alive else f"{outcome.get('status', 'interrupted')}, can be continued"
-        console.print(f"{job['stage']:<16} {job['key']}  {word}  {at}  {outcome.get('message', '')}", soft_wrap=True)
+        failed = outcome.get("status") == "failed"
+        how = f"failed ({outcome['cause']})" if failed else outcome.get("status", "interrupted")
+        told = f"{job['stage']:<16} {job['key']}  {'running' if alive else how}  {at}  {outcome.get('message', '')}"
+        console.print(told.rstrip(), soft_wrap=True, markup=False)
+        if not alive:
+            ahead = REMEDIES.get(outcome.get("cause", "") if failed else "", "the same command continues it")
+            console.print(Text(f"{'':<16} {ahead.format(**job)}", style="dim"), soft_wrap=True)
     if not shown:
         console.print("Nothing runs, and nothing is unfinished.")
     for state_path in sorted((store.root / "runs").glob("*/state.json"))[-3:]:
@@ -97,11 +115,37 @@ def print_status(console: Console, store: Store) -> None:
         console.print(line, soft_wrap=True)
 
 
+def find_unfinished(store: Store, name: str, by_stage: bool = False) -> Path | None:
+    """The newest unfinished work with this key, or its first digits; by_stage: or of this stage."""
+    for work in sorted((store.root / "work").glob("*"), key=lambda p: p.stat().st_mtime, reverse=True):
+        job = _json(work / "job.json")
+        key = work.name.rpartition("-")[2]
+        if name == work.name or (len(name) >= 4 and key.startswith(name)) or (by_stage and job.get("stage") == name):
+            return work
+    return None
+
+
+def remove(store: Store, names: list[str]) -> list[str]:
+    """Delete artifacts, and unfinished work named by its key; what was removed. Raises UserError before it begins."""
+    found = [find_unfinished(store, name) or store.find_by_name(name) for name in names]
+    for work in found:
+        if isinstance(work, Path) and _alive(store, work):
+            raise UserError("is being made now", work.name, "Stop that run first.")
+    removed = []
+    for item in found:
+        if isinstance(item, Path):
+            shutil.rmtree(item)
+            removed.append(f"{item.name} (unfinished)")
+        else:
+            store.discard(item.folder)
+            removed.append(f"{item.module}/{item.key} ({', '.join(item.stages)})")
+    return removed
+
+
 def find_log(store: Store, name: str) -> Path:
     """The log of a stage: of work under way if there is any, else of the newest artifact. Raises UserError."""
-    for work in sorted((store.root / "work").glob("*"), key=lambda p: p.stat().st_mtime, reverse=True):
-        if _json(work / "job.json").get("stage") == name or work.name == name:
-            return work / "log.txt"
+    if work := find_unfinished(store, name, by_stage=True):
+        return work / "log.txt"
     path = store.find_by_name(name).folder / "log.txt"
     if not path.exists():
         raise UserError("has no log", name)
@@ -126,10 +170,13 @@ def print_artifact(console: Console, artifact: Artifact, as_json: bool) -> None:
 
 
 def print_list(console: Console, store: Store, names: list[str]) -> None:
-    """Artifacts, newest first; with names, those of these stages or modules."""
+    """Artifacts, newest first, a line each; with names, those of these stages or modules."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("stage", "key", "made", "took", "size", "run", "result"):
-        table.add_column(column, no_wrap=column != "result", justify="right" if column in ("took", "size") else "left")
+    columns = ["stage", "key", "made", "took", "size", "run", "result"]
+    if console.width < RESULT_COLUMNS:
+        columns.remove("result")
+    for column in columns:
+        table.add_column(column, no_wrap=True, justify="right" if column in ("took", "size") else "left")
     tags = _names_by_artifact(store)
     for artifact in store.all():
         if names and not {artifact.module, *artifact.stages} & set(names):
@@ -138,9 +185,8 @@ def print_list(console: Console, store: Store, names: list[str]) -> None:
         made = time.strftime("%d %b %H:%M", time.localtime(record["finished"]))
         size = f"{artifact.bytes / 1e6:.1f} MB"
         run = ", ".join(tags.get((artifact.module, artifact.key), []))
-        table.add_row(
-            ", ".join(artifact.stages), artifact.key, made, duration(record["seconds"]), size, run, _headline(artifact)
-        )
+        cells = [", ".join(artifact.stages), artifact.key, made, duration(record["seconds"]), size, run]
+        table.add_row(*map(Text, [*cells, _headline(artifact)][: len(columns)]))
     if table.row_count:
         console.print(table)
     else:
@@ -172,7 +218,7 @@ def collect_garbage(store: Store, dry_run: bool) -> list[tuple[Path, int]]:
     for work in (store.root / "work").glob("*"):
         module, _, key = work.name.rpartition("-")
         finished = (store.artifacts / module / key / "artifact.json").exists()
-        if finished and not _locked(store.root / "locks" / f"{work.name}.lock"):
+        if finished and not _alive(store, work):
             places.append(work)
     places += [p for p in (store.root / "blobs").glob("*") if p.is_file() and p.stat().st_nlink == 1]
     for shard in (store.root / "tokens").glob("*/*"):
@@ -187,7 +233,9 @@ def collect_garbage(store: Store, dry_run: bool) -> list[tuple[Path, int]]:
     return freed
 
 
-def _locked(path: Path) -> bool:
+def _alive(store: Store, work: Path) -> bool:
+    """Whether somebody is making this now."""
+    path = store.root / "locks" / f"{work.name}.lock"
     if not path.exists():
         return False
     fd = os.open(path, os.O_RDWR)

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -109,15 +110,16 @@ def named_modules(params: Any) -> list[str]:
 def find_module(name: str) -> Path | None:
     """The source file of a module of the project or of the user's own import path; None for anything installed."""
     relative = Path(*name.split("."))
-    for root in _roots():
+    for root in _roots(os.getcwd(), *sys.path):
         for candidate in (root / relative.with_suffix(".py"), root / relative / "__init__.py"):
             if candidate.is_file():
                 return candidate
     return None
 
 
-def _roots() -> list[Path]:
-    own = [Path(entry or ".").resolve() for entry in sys.path]
+@functools.lru_cache(maxsize=8)
+def _roots(here: str, *import_path: str) -> list[Path]:
+    own = [Path(here, entry).resolve() for entry in import_path]
     installed = ("site-packages", "dist-packages", f"python{sys.version_info.major}.{sys.version_info.minor}")
     return [ROOT, *(p for p in own if p != ROOT and not any(part in installed for part in p.parts))]
 

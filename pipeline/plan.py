@@ -209,8 +209,9 @@ def _estimate(step: Step, dag: Dag, recipe: str) -> float | None:
     """Expected seconds: by the module's own formula, else what the same stage of the same recipe took the last time."""
     hook = getattr(step.stage.module, "estimate", None)
     if hook is not None:
-        inputs = {name: dag.stages[source].params for name, source in step.stage.inputs.items()}
-        seconds = hook(step.stage.params, inputs, step.stage.launch.device, step.stage.launch.nproc)
+        behind = {name: dag.stages[name].params for name in dag.behind([step.name])}
+        behind |= {name: dag.stages[source].params for name, source in step.stage.inputs.items()}
+        seconds = hook(step.stage.params, behind, step.stage.launch.device, step.stage.launch.nproc)
         if seconds is not None:
             return float(seconds)
     if step.previous and step.previous.record.get("recipe", "") == recipe:

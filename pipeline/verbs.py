@@ -93,11 +93,12 @@ def plan(flags: argparse.Namespace, overrides: list[str]) -> int:
     console.print(plan_table(made))
     running = made.running()
     known = [s for s in running if s.seconds is not None]
-    total = sum(s.seconds or 0.0 for s in known)
-    missing = f", {len(running) - len(known)} not measured yet" if len(known) < len(running) else ""
+    told = f": {duration(sum(s.seconds or 0.0 for s in known))}, {money(made.usd())}" if known else ""
+    if unknown := len(running) - len(known):
+        were = "1 was" if unknown == 1 else f"{unknown} were"
+        told += f" for {len(known)} of them; {were} never timed" if known else "; none was ever timed"
     console.print(
-        f"\n{len(running)} of {len(made.steps)} stages would run: {duration(total)}, {money(made.usd())}{missing}. "
-        f"Store: {session.store.root}"
+        f"\n{len(running)} of {len(made.steps)} stages would run{told}.\nStore: {session.store.root}", soft_wrap=True
     )
     return 0
 
@@ -146,7 +147,8 @@ def show(flags: argparse.Namespace, overrides: list[str]) -> int:
 def ls(flags: argparse.Namespace, overrides: list[str]) -> int:
     from rich.console import Console
 
-    inspect_store.print_list(Console(), Session.open(overrides).store, flags.names)
+    console = Console() if sys.stdout.isatty() else Console(width=200)  # what is piped may be searched
+    inspect_store.print_list(console, Session.open(overrides).store, flags.names)
     return 0
 
 
@@ -172,9 +174,8 @@ def rm(flags: argparse.Namespace, overrides: list[str]) -> int:
     store = Session.open(overrides).store
     if not flags.names:
         raise UserError("names nothing to remove", "rm", "`ls` shows keys.")
-    for artifact in [store.find_by_name(name) for name in flags.names]:
-        store.discard(artifact.folder)
-        print(f"removed {artifact.module}/{artifact.key} ({', '.join(artifact.stages)})")
+    for removed in inspect_store.remove(store, flags.names):
+        print(f"removed {removed}")
     return 0
 
 

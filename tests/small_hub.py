@@ -16,8 +16,9 @@ COMMIT = "c" * 40
 class SmallHub:
     """Serves root/datasets/ORG/NAME/... as a hub does, and root/files/NAME as they are.
 
-    faults: by the last part of a path, what happens to its next GETs: "error" (503), "drop" (half, then the
-    connection closes), "corrupt" (one byte flipped), "ok"; by "api", of questions about repositories.
+    faults: by the last part of a path, what happens to its next GETs: "error" (503), "limit" (429), "limit 7"
+    (429 with Retry-After: 7), "drop" (half, then the connection closes), "corrupt" (one byte flipped), "ok"; by "api",
+    of questions about repositories.
     requests: (method, path, range) in order.
     sha256_etags: whether files carry their sha256 as ETag.
     """
@@ -78,8 +79,7 @@ def _handler(hub: SmallHub) -> type[BaseHTTPRequestHandler]:
 
         def describe(self, repo_id: str, tree: bool) -> None:
             repo = hub.root / "datasets" / repo_id
-            if self.next_fault("api") == "error":
-                self.answer(503, b"", {})
+            if self.refuses(self.next_fault("api")):
                 return
             if not repo.is_dir():
                 self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
@@ -99,12 +99,17 @@ def _handler(hub: SmallHub) -> type[BaseHTTPRequestHandler]:
             fault = self.next_fault(path.name) if self.command == "GET" else "ok"
             start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
             body = bytearray(content[start:])
-            if fault == "error":
-                self.answer(503, b"", {})
+            if self.refuses(fault):
                 return
             if fault == "corrupt":
                 body[len(body) // 2] ^= 0xFF
             self.answer(206 if start else 200, bytes(body), headers, cut=fault == "drop")
+
+        def refuses(self, fault: str) -> bool:
+            kind, _, seconds = fault.partition(" ")
+            if kind in ("error", "limit"):
+                self.answer(503 if kind == "error" else 429, b"", {"Retry-After": seconds} if seconds else {})
+            return kind in ("error", "limit")
 
         def next_fault(self, name: str) -> str:
             return hub.faults[name].pop(0) if hub.faults[name] else "ok"

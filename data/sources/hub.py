@@ -57,7 +57,7 @@ def make(request: Request) -> Made | None:
         )
         for name, file in request.identity["files"].items()
     ]
-    if not fetch_all(wanted, request.blobs, request.workers, request.on_progress, request.should_stop):
+    if not fetch_all(wanted, request.blobs, request.workers, request.on_progress, request.should_stop, request.say):
         return None
     link_all({item.name: item.sha256 for item in wanted}, request)
     val = request.params.val_shard if request.params.what == "text" and request.params.validation else None
@@ -110,7 +110,7 @@ def _list_repository(repo_id: str, revision: str, endpoint: str) -> dict[str, An
         return commit, list(api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type="dataset"))
 
     try:
-        commit, entries = patiently(ask)
+        commit, entries = patiently(ask, endpoint)
     except GatedRepoError:
         raise DataError(f"{repo_id} at {endpoint} is gated. Accept its terms there, then `hf auth login`.") from None
     except RevisionNotFoundError:

@@ -35,7 +35,7 @@ def make(request: Request) -> Made | None:
     """Link the file into `out`; a zip is also unpacked beside itself if asked."""
     ((name, file),) = request.identity["files"].items()
     wanted = Wanted(name, request.identity["source"]["url"], file["sha256"], file["bytes"])
-    if not fetch_all([wanted], request.blobs, 1, request.on_progress, request.should_stop):
+    if not fetch_all([wanted], request.blobs, 1, request.on_progress, request.should_stop, request.say):
         return None
     link_all({name: file["sha256"]}, request)
     if request.params.extract:

@@ -9,6 +9,9 @@ from data.task import ChoiceTask
 class ARC(ChoiceTask):
     """Data set allenai/ai2_arc. subset: ARC-Easy or ARC-Challenge. Letters are the data set's own; a few are digits."""
 
+    usual_tokens = 90
+    splits = ("train", "validation", "test")
+
     def __init__(
         self,
         split: str = "train",

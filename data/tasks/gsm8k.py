@@ -18,6 +18,9 @@ class GSM8K(Task):
     subset: main or socratic. Graded by the number after the first `####`.
     """
 
+    usual_items = 7_473
+    usual_tokens = 190
+
     def __init__(
         self,
         split: str = "train",

@@ -17,6 +17,8 @@ class HumanEval(Task):
     the text; it may define the function or go on where the prompt ends.
     """
 
+    splits = ("test",)
+
     def __init__(
         self, split: str = "test", size: int | None = None, folder: Path | None = None, file: Path | None = None
     ):

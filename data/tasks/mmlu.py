@@ -11,6 +11,10 @@ _LETTERS = ["A", "B", "C", "D"]
 class MMLU(ChoiceTask):
     """Data set cais/mmlu. subset: all (splits test, validation, dev) or auxiliary_train (split train)."""
 
+    usual_items = 99_842
+    usual_tokens = 390  # auxiliary_train is much of it reading comprehension
+    splits = ("train", "dev", "validation", "test")
+
     def __init__(
         self,
         split: str = "train",

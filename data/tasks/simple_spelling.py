@@ -18,6 +18,8 @@ class SimpleSpelling(Task):
     longest: letters.
     """
 
+    usual_tokens = 20
+
     def __init__(
         self,
         split: str = "train",

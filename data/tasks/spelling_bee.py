@@ -29,6 +29,8 @@ class SpellingBee(Task):
     Words as in SimpleSpelling; the letter is one of the word's in two questions of three, else any.
     """
 
+    usual_tokens = 60
+
     def __init__(
         self,
         split: str = "train",

@@ -71,6 +71,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
         workers=job.launch.workers,
         on_progress=lambda done, total: job.progress(done, total, unit="bytes"),
         should_stop=lambda: job.should_stop,
+        say=job.say,
     )
     made = source.make(request)
     if made is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from model.config import OptimConfig, ScheduleConfig
 from model.errors import ModelError
 from pipeline.job import Job
+from pipeline.stages.expected import training_seconds
 from pipeline.typed import Amount, Count, Dtype, Positive
 
 if TYPE_CHECKING:
@@ -110,3 +111,20 @@ def open_validation(job: Job[Params], sequence_len: int) -> "ValidationRows | No
 
     tokens = job.inputs.get("tokens")
     return ValidationRows(tokens, sequence_len, job.params.val_tokens) if tokens else None
+
+
+def estimate(params: Params, behind: dict[str, Any], device: str, nproc: int) -> float | None:
+    """Expected seconds, from how many and how long the conversations usually are; None for a model not of this run.
+
+    behind: params of what it reads, by input name, and of all stages behind it, by stage name.
+    """
+    from data.spec import usual_tokens
+
+    model = next((p.model for p in behind.values() if hasattr(p, "model")), None)
+    if model is None:
+        return None
+    if params.steps is not None:
+        tokens = float(params.steps * params.total_batch_tokens)
+    else:
+        tokens = params.epochs * usual_tokens(behind["rows"].mixture)
+    return training_seconds(model.resolved(model.vocab_size or behind["tokenizer"].vocab_size), tokens, device, nproc)

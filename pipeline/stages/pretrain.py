@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from model.config import GPTConfig, OptimConfig, ScheduleConfig
 from model.errors import ModelError
 from pipeline.job import Job
+from pipeline.stages.expected import training_seconds
 from pipeline.typed import Amount, Count, Dtype, Positive
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 RANKS = True
 
 BEST_FIT_KEEPS = 0.65  # of the tokens, at a context of 2,048
-H100_FLOPS, USUAL_MFU = 989e12, 0.45  # for the estimate on GPUs whose kind is not known yet
 
 
 @dataclass
@@ -177,10 +177,7 @@ def find_start(job: Job[Params], steps: int) -> "Checkpoint":
     return Checkpoint(checkpoint, json.loads((checkpoint / MARKER).read_text()))
 
 
-def estimate(params: Params, inputs: dict[str, Any], device: str, nproc: int) -> float | None:
-    """Seconds on `nproc` H100-like GPUs at the usual utilisation; None on CPUs, which differ too much."""
-    if device != "cuda":
-        return None
-    config = params.model.resolved(vocab_size=params.model.vocab_size or inputs["tokenizer"].vocab_size)
-    flops = count_steps(params, config) * params.total_batch_tokens * config.flops_per_token()
-    return flops / (H100_FLOPS * USUAL_MFU * nproc)
+def estimate(params: Params, behind: dict[str, Any], device: str, nproc: int) -> float | None:
+    """Expected seconds. behind: params of what it reads, by input name, and of all stages behind it, by stage name."""
+    config = params.model.resolved(vocab_size=params.model.vocab_size or behind["tokenizer"].vocab_size)
+    return training_seconds(config, count_steps(params, config) * params.total_batch_tokens, device, nproc)

@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from small_hub import SmallHub
 
-from data import fetch
+from data import fetch, ratelimit
 from data.blobs import Blobs, file_sha256
 from data.errors import DataError, DiskFull
 from data.fetch import Wanted, fetch_all
@@ -28,6 +30,7 @@ def small_hub(tmp_path):
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
     monkeypatch.setattr(fetch, "LONGEST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(ratelimit, "LONGEST_WAIT_SECONDS", 1.0)
 
 
 def wanted_files(small_hub: SmallHub) -> list[Wanted]:
@@ -125,6 +128,59 @@ def test_a_hub_that_stays_down_is_given_up(small_hub, tmp_path):
     assert small_hub.gets("a.parquet") == 8
 
 
+def test_a_hub_that_has_had_too_many_requests_is_left_alone_as_it_asks(small_hub, tmp_path):
+    wanted = wanted_files(small_hub)
+    small_hub.faults["a.parquet"] = ["drop", "limit 1", "limit 9999", "limit"]
+    said = []
+    started = time.monotonic()
+
+    assert fetch_all(wanted, Blobs(tmp_path / "blobs"), 1, say=said.append)
+
+    assert time.monotonic() - started >= 1.0
+    ranges = [r for _, path, r in small_hub.requests if path.endswith("a.parquet")]
+    assert ranges == [None, *["bytes=100000-"] * 4]  # what had come is kept
+    assert len(said) == 3 and all("has had too many requests: going on in" in line for line in said)
+    assert "in 1 s (as it asks)" in said[0]
+    assert "it asks for 9999" in said[1]
+    assert "does not say" in said[2]
+
+
+def test_all_connections_wait_together_and_it_is_said_once(small_hub):
+    said = []
+    gate = ratelimit.Turnstile(said.append)
+    for _ in range(5):
+        gate.close(1000.0, 1, small_hub.url)
+    (stop := threading.Event()).set()
+    gate.pass_through(stop)  # somebody who stops does not wait
+    assert len(said) == 1
+
+
+def test_a_hub_that_stays_at_its_limit_is_given_up(small_hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(ratelimit, "LONGEST_WAIT_SECONDS", 0.01)
+    small_hub.faults["a.parquet"] = ["limit"] * 100
+    with pytest.raises(DataError, match=r"too many requests \(429\).*Run the same again later"):
+        fetch_all(wanted_files(small_hub)[:1], Blobs(tmp_path / "blobs"), 1)
+    assert small_hub.gets("a.parquet") == 9
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "seconds"),
+    [
+        (429, {"Retry-After": "7"}, 7),
+        (429, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        (429, {"RateLimit": '"api";r=0;t=55'}, 55),
+        (429, {}, 0),
+        (503, {"Retry-After": "30"}, 30),
+        (503, {}, None),
+        (404, {"Retry-After": "30"}, None),
+    ],
+)
+def test_how_long_a_server_asks_to_be_left_alone(status, headers, seconds):
+    error = OSError()
+    error.response = SimpleNamespace(status_code=status, headers=headers)
+    assert ratelimit.asked_seconds(error) == seconds
+
+
 def test_a_disk_too_small_is_said_before_anything_is_fetched(small_hub, tmp_path):
     too_large = Wanted("x", small_hub.url, "0" * 64, 10**15)
     with pytest.raises(DiskFull, match=r"1,000,000,000 MB are still to be fetched") as raised:
@@ -209,6 +265,15 @@ def test_a_hub_that_stumbles_is_asked_again(repository):
     repository.faults["api"] = ["error"] * 100
     with pytest.raises(DataError, match=r"cannot reach org/text .*503"):
         hub.identity(text_params(), {"endpoint": repository.url}, online=True)
+
+
+def test_a_hub_at_its_limit_is_asked_again_after_the_wait_and_that_is_said(repository, caplog):
+    repository.faults["api"] = ["limit 1", "limit"]
+    assert hub.identity(text_params(), {"endpoint": repository.url}, online=True)
+    assert [record.message.partition(": ")[2] for record in caplog.records] == [
+        "going on in 1 s (as it asks)",
+        "going on in 1 s (it does not say more)",
+    ]
 
 
 def test_an_unreachable_hub_is_named():

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from data import bpe
+from data.errors import DataError
 from data.tokenizer import Tokenizer
 from model.config import GPTConfig
 from model.gpt import GPT, write_config
@@ -115,7 +116,7 @@ def test_two_ranks_find_the_same(inputs, finished, tmp_path):
     assert results(run) == results(finished)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
 def test_an_interrupted_evaluation_goes_on(inputs, finished, tmp_path, how):
     run = StageRun(
         "evaluate", tmp_path, inputs, PARAMS | {"tasks": [ARITHMETIC | {"size": 40}]}, {"device_batch_size": 2}
@@ -143,6 +144,5 @@ def test_an_interrupted_evaluation_goes_on(inputs, finished, tmp_path, how):
 def test_bits_per_byte_without_tokens_is_an_error_that_says_what_to_do(inputs, tmp_path):
     without = {name: path for name, path in inputs.items() if name != "tokens"}
 
-    outcome = StageRun("evaluate", tmp_path, without, PARAMS, {}).run()
-
-    assert outcome["status"] == "failed" and "needs the input tokens" in outcome["message"]
+    with pytest.raises(DataError, match="needs the input tokens; add it, or set bpb_tokens to null"):
+        StageRun("evaluate", tmp_path, without, PARAMS, {}).inside()

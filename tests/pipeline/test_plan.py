@@ -16,7 +16,7 @@ from pipeline import config, dag, keys
 from pipeline.dag import Dag, Stage
 from pipeline.errors import UserError
 from pipeline.job import Launch
-from pipeline.plan import make_plan
+from pipeline.plan import Step, make_plan
 from pipeline.session import Session
 from pipeline.store import Store
 from tests.toys import source, total
@@ -132,6 +132,16 @@ def composed_with(stages: dict[str, Any]) -> dict[str, Any]:
         ("+data.trian_shards=3", r"data\.trian_shards.*Did you mean data\.train_shards"),
         ("sft.launch.nprocs=2", r"sft\.launch\.nprocs.*Did you mean sft\.launch\.nproc"),
         ("+stage@other=sft other.params.lr_fraq=1", "Did you mean other.params.lr_frac"),
+        ("+stage@dpo=dpo", "no stage called 'dpo' in .*conf/stage. There are: "),
+        ("mixture.sft=[{task:data.tasks.arithmetic.Arithmetic,split:tset}]", "no split 'tset'. Did you mean test"),
+        ("model.arch=nowhere.Mine", "model.arch=nowhere.Mine: there is no module nowhere"),
+        ("model.arch=model.gpt.GPTT", r"model/gpt\.py has no GPTT\. Did you mean GPT\?"),
+        ("optim.name=torch.optim.RAdm", r"torch/optim/__init__\.py has no RAdm\. Did you mean RAdam\?"),
+        ("pretrain.params.optim.init_lr_fraq=1", "Did you mean pretrain.params.optim.init_lr_frac"),
+        ("midtrain.params.schedule.warmup_step=1", "Did you mean midtrain.params.schedule.warmup_steps"),
+        ("pretrain.params.seed.x=1", "there is no group of settings pretrain.params.seed"),
+        ("pretrain.params.optim.eps=1,2", "-m runs"),
+        ("pretrian.params.optim.eps=1", "there is no group of settings pretrian.params.optim"),
         ("~modle", "Did you mean model"),
         ("=3", "names no setting"),
         ("model=3", "no model called '3' in .*conf/model"),
@@ -142,6 +152,26 @@ def composed_with(stages: dict[str, Any]) -> dict[str, Any]:
 def test_a_wrong_name_is_an_error_with_the_nearest_right_one(override: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         dag.build(config.settings(config.compose(override.split(" "))))
+
+
+def test_a_class_that_is_there_is_not_imported_to_be_planned_with() -> None:
+    overrides = ["optim.name=torch.optim.RAdam", "model.arch=model.gpt.GPT"]
+    program = (
+        "import sys; from pipeline import config, dag; "
+        f"dag.build(config.settings(config.compose({overrides}))); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_settings_that_a_stage_has_without_its_yaml_naming_them_are_set_like_others() -> None:
+    overrides = ["skip_spikes=4", "optim.init_lr_frac=0.5", "optim.args={foreach: false}", "model.depth=6"]
+    stages = dag.build(config.settings(config.compose([f"pretrain.params.{o}" for o in overrides]))).stages
+    params = stages["pretrain"].params
+    assert (params.skip_spikes, params.optim.init_lr_frac, params.optim.args) == (4, 0.5, {"foreach": False})
+    plain = dag.build(config.settings(config.compose([]))).stages["pretrain"].params
+    assert params.model == dataclasses.replace(plain.model, depth=6)  # what else the group says is kept
+    assert stages["sft"].params.optim.init_lr_frac == 1.0
 
 
 def test_every_stage_can_be_pinned_and_started_in_its_own_way() -> None:
@@ -189,6 +219,7 @@ NEUTRAL_OUTSIDE_PIPELINE = {
     "data/errors.py",
     "data/fetch.py",
     "data/helpers.py",
+    "data/ratelimit.py",
     "data/source.py",
     "data/sources/hub.py",
     "evals/ledger.py",
@@ -198,6 +229,7 @@ NEUTRAL_OUTSIDE_PIPELINE = {
     "model/feed.py",
     "model/fit.py",
     "model/hardware.py",
+    "model/named.py",
     "model/profiling.py",
     "model/resume.py",
     "model/rng.py",
@@ -280,3 +312,21 @@ def test_a_stage_that_is_added_is_part_of_the_run(tmp_path: Path) -> None:
     session = Session.open(["+stage@dpo=sft", "dpo.inputs.model=sft", f"store.root={tmp_path}"])
     assert session.dag.stages["dpo"].inputs["model"] == "sft" and "dpo" in session.dag.targets()
     assert session.plan(online=False).steps["dpo"].action == "run"
+
+
+def test_training_on_gpus_is_estimated_before_it_ever_ran(tmp_path: Path) -> None:
+    """About three hours for d20 on eight H100, as others measured."""
+    store = f"store.root={tmp_path}"
+
+    def planned(*overrides: str) -> dict[str, Step]:
+        return Session.open([store, "recipe=d20", *overrides]).plan(online=False).steps
+
+    node, alone, cpu = planned("launch=node8"), planned("launch=gpu1"), planned("launch=cpu")
+    assert node["pretrain"].seconds == pytest.approx(3 * 3600, rel=0.1)
+    assert node["pretrain"].usd == pytest.approx(72, rel=0.1)
+    assert node["midtrain"].seconds == pytest.approx(8 * 60, rel=0.2)  # 450 M tokens
+    assert alone["midtrain"].seconds == pytest.approx(8 * node["midtrain"].seconds)
+    assert 0 < node["sft"].seconds < 60
+    assert planned("launch=node8", "midtrain.params.steps=10")["midtrain"].seconds < 60
+    assert node["rl"].seconds is None  # sampling is no matter of FLOPs
+    assert cpu["pretrain"].seconds is cpu["midtrain"].seconds is None

@@ -18,7 +18,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
+from pipeline import inspect_store
+from pipeline.store import Store
 from tests.conftest import ROOT, Chatmill
 from tests.small_hub import SmallHub
 
@@ -167,7 +170,7 @@ def test_until_only_force_and_pin(served: Chatmill) -> None:
     assert records(served.store)["c"]["inputs"]["b"] == key
 
 
-@pytest.mark.parametrize("who", ["worker", "launcher"])
+@pytest.mark.parametrize("who", [pytest.param("worker", marks=pytest.mark.full), "launcher"])
 def test_after_kill_9_the_same_command_goes_on_and_no_process_is_left(
     served: Chatmill, tmp_path: Path, who: str
 ) -> None:
@@ -204,7 +207,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_130(chatmill: Chatmill, tm
     assert "The same command goes on" in err
     assert "ERROR" not in out + err
     assert not children_naming(chatmill.store)
-    assert "can be continued" in chatmill.run("status", *overrides)
+    assert "the same command continues it" in chatmill.run("status", *overrides)
 
 
 def test_the_temporary_server_ends_with_a_run_that_is_killed(chatmill: Chatmill, tmp_path: Path) -> None:
@@ -255,6 +258,34 @@ def test_a_failing_stage_says_what_and_where_and_leaves_the_others(served: Chatm
     assert "a failed (unknown): RuntimeError: number 2 cannot be written" in out
     assert "log.txt" in out
     assert set(records(served.store)) == {"b"}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        (None, ("interrupted", "the same command continues it")),
+        ({"status": "stopped", "cause": "preempted"}, ("stopped", "the same command continues it")),
+        ({"status": "failed", "cause": "peer_lost"}, ("failed (peer_lost)", "the same command continues it")),
+        ({"status": "failed", "cause": "oom"}, ("failed (oom)", "launch.device_batch_size")),
+        ({"status": "failed", "cause": "disk"}, ("failed (disk)", "make room")),
+        ({"status": "failed", "cause": "nan"}, ("failed (nan)", "would fail again: change what it says")),
+        ({"status": "failed", "cause": "config"}, ("failed (config)", "would fail again: change what it says")),
+    ],
+)
+def test_status_says_how_unfinished_work_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], outcome: dict[str, str] | None, said: tuple[str, ...]
+) -> None:
+    store = Store(tmp_path)
+    work = store.work("pipeline.stages.finetune", "4f2a00aa4f2a00aa")
+    work.mkdir(parents=True)
+    (work / "job.json").write_text(json.dumps({"stage": "sft", "key": "4f2a00aa4f2a00aa"}))
+    if outcome:
+        (work / "outcome.json").write_text(json.dumps(outcome | {"message": "as it was"}))
+    inspect_store.print_status(Console(width=300), store)
+    told = capsys.readouterr().out
+    assert all(words in told for words in said), told
+    assert inspect_store.remove(store, ["4f2a"]) == ["finetune-4f2a00aa4f2a00aa (unfinished)"]
+    assert not work.exists()
 
 
 def test_a_sweep_makes_what_its_runs_share_once(served: Chatmill) -> None:
@@ -317,7 +348,7 @@ def test_more_shards_are_all_that_is_fetched_and_tokenised(served: Chatmill, tmp
     assert new == pytest.approx(every * 2 / 5, rel=0.01)
 
 
-def test_a_branch_that_moved_is_followed_when_download_is_forced(chatmill: Chatmill, tmp_path: Path) -> None:
+def test_a_branch_that_moved_is_followed_when_download_is_forced(served: Chatmill, tmp_path: Path) -> None:
     with small_text_hub(tmp_path, shards=2).serving() as hub:
         env = {"HF_ENDPOINT": hub.url}
         common = [
@@ -327,15 +358,15 @@ def test_a_branch_that_moved_is_followed_when_download_is_forced(chatmill: Chatm
             "data.val_shard=shard_00001.parquet",
         ]
         common += ["until=download", "store.min_free_gb=0"]
-        chatmill.run(*common, **env)
-        first = records(chatmill.store)["download"]
+        served.run(*common, **env)
+        first = records(served.store)["download"]
         hub.commit = "d" * 40
         hub.add("datasets/me/text/shard_00000.parquet", table_of(["something else"]))
-        assert "Nothing to do" in chatmill.run(*common, **env)
-        chatmill.run(*common, "force=[download]", **env)
-        second = records(chatmill.store)["download"]
+        assert "Nothing to do" in served.run(*common, **env)
+        served.run(*common, "force=[download]", **env)
+        second = records(served.store)["download"]
         assert second["key"] != first["key"] and second["source"]["commit"] == hub.commit
-        assert "Nothing to do" in chatmill.run(*common, **env)
+        assert "Nothing to do" in served.run(*common, **env)
 
 
 def small_text_hub(folder: Path, shards: int) -> SmallHub:

@@ -127,7 +127,8 @@ def test_pretrain_killed_twice_ends_with_the_same_bits(straight, inputs, tmp_pat
     assert_same_bits(run, straight)
 
 
-@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.full)])
+@pytest.mark.full  # the trainer is the one of pretrain, which is killed above
+@pytest.mark.parametrize("nproc", [1, 2])
 def test_finetune_killed_twice_ends_with_the_same_bits(straight, inputs, tmp_path, nproc):
     whole = finetune(tmp_path / "whole", inputs, straight)
     assert whole.run(nproc)["status"] == "done"
