@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from model.config import OptimConfig, ScheduleConfig
 from model.errors import ModelError
-from pipeline.job import Job
+from model.split import check_split
+from pipeline.job import Job, Launch
 from pipeline.typed import Amount, Count, Dtype, Positive
 
 if TYPE_CHECKING:
@@ -83,6 +84,13 @@ def check(params: Params, upstream: dict[str, Any]) -> None:
                 f"total_batch_tokens={params.total_batch_tokens} is no multiple of the {rows.sequence_len} tokens of "
                 "a row of conversations (model.sequence_len)"
             )
+
+
+def check_launch(params: Params, launch: Launch, upstream: dict[str, Any]) -> None:
+    """What of `launch` cannot work, as check() does. Raises ModelError."""
+    for rows in upstream.values():
+        if hasattr(rows, "mixture"):
+            check_split(params.total_batch_tokens, rows.sequence_len, launch.nproc, launch.device_batch_size)
 
 
 def load_trainable(job: Job[Params], sequence_len: int, vocab_size: int) -> "GPT":

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from model.config import GPTConfig, OptimConfig, ScheduleConfig
 from model.errors import ModelError
-from pipeline.job import Job
+from model.split import check_split
+from pipeline.job import Job, Launch
 from pipeline.typed import Amount, Count, Dtype, Positive
 
 if TYPE_CHECKING:
@@ -118,6 +119,11 @@ def check(params: Params, upstream: dict[str, Any]) -> None:
                     f"hold about {there:,.0f}: set data.train_shards={-(-needed // (text.shard_tokens * kept)):.0f}, "
                     "or allow repetition with max_epochs"
                 )
+
+
+def check_launch(params: Params, launch: Launch, upstream: dict[str, Any]) -> None:
+    """What of `launch` cannot work, as check() does. Raises ModelError."""
+    check_split(params.total_batch_tokens, params.model.sequence_len, launch.nproc, launch.device_batch_size)
 
 
 def count_steps(params: Params, config: GPTConfig) -> int:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from data.spec import TaskSpec
 from model.config import OptimConfig, ScheduleConfig
-from pipeline.job import Job
+from model.errors import ModelError
+from pipeline.job import Job, Launch
 from pipeline.typed import Amount, Count, Dtype, Natural, Positive
 
 if TYPE_CHECKING:
@@ -64,6 +65,16 @@ def main(job: Job[Params]) -> dict[str, Any]:
         write_model(job.out, practice.model)
     world.close()
     return practice.metrics()
+
+
+def check_launch(params: Params, launch: Launch, upstream: dict[str, Any]) -> None:
+    """Raises ModelError for processes that would have nothing to do. Any number up to the problems of a step works, and
+    any launch.device_batch_size."""
+    if launch.nproc > params.problems:
+        raise ModelError(
+            f"launch.nproc={launch.nproc} processes cannot share the {params.problems} problems of a step "
+            f"(params.problems); use at most {params.problems}"
+        )
 
 
 def set_up(job: Job[Params], world: "World", own: "Checkpoint | None") -> "Practice":

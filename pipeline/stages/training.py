@@ -138,9 +138,10 @@ def set_up_process(job: Job[Any], own: "Checkpoint | None") -> None:
 def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | None") -> "Settings":
     """Decide what is left open, compute dtype and micro-batch, and tell the model."""
     from model.attention import choose_backend
-    from model.fit import micro_batch, rows_per_rank
+    from model.fit import micro_batch
     from model.fp8 import has_units
     from model.precision import resolve_dtype
+    from model.split import rows_per_process
     from model.trainer import Settings
 
     launch, model, length = job.launch, work.model, work.rows.sequence_len
@@ -151,7 +152,7 @@ def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | 
         job.say("matmuls in 8 bits" + ("" if has_units(world.device) else ": emulated, for this device has no such"))
     config = dataclasses.replace(model.config, sequence_len=length)
     model.attention_backend, why = choose_backend(world.device, dtype, config.windows(), length)
-    rows = rows_per_rank(work.total_batch_tokens, length, world)
+    rows = rows_per_process(work.total_batch_tokens, length, world.size)
     wanted = launch.device_batch_size
     if wanted == "auto" and own and rows % own.conditions["micro_batch"] == 0:
         wanted = own.conditions["micro_batch"]

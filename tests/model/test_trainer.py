@@ -9,14 +9,15 @@ from small import ALONE, CPU, batch, small_model
 
 from model.checkpoint import Checkpointer, Keep, steps_in
 from model.config import OptimConfig, ScheduleConfig
-from model.distributed import World, choose_device
+from model.distributed import choose_device
 from model.errors import Diverged, ModelError
 from model.feed import Feeder
-from model.fit import micro_batch, rows_per_rank
+from model.fit import micro_batch
 from model.optim import Optimizer
 from model.precision import LossScale, resolve_dtype
 from model.schedule import Schedule
 from model.spikes import NormGuard
+from model.split import rows_per_pass, rows_per_process
 from model.trainer import Hooks, Progress, Settings, Trainer
 
 
@@ -210,17 +211,23 @@ def test_micro_batches_divide_the_rows_of_a_process():
     assert micro_batch(4, 16, 24, model, ALONE) == 4
     assert micro_batch("auto", 12, 1024, model, ALONE) in (1, 2, 3, 4, 6, 12)
     assert micro_batch("auto", 7, 1 << 20, model, ALONE) == 1
-    with pytest.raises(ModelError, match="1, 2, 4, 8, 16"):
+    with pytest.raises(ModelError, match=r"device_batch_size=3 .* 1, 2, 4, 8, 16"):
         micro_batch(3, 16, 24, model, ALONE)
 
 
+def test_more_rows_a_pass_than_a_process_has_are_all_of_them():
+    """So that one setting for all stages, as against running out of memory, does for those with small batches too."""
+    assert rows_per_pass(8, 4) == 4 and rows_per_pass(8, 16) == 8
+
+
 def test_the_batch_is_shared_out_over_processes_or_refused():
-    pair = World(0, 2, CPU)
-    assert rows_per_rank(512, 32, pair) == 8
-    with pytest.raises(ModelError, match="2 process"):
-        rows_per_rank(32 * 7, 32, pair)
-    with pytest.raises(ModelError, match="nearest that is: 64"):
-        rows_per_rank(10, 32, pair)
+    assert rows_per_process(512, 32, 2) == 8
+    with pytest.raises(ModelError, match=r"nproc=3 .* 14 rows .*; use 2 or 7"):
+        rows_per_process(32 * 14, 32, 3)
+    with pytest.raises(ModelError, match=r"nproc=8 .*; use 7$"):
+        rows_per_process(32 * 7, 32, 8)
+    with pytest.raises(ModelError, match="nearest that is: 32"):
+        rows_per_process(10, 32, 2)
 
 
 def test_devices_and_dtypes_are_found_or_refused():

@@ -171,7 +171,7 @@ def test_a_run_goes_on_from_a_named_checkpoint_of_another(base, pretrain):
     "params, launch, said",
     [
         ({"total_batch_tokens": 500}, {}, r"no multiple .* nearest that is: 512"),
-        ({}, {"device_batch_size": 5}, r"device_batch_size 5 does not divide .* 1, 2, 4, 8, 16"),
+        ({}, {"device_batch_size": 5}, r"device_batch_size=5 does not divide .* 1, 2, 4, 8, 16"),
         ({"steps": 100}, {}, r"51,200 tokens, but the packed text has 39,968 .*steps=78.*max_epochs=2"),
         ({"steps": None, "tokens": 100}, {}, "shorter than one step"),
         ({"tokens": 1000}, {}, "not both"),
