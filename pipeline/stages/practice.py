@@ -253,6 +253,8 @@ class Practice:
         self, groups: "list[Group]", sums: Sums, generated: float, seconds: float, logs_divergence: bool
     ) -> dict[str, Any]:
         """Metrics of a step, over all ranks."""
+        from model.hardware import memory_bytes
+
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         lengths = sum(len(rollout.tokens) for rollout in rollouts)
         mine = [len(groups), len(rollouts), sum(rollout.reward for rollout in rollouts), lengths]
@@ -270,12 +272,14 @@ class Practice:
             **({"entropy": entropy / tokens} if tokens else {}),
             **({"kl": kl / tokens} if tokens and (self.objective.kl or logs_divergence) else {}),
             "grad_norm": sums.norm,
-            "lr": self.optimizer.lr("matrix") * self.schedule.at(self.progress.step - 1).lr,
+            **self.optimizer.learning_rates(self.schedule.at(self.progress.step - 1)),
             "tokens": self.progress.tokens,
+            "epoch": self.order.epoch(self.progress.step),
             "skipped_groups": self.progress.skipped,
             "rollout_tok_s": length / generated,
             "rollout_seconds": generated,
             "step_seconds": seconds,
+            "memory_mb": memory_bytes(self.world.device) / 1e6,
         }
 
     def _total(self, values: list[float]) -> list[float]:

@@ -15,7 +15,7 @@ from tests.pipeline.test_evaluate import write_model
 from tests.pipeline.trained import StageRun
 
 VOWELS = "tests.toys.vowels.Vowels"
-TIMES = ("seconds", "tok_s")
+MEASURED = ("seconds", "tok_s", "memory_mb")
 PARAMS = {
     "tasks": [{"task": VOWELS, "name": "practice"}],
     "eval_tasks": [{"task": VOWELS, "name": "held out", "split": "test", "size": 24}],
@@ -56,7 +56,7 @@ def weights(run: StageRun) -> dict[str, torch.Tensor]:
 
 def measured(run: StageRun) -> list[dict]:
     lines = [json.loads(line) for line in (run.work / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not name.endswith(TIMES)} for line in lines]
+    return [{name: value for name, value in line.items() if not name.endswith(MEASURED)} for line in lines]
 
 
 def test_practice_raises_held_out_accuracy(finished):

@@ -55,8 +55,10 @@ def test_a_base_model_learns_and_is_published_with_its_checkpoints(base):
     model = load_model(base.work / "out")
     assert model.config.vocab_size == VOCAB and model(torch.zeros(1, 4, dtype=torch.long)).shape == (1, 4, VOCAB)
     assert steps_in(base.work / "out" / "checkpoints") == [40, 60]
-    names = {"loss", "loss_smooth", "grad_norm", "lr", "tokens", "tok_s", "mfu", "memory_mb", "epoch"}
-    assert names <= set(json.loads((base.work / "metrics.jsonl").read_text().splitlines()[-2]))
+    logged = json.loads((base.work / "metrics.jsonl").read_text().splitlines()[-2])
+    names = {"loss", "loss_smooth", "grad_norm", "tokens", "tok_s", "mfu", "memory_mb", "epoch"}
+    assert names | {"lr/matrix", "lr/embedding", "lr/unembedding"} <= set(logged)
+    assert logged["epoch"] == pytest.approx(logged["tokens"] / ((40_000 - 1) // LENGTH * LENGTH))
 
 
 def test_metrics_of_the_artifact_say_what_was_made(pretrain):

@@ -86,7 +86,7 @@ def assert_same_bits(run: StageRun, straight: StageRun) -> None:
         assert set(wanted) == set(found)
         assert not [key for key in wanted if not torch.equal(wanted[key], found[key])], name
     assert all(torch.equal(run.weights()[name], weight) for name, weight in straight.weights().items())
-    for names in (["loss", "loss_smooth", "grad_norm", "lr", "tokens"], ["val_bpb"]):
+    for names in (["loss", "loss_smooth", "grad_norm", "lr/matrix", "lr/embedding", "tokens", "epoch"], ["val_bpb"]):
         assert run.metrics(*names) == straight.metrics(*names)
 
 
