@@ -11,6 +11,7 @@ from model.config import OptimConfig, ScheduleConfig
 from pipeline.job import Job, Stopped
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from data.packing import BatchOrder, Rows
@@ -244,10 +245,18 @@ def validation_bpb(model: "GPT", rows: "Rows", token_bytes: "Tensor", batch_rows
 
     token_bytes = token_bytes.to(world.device)
     arrays = in_order(rows, batch_rows, world.rank, world.size)
-    batches = ((torch.from_numpy(a).to(world.device), torch.from_numpy(b).to(world.device)) for a, b in arrays)
+    padded = ((pad_rows(a, batch_rows, 0), pad_rows(b, batch_rows, -1)) for a, b in arrays)
+    batches = ((torch.from_numpy(a).to(world.device), torch.from_numpy(b).to(world.device)) for a, b in padded)
     sums = torch.tensor(nats_and_bytes(model, batches, token_bytes), dtype=torch.float64)
     world.sum(sums)
     return bits_per_byte(float(sums[0]), int(sums[1]))
+
+
+def pad_rows(array: "np.ndarray", rows: int, value: int) -> "np.ndarray":
+    """To `rows` rows, so that a compiled model sees one shape alone."""
+    import numpy as np
+
+    return np.pad(array, ((0, rows - len(array)), (0, 0)), constant_values=value)
 
 
 def run(trainer: "Trainer", progress: "Progress", work: Work) -> None:
