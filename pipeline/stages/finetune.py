@@ -36,6 +36,7 @@ class Params:
     fp8: bool = False  # matmuls of the blocks in 8 bits
     eval_every: Count | None = 150  # steps between measurements of val_bpb, if tokens is an input
     val_tokens: Count | None = 10_485_760  # of the validation shard, from its start; null: all
+    init: str | None = None  # KEY@STEP: go on from a checkpoint of another run of this stage
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
@@ -71,7 +72,8 @@ def main(job: Job[Params]) -> dict[str, Any]:
             seed=params.seed,
             eval_every=params.eval_every if validation else None,
             validation=(validation, token_bytes) if validation else None,
-            gentler=f"{job.stage}.params.lr_frac={params.lr_frac / 2}",
+            gentler=f"{job.stage}.params.lr_frac={params.lr_frac / 2:g}",
+            init=params.init,
         ),
     )
 

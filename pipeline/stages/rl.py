@@ -47,6 +47,7 @@ class Params:
     seed: int = 0
     dtype: Dtype = "auto"  # of the computations; auto: what the device is good at
     keep: Natural = 2  # rollouts of each step in rollouts.jsonl
+    init: str | None = None  # KEY@STEP: go on from a checkpoint of another run of this stage
 
 
 def main(job: Job[Params]) -> dict[str, Any]:

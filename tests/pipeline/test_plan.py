@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import importlib
 import os
 import subprocess
 import sys
@@ -208,6 +209,14 @@ NEUTRAL_OUTSIDE_PIPELINE = {
 def test_every_launch_setting_is_in_the_launch_configs() -> None:
     composed = config.compose([])
     assert set(composed["launch"]) == {f.name for f in dataclasses.fields(Launch)}
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "midtrain", "sft", "rl"])
+def test_every_param_of_a_training_stage_is_a_setting_of_its_yaml(stage: str) -> None:
+    """What the YAML does not name can be set with a plus sign in front alone, which nobody guesses."""
+    declared = config.compose([])[stage]
+    params = importlib.import_module(declared["run"]).Params
+    assert set(declared["params"]) == {f.name for f in dataclasses.fields(params)}
 
 
 def test_keys_of_stages_leave_out_what_only_runs_them(tmp_path: Path) -> None:

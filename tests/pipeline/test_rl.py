@@ -107,16 +107,31 @@ def test_an_interrupted_run_ends_with_the_same_bits(inputs, finished, tmp_path, 
     assert kept == (finished.work / "out" / "rollouts.jsonl").read_text()
 
 
-def test_two_ranks_make_the_same_model_up_to_rounding(inputs, finished, tmp_path):
-    run = make_run(inputs, tmp_path, steps=2)
+@pytest.mark.parametrize("changes", [{}, {"updates": 2, "clip": 0.2}], ids=["plain", "two updates"])
+def test_two_ranks_make_the_same_model_up_to_rounding(inputs, tmp_path, changes):
+    run = make_run(inputs, tmp_path, steps=2, **changes)
     outcome = run.run(nproc=2)
-    one = make_run(inputs, tmp_path / "one", steps=2)
+    one = make_run(inputs, tmp_path / "one", steps=2, **changes)
     assert outcome["status"] == one.run()["status"] == "done", outcome["output"]
 
     for name, tensor in weights(one).items():
         torch.testing.assert_close(weights(run)[name], tensor, atol=1e-4, rtol=1e-3)
     for (_, mine), (_, theirs) in zip(run.metrics("reward"), one.metrics("reward"), strict=True):
         assert mine == pytest.approx(theirs)
+
+
+def test_a_run_goes_on_from_a_named_checkpoint_of_another(inputs, finished, tmp_path):
+    whole = tmp_path / "store" / "artifacts" / "rl" / finished.key
+    whole.parent.mkdir(parents=True)
+    whole.symlink_to(finished.work / "out")
+    run = make_run(inputs, tmp_path / "run", init=f"{finished.key}@6")
+    run.key, run.launch["profile"] = "fedcba9876543210", True
+
+    assert run.inside()["steps"] == 8
+
+    torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(weights(run)[name], tensor) for name, tensor in weights(finished).items())
+    assert (run.work / "out" / "profile").is_dir()
 
 
 def test_clipped_updates_with_divergence_run(inputs, tmp_path):

@@ -169,6 +169,23 @@ def test_a_run_goes_on_from_a_named_checkpoint_of_another(base, pretrain):
         pretrain("past", steps=40, init=f"{base.key}@40").inside()
 
 
+def test_tuning_goes_on_from_a_named_checkpoint_too_and_says_so_when_it_diverges(base, inputs, tmp_path):
+    whole = finetune(base, tmp_path / "whole", inputs, steps=12)
+    whole.launch["save_every"] = 4
+    whole.inside()
+    unfinished = tmp_path / "store" / "work" / f"finetune-{whole.key}"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.symlink_to(whole.work)
+    again = finetune(base, tmp_path, inputs, steps=12, init=f"{whole.key}@8")
+    again.inside()
+    assert again.metrics("loss") == whole.metrics("loss")[7:]
+    wrong = finetune(base, tmp_path / "wrong", inputs, steps=12, optim={"matrix_lr": 1e25}, grad_clip=None)
+    wrong.launch["save_every"] = 1
+    way_out = r"With half the rate: finetune\.params\.init=\w+@\d+ finetune\.params\.lr_frac=0\.05"
+    with pytest.raises(Diverged, match=rf"at step \d+; the last good checkpoint is of step \d+\. {way_out}"):
+        wrong.inside()
+
+
 @pytest.mark.parametrize(
     "params, launch, said",
     [
