@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from model.distributed import Done, World
 
+SQUARED_AT_ONCE = 1 << 26  # gradients, to bound the memory of their squares
+
 
 @dataclass(frozen=True)
 class Span:
@@ -70,5 +72,7 @@ class Bucket:
 
     def square_sum(self) -> Tensor:
         """Of the owned gradients; counted once where all ranks own them."""
-        total = self.own_grads.square().sum(dtype=torch.promote_types(self.own_grads.dtype, torch.float32))
+        dtype = torch.promote_types(self.own_grads.dtype, torch.float32)
+        parts = self.own_grads.view(-1).split(SQUARED_AT_ONCE)
+        total = torch.stack([part.square().sum(dtype=dtype) for part in parts]).sum()
         return total if self.sharded or self.world.leads else torch.zeros_like(total)

@@ -1,7 +1,7 @@
 """One optimiser for all parameters, its state sharded over ranks: reduce-scatter, update what you own, all-gather."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from model.schedule import Rates
 RESID_LR_FRAC = 0.01  # residual lambdas learn at this part of scalar_lr [nanochat, 2026]
 
 Named = list[tuple[str, nn.Parameter]]
+Arrived = tuple[Bucket, Rule, Tensor]  # the last: the sum of squares of the gradients that are owned
 
 
 def kind_of(name: str, parameter: nn.Parameter) -> str:
@@ -67,6 +68,7 @@ class Optimizer:
             kind = kind_of(name, parameter)
             stacked = config.name == "muon" and kind == "matrix"
             groups[kind, tuple(parameter.shape) if stacked else ()].append((name, parameter))
+        self.kinds = list(dict.fromkeys(kind for kind, _ in groups))
         self.parts: list[tuple[Bucket, Rule]] = []
         if "." in config.name:
             self.parts.append(self._external({kind: named for (kind, _), named in groups.items()}))
@@ -93,6 +95,10 @@ class Optimizer:
     def lr(self, kind: str) -> float:
         return learning_rate(kind, self.config, self.width) * self.lr_factor
 
+    def learning_rates(self, rates: Rates) -> dict[str, float]:
+        """Those of a step, by kind of parameter: lr/matrix and so on."""
+        return {f"lr/{kind}": self.lr(kind) * rates.lr for kind in self.kinds}
+
     @torch.no_grad()
     def step(
         self, rates: Rates, grad_scale: float = 1.0, clip: float | None = None, drop_above: float | None = None
@@ -102,26 +108,43 @@ class Optimizer:
         Returns the global gradient norm before clipping, a float32 scalar on the device; nothing waits for it unless
         drop_above is set: then a step whose norm is larger, or not finite, changes nothing.
         """
-        for work in [bucket.reduce() for bucket, _ in self.parts]:
+        arriving: Iterable[Arrived] = self._arriving()
+        factor, norm = grad_scale, None
+        if clip is not None or drop_above is not None:  # the norm comes first, and with it the gradients of all buckets
+            arriving = list(arriving)
+            norm = self._norm([square for _, _, square in arriving]) * grad_scale
+            if drop_above is not None and not (norm.isfinite() & (norm <= drop_above)):
+                self.zero_grad()
+                return norm
+            if clip is not None:
+                factor = grad_scale * (clip / (norm + 1e-6)).clamp(max=1.0)
+        squares = self._update(rates, factor, arriving)
+        return self._norm(squares) * grad_scale if norm is None else norm
+
+    def _arriving(self) -> Iterator[Arrived]:
+        """Each bucket when its gradients are added up over ranks; those of all buckets are on their way meanwhile."""
+        sums = [bucket.reduce() for bucket, _ in self.parts]
+        for (bucket, rule), work in zip(self.parts, sums):
             work.wait()
-        norm = self.grad_norm() * grad_scale
-        if drop_above is not None and not (norm.isfinite() & (norm <= drop_above)):
-            self.zero_grad()
-            return norm
-        factor = grad_scale if clip is None else grad_scale * (clip / (norm + 1e-6)).clamp(max=1.0)
+            yield bucket, rule, bucket.square_sum()
+
+    def _update(self, rates: Rates, factor: float | Tensor, arriving: Iterable[Arrived]) -> list[Tensor]:
+        """What is updated is sent round while the next bucket is. Returns the sums of squares of the gradients."""
         self.steps += 1
-        pending = []
-        for bucket, rule in self.parts:
+        squares, sent = [], []
+        for bucket, rule, square in arriving:
             bucket.own_grads.mul_(factor)
             rule.update(rates, self.steps)
-            pending.append(bucket.gather())
-        for work in pending:
-            work.wait()
+            sent.append(bucket.gather())
+            squares.append(square)
         self.zero_grad()
-        return norm
+        for work in sent:
+            work.wait()
+        return squares
 
-    def grad_norm(self) -> Tensor:
-        total = torch.stack([bucket.square_sum() for bucket, _ in self.parts]).sum()
+    def _norm(self, squares: list[Tensor]) -> Tensor:
+        """Of all gradients, over all ranks."""
+        total = torch.stack(squares).sum()
         self.world.sum(total)
         return total.sqrt()
 

@@ -13,6 +13,9 @@ from model.errors import ModelError
 from model.muon import equalise_rows, orthogonalise
 from model.schedule import Rates
 
+# Orthogonalised at once, to bound the memory of it: 4 of d32's largest matrices, all of a shape up to d16.
+STACK_ELEMENTS = 1 << 26
+
 Piece = tuple[str, int, Tensor]  # state "PARAMETER.NAME", the first element of it that is held here, the elements
 
 
@@ -72,11 +75,24 @@ class Muon(Stateful):
         grads, momentum = self.bucket.own_grads, self.state["momentum"]
         momentum.lerp_(grads, 1 - rates.momentum)
         nesterov = grads.lerp_(momentum, rates.momentum)
-        step = orthogonalise(nesterov, self.config.coefficients, self.config.iterations, self.dtype)
-        if self.config.normuon:
-            step = equalise_rows(step, self.state["variance"], self.config.normuon_beta2)
-        step, lr = step.to(self.bucket.own.dtype), self.lr * rates.lr
-        own, amount = self.bucket.own, lr * self.config.weight_decay * rates.weight_decay
+        variance = self.state.get("variance")
+        for part in self._stacks():
+            self._move(self.bucket.own[part], nesterov[part], None if variance is None else variance[part], rates)
+
+    def _stacks(self) -> Iterator[slice]:
+        """The owned matrices, so many at a time that a stack of them stays small."""
+        count, rows, columns = self.bucket.own.shape
+        many = max(1, STACK_ELEMENTS // (rows * columns))
+        for start in range(0, count, many):
+            yield slice(start, start + many)
+
+    def _move(self, own: Tensor, gradient: Tensor, variance: Tensor | None, rates: Rates) -> None:
+        """A stack of matrices (K, m, n) along the orthogonalised gradient."""
+        step = orthogonalise(gradient, self.config.coefficients, self.config.iterations, self.dtype)
+        if variance is not None:
+            step = equalise_rows(step, variance, self.config.normuon_beta2)
+        step, lr = step.to(own.dtype), self.lr * rates.lr
+        amount = lr * self.config.weight_decay * rates.weight_decay
         if amount and self.config.cautious:  # only where the step shrinks the weight as well (Chen et al. 2025)
             own.sub_(own * (step * own >= 0), alpha=amount)
         elif amount:

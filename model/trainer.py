@@ -245,7 +245,7 @@ class Trainer:
             "loss": loss,
             "loss_smooth": self._smooth(),
             "grad_norm": float(norm),
-            "lr": self.optimizer.lr("matrix") * rates.lr,
+            **self.optimizer.learning_rates(rates),
             "momentum": rates.momentum,
             "tokens": progress.tokens,
             **self._position(),

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -95,13 +96,30 @@ def build(settings: Settings) -> Dag:
 def _check(stage: Stage, found: Dag) -> None:
     """Let the stage's module say what cannot work, as long as nothing has been paid for it."""
     if hook := getattr(stage.module, "check", None):
-        behind = found.behind([stage.name]) - {stage.name}
-        try:
-            hook(stage.params, {name: found.stages[name].params for name in behind})
-        except Exception as error:
-            if getattr(error, "cause", None) != "config":
-                raise
-            raise UserError(str(error), f"{stage.name}.params") from None
+        with _told_of(f"{stage.name}.params"):
+            hook(stage.params, _params_behind(stage, found))
+
+
+def check_launch(stage: Stage, found: Dag) -> None:
+    """The same of how the stage is to be run, which concerns only a stage that runs. Raises UserError."""
+    if hook := getattr(stage.module, "check_launch", None):
+        with _told_of(stage.name):
+            hook(stage.params, stage.launch, _params_behind(stage, found))
+
+
+def _params_behind(stage: Stage, found: Dag) -> dict[str, Any]:
+    return {name: found.stages[name].params for name in found.behind([stage.name]) - {stage.name}}
+
+
+@contextmanager
+def _told_of(where: str) -> Iterator[None]:
+    """What a module says is wrong becomes a UserError."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "cause", None) != "config":
+            raise
+        raise UserError(str(error), where) from None
 
 
 def stage_module(run: str, name: str) -> ModuleType:

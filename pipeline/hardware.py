@@ -25,7 +25,8 @@ def launch_overrides(overrides: list[str]) -> list[str]:
     found = len(gpus())
     if found == 0:
         return ["launch=cpu"]
-    return ["launch=gpu1"] if found == 1 else ["launch=node8", f"launch.nproc={found}"]
+    # Batches are powers of two, which another number of processes would not divide.
+    return ["launch=gpu1"] if found == 1 else ["launch=node8", f"launch.nproc={1 << found.bit_length() - 1}"]
 
 
 def habit_overrides(overrides: list[str]) -> list[str]:

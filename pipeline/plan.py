@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline import keys
-from pipeline.dag import Dag, Stage
+from pipeline.dag import Dag, Stage, check_launch
 from pipeline.errors import Corrupt, Guarded, UserError
 from pipeline.store import Artifact, Store
 
@@ -73,8 +73,8 @@ def make_plan(
 ) -> Plan:
     """Compare what the config asks for with what the store holds.
 
-    online: whether data that was never seen may be looked up over the network. Raises UserError for unknown stages, and
-    for `only` when an input of a chosen stage is missing.
+    online: whether data that was never seen may be looked up over the network. Raises UserError for unknown stages, for
+    `only` when an input of a chosen stage is missing, and for processes or rows that a stage which runs cannot use.
     """
     chosen = ([until] if until else None) or only or targets or dag.targets()
     dag.check_names(chosen, "until" if until else "only" if only else "stages")
@@ -91,6 +91,8 @@ def make_plan(
         if step.action != "cached":
             _explain(step, steps, newest.get(step.name, []), step.name in (force or []))
             step.seconds = _estimate(step, dag, recipe)
+        if step.action == "run":
+            check_launch(step.stage, dag)
     return Plan(steps, chosen)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from pipeline import gpus, hardware, launch
-from pipeline.dag import Stage
+from pipeline.dag import Stage, check_launch
 from pipeline.errors import StageFailed, UserError
 from pipeline.make import job_file
 from pipeline.session import Session
@@ -112,6 +112,7 @@ def trial_stage(session: Session, name: str, steps: int) -> tuple[dict[str, Path
     stage = made.steps[name].stage
     if not hasattr(stage.params, "steps"):
         raise UserError("trains nothing", name, "Name a stage that does, such as pretrain, midtrain, sft or rl.")
+    check_launch(stage, session.dag)
     artifacts = {key: made.steps[source].artifact for key, source in stage.inputs.items()}
     if missing := [stage.inputs[key] for key, artifact in artifacts.items() if artifact is None]:
         there = f"Make them: `python flows.py 'pipeline.targets=[{','.join(missing)}]'`."

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from model.config import OptimConfig, ScheduleConfig
 from model.errors import ModelError
-from pipeline.job import Job
+from model.split import check_split
+from pipeline.job import Job, Launch
 from pipeline.stages.expected import training_seconds
 from pipeline.typed import Amount, Count, Dtype, Positive
 
@@ -36,6 +37,7 @@ class Params:
     fp8: bool = False  # matmuls of the blocks in 8 bits
     eval_every: Count | None = 150  # steps between measurements of val_bpb, if tokens is an input
     val_tokens: Count | None = 10_485_760  # of the validation shard, from its start; null: all
+    init: str | None = None  # KEY@STEP: go on from a checkpoint of another run of this stage
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
@@ -71,7 +73,8 @@ def main(job: Job[Params]) -> dict[str, Any]:
             seed=params.seed,
             eval_every=params.eval_every if validation else None,
             validation=(validation, token_bytes) if validation else None,
-            gentler=f"{job.stage}.params.lr_frac={params.lr_frac / 2}",
+            gentler=f"{job.stage}.params.lr_frac={params.lr_frac / 2:g}",
+            init=params.init,
         ),
     )
 
@@ -84,6 +87,13 @@ def check(params: Params, upstream: dict[str, Any]) -> None:
                 f"total_batch_tokens={params.total_batch_tokens} is no multiple of the {rows.sequence_len} tokens of "
                 "a row of conversations (model.sequence_len)"
             )
+
+
+def check_launch(params: Params, launch: Launch, upstream: dict[str, Any]) -> None:
+    """What of `launch` cannot work, as check() does. Raises ModelError."""
+    for rows in upstream.values():
+        if hasattr(rows, "mixture"):
+            check_split(params.total_batch_tokens, rows.sequence_len, launch.nproc, launch.device_batch_size)
 
 
 def load_trainable(job: Job[Params], sequence_len: int, vocab_size: int) -> "GPT":

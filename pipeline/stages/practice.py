@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,7 @@ class Practice:
         from model.precision import LossScale
         from model.resume import restore
         from model.schedule import Schedule
+        from pipeline.stages.training import find_start
 
         params = job.params
         self.job, self.params, self.model, self.world, self.answerer = job, params, model, world, answerer
@@ -80,9 +81,9 @@ class Practice:
         self.saver = self._saver(own)
         self.saved_at = time.monotonic()
         self.progress = Progress()
-        if own:
-            restore(own, model, self.optimizer, world)
-            self.progress = Progress(**own.progress)
+        if start_from := own or find_start(job, params.init, steps):
+            restore(start_from, model, self.optimizer, world)
+            self.progress = Progress(**start_from.progress)
             self.scale.value, self.scale.good_steps = self.progress.loss_scale, self.progress.good_steps
 
     def _batch_tokens(self) -> int:
@@ -108,6 +109,8 @@ class Practice:
 
     def run(self) -> None:
         """To the last step. Raises Stopped after saving, Diverged."""
+        from model.profiling import tracer
+
         progress = self.progress
         if self.world.leads:
             drop_rollouts(self.job.out, progress.step)
@@ -115,8 +118,13 @@ class Practice:
             self.job.log(progress.step, **progress.record)  # it came after saving, and was dropped on resuming
         if progress.step == 0 or self._due(self.params.eval_every):
             self.evaluate()
-        while progress.step < self.steps:
-            self._next_step()
+        profile = self.job.launch.profile
+        trace = tracer(self.job.out / "profile", self.world.rank, self.world.device) if profile else None
+        with trace or nullcontext():
+            while progress.step < self.steps:
+                self._next_step()
+                if trace:
+                    trace.step()
         self.saver.wait()
 
     def _next_step(self) -> None:
@@ -126,7 +134,7 @@ class Practice:
         stop, save = self._agree(self.job.should_stop, self.world.leads and self._time_to_save())
         if stop:
             self._stop()
-        sums = self._learn([group for group in groups if group.has_signal])
+        sums = self._learn(groups)
         progress, logs_divergence = self.progress, self._logs_divergence
         progress.step += 1
         progress.seconds += time.perf_counter() - started
@@ -197,19 +205,25 @@ class Practice:
         self.model.train()
 
     def _learn(self, groups: "list[Group]") -> Sums:
-        """The step's updates, each on a part of this rank's groups with signal."""
+        """The step's updates, each on its part of the problems, whatever the number of ranks; groups: this rank's."""
         sums = Sums()
         for update in range(self.params.updates):
-            part = [rollout for group in groups[update :: self.params.updates] for rollout in group.rollouts]
+            mine = [group for place, group in enumerate(groups) if self._update_of(place) == update]
+            part = [rollout for group in mine if group.has_signal for rollout in group.rollouts]
             count = self.world.sum_host([sum(sum(rollout.trained) for rollout in part)])[0]
             if count:
                 self._update(part, count, sums)
         return sums
 
+    def _update_of(self, place: int) -> int:
+        """Which update the group at this place of this rank's belongs to."""
+        return (self.world.rank + place * self.world.size) * self.params.updates // self.params.problems
+
     def _update(self, rollouts: "list[Rollout]", count: int, sums: Sums) -> None:
         """One step of the optimiser on rollouts with `count` trained tokens over all ranks."""
         from model.errors import Diverged
         from model.policy import batches
+        from pipeline.stages.training import way_out
 
         for batch in batches(rollouts, self.batch_tokens, self.world.device):
             self._backward(batch, sums)
@@ -222,8 +236,8 @@ class Practice:
         elif not math.isfinite(norm):
             saved = self.saver.wait()
             good = f"the last good checkpoint is of step {saved}" if saved is not None else "there is no checkpoint yet"
-            advice = f"Try again at half the rate: {self.job.stage}.params.lr_frac={self.params.lr_frac / 2:g}"
-            raise Diverged(f"the gradient became {norm} at step {self.progress.step + 1}; {good}. {advice}")
+            gentler = way_out(self.job, saved, f"{self.job.stage}.params.lr_frac={self.params.lr_frac / 2:g}")
+            raise Diverged(f"the gradient norm became {norm} at step {self.progress.step + 1}; {good}. {gentler}")
         sums.norm = norm
         self.progress.tokens += count
 
@@ -253,6 +267,8 @@ class Practice:
         self, groups: "list[Group]", sums: Sums, generated: float, seconds: float, logs_divergence: bool
     ) -> dict[str, Any]:
         """Metrics of a step, over all ranks."""
+        from model.hardware import memory_bytes
+
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         lengths = sum(len(rollout.tokens) for rollout in rollouts)
         mine = [len(groups), len(rollouts), sum(rollout.reward for rollout in rollouts), lengths]
@@ -270,12 +286,14 @@ class Practice:
             **({"entropy": entropy / tokens} if tokens else {}),
             **({"kl": kl / tokens} if tokens and (self.objective.kl or logs_divergence) else {}),
             "grad_norm": sums.norm,
-            "lr": self.optimizer.lr("matrix") * self.schedule.at(self.progress.step - 1).lr,
+            **self.optimizer.learning_rates(self.schedule.at(self.progress.step - 1)),
             "tokens": self.progress.tokens,
+            "epoch": self.order.epoch(self.progress.step),
             "skipped_groups": self.progress.skipped,
             "rollout_tok_s": length / generated,
             "rollout_seconds": generated,
             "step_seconds": seconds,
+            "memory_mb": memory_bytes(self.world.device) / 1e6,
         }
 
     def _total(self, values: list[float]) -> list[float]:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from model.config import GPTConfig, OptimConfig, ScheduleConfig
 from model.errors import ModelError
-from pipeline.job import Job
+from model.split import check_split
+from pipeline.job import Job, Launch
 from pipeline.stages.expected import training_seconds
 from pipeline.typed import Amount, Count, Dtype, Positive
 
 if TYPE_CHECKING:
     from data.packing import PackedRows
-    from model.resume import Checkpoint
 
 RANKS = True
 
@@ -82,8 +82,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
             eval_every=params.eval_every,
             validation=(validation, torch.from_numpy(token_bytes)),
             gentler=f"{job.stage}.params.optim.init_lr_frac={params.optim.init_lr_frac / 2}",
-            branch=f"{job.stage}.params.init={job.key}",
-            start=find_start(job, steps) if params.init else None,
+            init=params.init,
         ),
     )
     return metrics | {"flops": steps * params.total_batch_tokens * config.flops_per_token()}
@@ -120,6 +119,11 @@ def check(params: Params, upstream: dict[str, Any]) -> None:
                 )
 
 
+def check_launch(params: Params, launch: Launch, upstream: dict[str, Any]) -> None:
+    """What of `launch` cannot work, as check() does. Raises ModelError."""
+    check_split(params.total_batch_tokens, params.model.sequence_len, launch.nproc, launch.device_batch_size)
+
+
 def count_steps(params: Params, config: GPTConfig) -> int:
     """Steps of the horizon. The ratio counts the parameters of the base architecture, so that switches compare at the
     same tokens. Raises ModelError when both steps and tokens are set, or not one step comes out."""
@@ -148,33 +152,6 @@ def check_horizon(job: Job[Params], rows: "PackedRows", steps: int) -> None:
             f"take more shards, or a shorter horizon ({name}.steps={int(there // job.params.total_batch_tokens)}), or "
             f"allow repetition ({name}.max_epochs={-(-needed // there)})"
         )
-
-
-def find_start(job: Job[Params], steps: int) -> "Checkpoint":
-    """The checkpoint that params.init names, of a published pretrain or of one that did not finish.
-
-    Raises ModelError when there is none, or it lies behind the end.
-    """
-    import json
-
-    from model.checkpoint import MARKER, folder_of, steps_in
-    from model.resume import Checkpoint, damage_of
-
-    key, _, step = str(job.params.init).partition("@")
-    folders = [job.store / "artifacts" / "pretrain" / key, job.store / "work" / f"pretrain-{key}" / "out"]
-    there = [(folder / "checkpoints", n) for folder in folders for n in steps_in(folder / "checkpoints")]
-    folder = next((folder for folder, n in there if str(n) == step), None)
-    if folder is None:
-        known = ", ".join(str(n) for _, n in there) or "none"
-        raise ModelError(f"{job.stage}.params.init={job.params.init}: no such KEY@STEP; steps of that key: {known}")
-    if int(step) >= steps:
-        raise ModelError(
-            f"{job.stage}.params.init={job.params.init} is not before the end, step {steps}: train for more steps"
-        )
-    checkpoint = folder_of(folder, int(step))
-    if damage := damage_of(checkpoint):
-        raise ModelError(f"{job.stage}.params.init={job.params.init} is damaged: {damage}")
-    return Checkpoint(checkpoint, json.loads((checkpoint / MARKER).read_text()))
 
 
 def estimate(params: Params, behind: dict[str, Any], device: str, nproc: int) -> float | None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from data.spec import TaskSpec
 from model.config import OptimConfig, ScheduleConfig
-from pipeline.job import Job
+from model.errors import ModelError
+from pipeline.job import Job, Launch
 from pipeline.typed import Amount, Count, Dtype, Natural, Positive
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Params:
     seed: int = 0
     dtype: Dtype = "auto"  # of the computations; auto: what the device is good at
     keep: Natural = 2  # rollouts of each step, and answers to each held-out task at each evaluation, in rollouts.jsonl
+    init: str | None = None  # KEY@STEP: go on from a checkpoint of another run of this stage
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
@@ -65,6 +67,16 @@ def main(job: Job[Params]) -> dict[str, Any]:
         write_model(job.out, practice.model)
     world.close()
     return practice.metrics()
+
+
+def check_launch(params: Params, launch: Launch, upstream: dict[str, Any]) -> None:
+    """Raises ModelError for processes that would have nothing to do. Any number up to the problems of a step works, and
+    any launch.device_batch_size."""
+    if launch.nproc > params.problems:
+        raise ModelError(
+            f"launch.nproc={launch.nproc} processes cannot share the {params.problems} problems of a step "
+            f"(params.problems); use at most {params.problems}"
+        )
 
 
 def set_up(job: Job[Params], world: "World", own: "Checkpoint | None") -> "Practice":

@@ -1,6 +1,7 @@
 """What pretrain, midtrain and sft share: a model, rows and rates become a trained model in job.out."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from model.config import OptimConfig, ScheduleConfig
 from pipeline.job import Job, Stopped
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from data.packing import BatchOrder, Rows
@@ -28,8 +30,8 @@ class Work:
 
     model: on the CPU, float32, with its first weights. order: rows of a step -> the order in which steps read `rows`.
     validation: rows whose bits per byte are measured every eval_every steps, and the bytes of each token (vocab,).
-    start: another run's checkpoint to go on from. gentler: the override that halves the rates, said when the loss
-    becomes NaN; branch: the one that starts another run from a checkpoint of this, without its @STEP.
+    init: KEY@STEP of another run's checkpoint to go on from. gentler: the override that halves the rates, said when the
+    loss becomes NaN.
     """
 
     model: "GPT"
@@ -48,8 +50,7 @@ class Work:
     eval_every: int | None
     validation: "tuple[Rows, Tensor] | None"
     gentler: str
-    branch: str | None = None
-    start: "Checkpoint | None" = None
+    init: str | None = None
 
 
 def train(job: Job[Any], work: Work) -> dict[str, Any]:
@@ -66,6 +67,7 @@ def train(job: Job[Any], work: Work) -> dict[str, Any]:
 
     world = start(job.rank, job.local_rank, job.world_size, job.launch.device)
     own = find_own_checkpoint(job, world)
+    start_from = own or find_start(job, work.init, work.steps)
     set_up_process(job, own)
     seed_everything(work.seed, world.rank)
     model = work.model.to(world.device)
@@ -74,9 +76,9 @@ def train(job: Job[Any], work: Work) -> dict[str, Any]:
     optimizer = Optimizer(model, work.optim, model.config.width, world, factor)
     settings = make_settings(job, work, world, own)  # after the optimiser, whose memory counts for what fits
     progress = Progress()
-    if checkpoint := own or work.start:
-        restore(checkpoint, model, optimizer, world)
-        progress = Progress(**checkpoint.progress)
+    if start_from:
+        restore(start_from, model, optimizer, world)
+        progress = Progress(**start_from.progress)
     if job.launch.compile:
         model.use_compiler()
     trainer = Trainer(
@@ -89,7 +91,7 @@ def train(job: Job[Any], work: Work) -> dict[str, Any]:
         make_hooks(job, work, model, settings, world),
         make_saver(job, model, settings, world, own),
     )
-    run(trainer, progress, work)
+    run(trainer, progress, job, work.gentler)
     if world.leads:
         write_model(job.out, model)
     world.close()
@@ -119,6 +121,33 @@ def find_own_checkpoint(job: Job[Any], world: "World") -> "Checkpoint | None":
     return own
 
 
+def find_start(job: Job[Any], init: str | None, steps: int) -> "Checkpoint | None":
+    """The checkpoint that params.init names, of a published run of the same module or of one that did not finish.
+
+    Raises ModelError when there is none, or it does not lie before the end.
+    """
+    from model.checkpoint import MARKER, folder_of, steps_in
+    from model.errors import ModelError
+    from model.resume import Checkpoint, damage_of
+
+    if init is None:
+        return None
+    module = type(job.params).__module__.rpartition(".")[2]
+    key, _, step = init.partition("@")
+    folders = [job.store / "artifacts" / module / key, job.store / "work" / f"{module}-{key}" / "out"]
+    there = [(folder / "checkpoints", n) for folder in folders for n in steps_in(folder / "checkpoints")]
+    folder = next((folder for folder, n in there if str(n) == step), None)
+    if folder is None:
+        known = ", ".join(str(n) for _, n in there) or "none"
+        raise ModelError(f"{job.stage}.params.init={init}: no such KEY@STEP; steps of that key: {known}")
+    if int(step) >= steps:
+        raise ModelError(f"{job.stage}.params.init={init} is not before the end, step {steps}: train for more steps")
+    checkpoint = folder_of(folder, int(step))
+    if damage := damage_of(checkpoint):
+        raise ModelError(f"{job.stage}.params.init={init} is damaged: {damage}")
+    return Checkpoint(checkpoint, json.loads((checkpoint / MARKER).read_text()))
+
+
 def set_up_process(job: Job[Any], own: "Checkpoint | None") -> None:
     """Threads (those of the checkpoint, unless launch.threads says otherwise), determinism, memory."""
     import torch
@@ -138,9 +167,10 @@ def set_up_process(job: Job[Any], own: "Checkpoint | None") -> None:
 def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | None") -> "Settings":
     """Decide what is left open, compute dtype and micro-batch, and tell the model."""
     from model.attention import choose_backend
-    from model.fit import micro_batch, rows_per_rank
+    from model.fit import micro_batch
     from model.fp8 import has_units
     from model.precision import resolve_dtype
+    from model.split import rows_per_process
     from model.trainer import Settings
 
     launch, model, length = job.launch, work.model, work.rows.sequence_len
@@ -151,7 +181,7 @@ def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | 
         job.say("matmuls in 8 bits" + ("" if has_units(world.device) else ": emulated, for this device has no such"))
     config = dataclasses.replace(model.config, sequence_len=length)
     model.attention_backend, why = choose_backend(world.device, dtype, config.windows(), length)
-    rows = rows_per_rank(work.total_batch_tokens, length, world)
+    rows = rows_per_process(work.total_batch_tokens, length, world.size)
     wanted = launch.device_batch_size
     if wanted == "auto" and own and rows % own.conditions["micro_batch"] == 0:
         wanted = own.conditions["micro_batch"]
@@ -243,22 +273,35 @@ def validation_bpb(model: "GPT", rows: "Rows", token_bytes: "Tensor", batch_rows
 
     token_bytes = token_bytes.to(world.device)
     arrays = in_order(rows, batch_rows, world.rank, world.size)
-    batches = ((torch.from_numpy(a).to(world.device), torch.from_numpy(b).to(world.device)) for a, b in arrays)
+    padded = ((pad_rows(a, batch_rows, 0), pad_rows(b, batch_rows, -1)) for a, b in arrays)
+    batches = ((torch.from_numpy(a).to(world.device), torch.from_numpy(b).to(world.device)) for a, b in padded)
     sums = torch.tensor(nats_and_bytes(model, batches, token_bytes), dtype=torch.float64)
     world.sum(sums)
     return bits_per_byte(float(sums[0]), int(sums[1]))
 
 
-def run(trainer: "Trainer", progress: "Progress", work: Work) -> None:
+def pad_rows(array: "np.ndarray", rows: int, value: int) -> "np.ndarray":
+    """To `rows` rows, so that a compiled model sees one shape alone."""
+    import numpy as np
+
+    return np.pad(array, ((0, rows - len(array)), (0, 0)), constant_values=value)
+
+
+def run(trainer: "Trainer", progress: "Progress", job: Job[Any], gentler: str) -> None:
+    """Raises Stopped, and Diverged with the overrides that go on from the last good checkpoint more gently."""
     from model.errors import Diverged
 
     try:
         if not trainer.run(progress):
-            raise Stopped(f"checkpoint at step {trainer.saver.last_step} of {work.steps}")
+            raise Stopped(f"checkpoint at step {trainer.saver.last_step} of {trainer.settings.steps}")
     except Diverged as error:
-        step = trainer.saver.last_step
-        branch = f"{work.branch}@{step} " if work.branch and step is not None else ""
-        raise Diverged(f"{error}. With half the rate: {branch}{work.gentler}") from error
+        raise Diverged(f"{error}. {way_out(job, trainer.saver.last_step, gentler)}") from error
+
+
+def way_out(job: Job[Any], saved: int | None, gentler: str) -> str:
+    """What a run that diverged is started with again. saved: step of the last good checkpoint."""
+    branch = f"{job.stage}.params.init={job.key}@{saved} " if saved is not None else ""
+    return f"With half the rate: {branch}{gentler}"
 
 
 def write_model(folder: Path, model: "GPT") -> None:

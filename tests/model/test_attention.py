@@ -81,15 +81,46 @@ def test_gradients_are_those_of_the_definition(window, with_documents, backend):
         assert relative(gradient, reference.double()) < 5e-6
 
 
+def packed_reference(q, k, v, edges, other_edges, longest, other_longest, window_size, enable_gqa):
+    """varlen_attn as torch documents it: sequences (T, H, D) laid end to end, cut at edges, window_size (left, 0)."""
+    assert torch.equal(edges, other_edges) and edges.dtype == torch.int32 and window_size[1] == 0
+    assert enable_gqa == (q.size(1) != k.size(1)) and longest == other_longest
+    pieces = []
+    for start, stop in zip(edges.tolist(), edges.tolist()[1:]):
+        assert 0 < stop - start <= longest
+        pieces.append(dense(*(t[None, start:stop] for t in (q, k, v)), window_size[0] + 1)[0])
+    return torch.cat(pieces).to(q.dtype)
+
+
+@pytest.mark.skipif(not has_varlen(), reason="this torch has no varlen attention with windows")
+@pytest.mark.parametrize("kv_heads", [2, 4])
+@pytest.mark.parametrize("window, with_documents", CASES)
+def test_varlen_is_asked_for_the_definition(monkeypatch, window, with_documents, kv_heads):
+    """Its kernels are for GPUs alone; what they are asked for is checked anywhere."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", packed_reference)
+    documents = two_documents(with_documents)
+    tensors = [t.detach() for t in inputs(2, 64, 4, kv_heads, 16)]
+    assert relative(attend(*tensors, window, documents, "varlen"), dense(*tensors, window, documents)) < 2e-6
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="varlen and compiled flex kernels need a GPU")
 @pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"blocked"}))
-@pytest.mark.parametrize("window", [256, 64])
-def test_gpu_backends_agree_in_bfloat16(backend, window):
+@pytest.mark.parametrize("window, with_documents", [(256, False), (64, False), (256, True), (64, True)])
+def test_gpu_backends_agree_in_bfloat16(backend, window, with_documents):
+    """Values to 1% of the reference's norm, gradients to 2%: bfloat16 rounds to 0.4%."""
     if backend == "varlen" and not has_varlen():
         pytest.skip("this torch has no varlen attention with windows")
-    tensors = [t.detach().cuda() for t in inputs(2, 256, 4, 2, 64, dtype=torch.bfloat16)]
-    expected = dense(*[t.cpu() for t in tensors], window)
-    assert relative(attend(*tensors, window, backend=backend).cpu(), expected) < 1e-2
+    documents = torch.tensor([[0] * 100 + [1] * 156, [4] * 256]) if with_documents else None
+    tensors = inputs(2, 256, 4, 2, 64, dtype=torch.bfloat16)
+    expected = dense(*tensors, window, documents)
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    wanted = torch.autograd.grad((expected * weight).sum(), tensors)
+    there = [t.detach().cuda().requires_grad_() for t in tensors]
+    found = attend(*there, window, documents.cuda() if with_documents else None, backend)
+    gradients = torch.autograd.grad((found.float() * weight.cuda()).sum(), there)
+    assert relative(found.cpu(), expected.detach()) < 1e-2
+    for gradient, reference in zip(gradients, wanted):
+        assert relative(gradient.cpu(), reference.double()) < 2e-2
 
 
 def test_documents_are_cut_where_they_change_and_at_every_row():

@@ -3,6 +3,8 @@
 import errno
 import json
 import random
+import resource
+import signal
 from contextlib import ExitStack
 
 import numpy as np
@@ -121,6 +123,26 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_says_so(tmp_path, monkeyp
     assert "space left" in run.words[-1] and steps_in(tmp_path) == [1] and run.saver.last_step == 1
     assert not list(tmp_path.glob(".step*"))
     assert run.save(3).saver.last_step == 3 and steps_in(tmp_path) == [3]
+
+
+@pytest.fixture
+def files_of_at_most_10_kb():
+    """What a quota does: the system refuses to write on."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_write_that_the_system_refuses_keeps_the_previous_checkpoint_and_training_goes_on(tmp_path, request):
+    run = Run(tmp_path, Keep(last=1)).save(1)
+    request.getfixturevalue("files_of_at_most_10_kb")
+    run.train(0, 1).save(2)
+    assert "step 2 could not be saved" in run.words[-1] and "the one of step 1 stays" in run.words[-1]
+    assert steps_in(tmp_path) == [1] and not list(tmp_path.glob(".step*"))
+    assert run.resume().step == 1
 
 
 def test_weights_that_are_no_numbers_push_no_good_checkpoint_out(tmp_path):

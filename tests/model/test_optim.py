@@ -3,15 +3,23 @@
 import math
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from small import ALONE, batch, small_model
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from model.config import OptimConfig
+from model import buckets, rules
+from model.config import GPTConfig, OptimConfig
+from model.distributed import World
 from model.errors import ModelError
+from model.gpt import GPT
 from model.muon import POLAR_EXPRESS, orthogonalise, quintics
 from model.optim import Optimizer, kind_of, learning_rate
 from model.schedule import Rates
@@ -147,6 +155,15 @@ def test_the_norm_is_global_and_gradients_are_clipped_to_it():
     assert moved == pytest.approx(1.0, rel=1e-4)
 
 
+def test_the_rates_of_a_step_are_told_by_kind_of_parameter():
+    config = OptimConfig(width_ref=32, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004, scalar_lr=0.5)
+    optimizer = Optimizer(small_model(depth=3, arch="modern"), config, 32, ALONE, lr_factor=0.5)
+    found = optimizer.learning_rates(Rates(0.1, 0.9, 1.0))
+    expected = {"matrix": 0.001, "embedding": 0.01, "unembedding": 0.0002, "value_embedding": 0.0075}
+    expected |= {"scalar": 0.025, "residual": 0.00025}
+    assert found == pytest.approx({f"lr/{kind}": rate for kind, rate in expected.items()})
+
+
 def test_a_step_whose_gradients_are_too_large_is_dropped_where_that_is_asked_for():
     model = small_model()
     optimizer = Optimizer(model, OptimConfig(), 32, ALONE)
@@ -160,6 +177,114 @@ def test_a_step_whose_gradients_are_too_large_is_dropped_where_that_is_asked_for
     model.lm_head.weight.grad.fill_(1e-3)
     optimizer.step(RATES, drop_above=3.0)
     assert not torch.equal(before[-1], model.lm_head.weight)
+
+
+def test_a_step_that_needs_no_norm_is_the_one_whose_limits_are_out_of_reach():
+    """Without them each bucket is updated as its gradients arrive; with them all gradients come first."""
+    models, norms = [small_model(arch="modern"), small_model(arch="modern")], []
+    for model, limits in zip(models, [{}, {"clip": 1e9, "drop_above": 1e9}]):
+        optimizer = Optimizer(model, OptimConfig(normuon=True), 32, ALONE)
+        for step in range(3):
+            for name, gradient in gradients_of(model, step).items():
+                dict(model.named_parameters())[name].grad.copy_(gradient)
+            norms.append(float(optimizer.step(RATES, 0.5, **limits)))
+    assert norms[:3] == norms[3:]
+    assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in models)))
+
+
+class Noted:
+    """Two processes of which only this one exists: collectives do nothing but leave a note, numbered by bucket."""
+
+    rank, size, leads, device = 0, 2, True, torch.device("cpu")
+
+    def __init__(self):
+        self.notes, self.counts = [], Counter()
+
+    def start(self, what):
+        name = f"{what} {self.counts[what]}"
+        self.counts[what] += 1
+        self.notes.append(f"send {name}")
+        return SimpleNamespace(wait=lambda: self.notes.append(f"wait for {name}"))
+
+    def reduce_scatter(self, own, whole):
+        return self.start("gradients")
+
+    def all_gather(self, whole, own):
+        return self.start("weights")
+
+    def sum(self, tensor, wait=True):
+        return SimpleNamespace(wait=lambda: None)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_gradients_travel_while_others_are_used_and_weights_while_others_are_made(clip):
+    world = Noted()
+    optimizer = Optimizer(small_model(), OptimConfig(), 32, world)
+    optimizer.step(RATES, clip=clip)
+    numbers, notes = range(len(optimizer.parts)), world.notes
+    sent, waited = ([f"{verb} gradients {n}" for n in numbers] for verb in ("send", "wait for"))
+    assert notes[: len(sent)] == sent  # all at once
+    assert notes[-len(sent) :] == [f"wait for weights {n}" for n in numbers]  # when all are made
+    if clip is None:
+        assert notes[len(sent) : -len(sent)] == [note for n in numbers for note in (waited[n], f"send weights {n}")]
+    else:  # clipping needs the norm of all gradients before anything is updated
+        assert notes[len(sent) : -len(sent)] == waited + [f"send weights {n}" for n in numbers]
+
+
+class PeakBytes(TorchDispatchMode):
+    """The most memory that new tensors hold at once, of tensors on any device, also one without memory."""
+
+    def __init__(self, there):
+        super().__init__()
+        self.there = {tensor.untyped_storage()._cdata for tensor in there}
+        self.held, self.peak = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.there:
+                storage = tensor.untyped_storage()
+                self.held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.held = {at: held for at, held in self.held.items() if not held[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.held.values()))
+        return result
+
+
+def peak_of_d32() -> int:
+    """Bytes beside weights, gradients and state that one process needs for a step; nothing is computed."""
+    with torch.device("meta"):
+        model = GPT(GPTConfig(depth=32).resolved(65_536))
+        config = OptimConfig(orthogonal_dtype="bfloat16", normuon=True, weight_decay=0.1, cautious=True)
+        optimizer = Optimizer(model, config, 2048, World(0, 1, torch.device("meta")))
+        there = [tensor for bucket, _ in optimizer.parts for tensor in (bucket.params, bucket.grads)]
+        there += [tensor for _, rule in optimizer.parts for tensor in rule.state.values()]
+        with PeakBytes(there) as peak:
+            optimizer.step(RATES, 0.5, clip=1.0)
+    return peak.peak
+
+
+def test_a_step_of_d32_needs_no_more_memory_than_one_stacked_group(monkeypatch):
+    group = 32 * 2048 * 8192 * 2  # bytes of the matrices of one shape, in bfloat16
+    assert peak_of_d32() < group
+    monkeypatch.setattr(rules, "STACK_ELEMENTS", 1 << 40)
+    assert peak_of_d32() > 3 * group  # what it would be if all were orthogonalised at once
+
+
+def test_matrices_are_updated_as_well_in_small_stacks(monkeypatch):
+    models = []
+    for limit in (1 << 40, 2 * 32 * 32):
+        monkeypatch.setattr(rules, "STACK_ELEMENTS", limit)
+        monkeypatch.setattr(buckets, "SQUARED_AT_ONCE", limit)
+        model = small_model(depth=3).double()
+        config = OptimConfig(orthogonal_dtype="float64", normuon=True, weight_decay=0.1, cautious=True)
+        optimizer = Optimizer(model, config, 32, ALONE)
+        for step in range(3):
+            for name, gradient in gradients_of(model, step).items():
+                dict(model.named_parameters())[name].grad.copy_(gradient)
+            optimizer.step(RATES, clip=1.0)
+        models.append({name: p.detach() for name, p in model.named_parameters()})
+    for name, weight in models[0].items():
+        assert float((models[1][name] - weight).norm() / weight.norm()) < 1e-12, name
 
 
 def test_any_torch_optimiser_is_named_by_its_import_path():

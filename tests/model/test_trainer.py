@@ -1,22 +1,25 @@
 """The loop itself, with batches made up on the spot."""
 
+import gc
 import math
 import threading
 
 import pytest
 import torch
 from small import ALONE, CPU, batch, small_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.checkpoint import Checkpointer, Keep, steps_in
 from model.config import OptimConfig, ScheduleConfig
-from model.distributed import World, choose_device
+from model.distributed import choose_device
 from model.errors import Diverged, ModelError
 from model.feed import Feeder
-from model.fit import micro_batch, rows_per_rank
+from model.fit import micro_batch
 from model.optim import Optimizer
 from model.precision import LossScale, resolve_dtype
 from model.schedule import Schedule
 from model.spikes import NormGuard
+from model.split import rows_per_pass, rows_per_process
 from model.trainer import Hooks, Progress, Settings, Trainer
 
 
@@ -190,19 +193,81 @@ def test_batches_come_in_order_and_a_feeder_can_be_closed_in_the_middle():
     assert not feeder.thread.is_alive()
 
 
+class HostReads(TorchDispatchMode):
+    """The finished steps at which the program read a number from a tensor: where a GPU would be waited for."""
+
+    READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default)
+
+    def __init__(self, progress):
+        super().__init__()
+        self.progress, self.steps = progress, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in self.READS:
+            self.steps.add(self.progress.step)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("skip_spikes, steps", [(None, {3, 6, 7}), (1e9, set(range(8)))])
+def test_the_device_is_waited_for_where_a_step_is_logged_and_where_steps_can_be_dropped(tmp_path, skip_spikes, steps):
+    session = Session(tmp_path, steps=7, log_every=3, skip_spikes=skip_spikes)
+    with HostReads(session.progress) as reads:
+        session.run()
+    assert reads.steps == steps
+
+
+def test_no_garbage_collection_falls_into_a_step(tmp_path):
+    session, seen = Session(tmp_path), []
+    session.trainer.hooks.progress = lambda *_, **__: seen.append(gc.isenabled())
+    session.run()
+    assert seen == [False] * 6 and gc.isenabled()
+
+
+def test_in_float16_a_scale_that_overflows_drops_steps_and_halves_and_a_small_one_changes_nothing(tmp_path):
+    runs = {}
+    for scale in (1.0, 16.0, 2.0**60):
+        session = runs[scale] = Session(tmp_path / str(scale), dtype=torch.float16)
+        session.model.compute_dtype = torch.float16
+        session.start = session.model.lm_head.weight.detach().clone()
+        session.progress.loss_scale = scale
+        session.run()
+    plain, scaled, overflowing = runs.values()
+    assert overflowing.progress.dropped == 6 and overflowing.progress.loss_scale == 2.0**54
+    assert torch.equal(overflowing.model.lm_head.weight, overflowing.start)
+    assert scaled.progress.dropped == 0 and scaled.progress.loss_scale == 16.0
+    moved, apart = plain.model.lm_head.weight - plain.start, scaled.model.lm_head.weight - plain.model.lm_head.weight
+    assert float(apart.detach().norm()) < 0.02 * float(moved.detach().norm())
+
+
 @pytest.mark.full
 def test_compiled_training_is_eager_training_and_compiles_once(tmp_path):
+    """Once for training and once for evaluating, of which each is done several times, in turns."""
     torch._dynamo.reset()
-    eager, compiled = Session(tmp_path / "a"), Session(tmp_path / "b", compile=True)
+    counters, graphs = torch._dynamo.utils.counters, []
+
+    def session(compile):
+        @torch.inference_mode()
+        def evaluate():
+            graphs.append(counters["stats"]["unique_graphs"])
+            return {"nats": float(made.model.loss(*batches(0)))}
+
+        made = Session(tmp_path / str(compile), evaluate=evaluate, eval_every=2, compile=compile)
+        return made
+
+    eager, compiled = session(False), session(True)
     try:
         eager.run()
-        torch._dynamo.utils.counters.clear()
+        counters.clear()
+        graphs.clear()
         compiled.run()
     except torch._inductor.exc.InductorError as error:
         pytest.skip(f"needs a C++ compiler: {str(error).splitlines()[0]}")
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # the model; on CPUs not the loss
-    for (_, one), (_, other) in zip(eager.logged, compiled.logged):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+    # The model alone; on CPUs not the loss.
+    assert graphs == [1, 2, 2] and counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]
+    for (_, one), (_, other) in zip(eager.logged, compiled.logged, strict=True):
+        for name in set(one) & {"loss", "nats"}:
+            assert one[name] == pytest.approx(other[name], rel=1e-3)
 
 
 def test_micro_batches_divide_the_rows_of_a_process():
@@ -210,17 +275,23 @@ def test_micro_batches_divide_the_rows_of_a_process():
     assert micro_batch(4, 16, 24, model, ALONE) == 4
     assert micro_batch("auto", 12, 1024, model, ALONE) in (1, 2, 3, 4, 6, 12)
     assert micro_batch("auto", 7, 1 << 20, model, ALONE) == 1
-    with pytest.raises(ModelError, match="1, 2, 4, 8, 16"):
+    with pytest.raises(ModelError, match=r"device_batch_size=3 .* 1, 2, 4, 8, 16"):
         micro_batch(3, 16, 24, model, ALONE)
 
 
+def test_more_rows_a_pass_than_a_process_has_are_all_of_them():
+    """So that one setting for all stages, as against running out of memory, does for those with small batches too."""
+    assert rows_per_pass(8, 4) == 4 and rows_per_pass(8, 16) == 8
+
+
 def test_the_batch_is_shared_out_over_processes_or_refused():
-    pair = World(0, 2, CPU)
-    assert rows_per_rank(512, 32, pair) == 8
-    with pytest.raises(ModelError, match="2 process"):
-        rows_per_rank(32 * 7, 32, pair)
-    with pytest.raises(ModelError, match="nearest that is: 64"):
-        rows_per_rank(10, 32, pair)
+    assert rows_per_process(512, 32, 2) == 8
+    with pytest.raises(ModelError, match=r"nproc=3 .* 14 rows .*; use 2 or 7"):
+        rows_per_process(32 * 14, 32, 3)
+    with pytest.raises(ModelError, match=r"nproc=8 .*; use 7$"):
+        rows_per_process(32 * 7, 32, 8)
+    with pytest.raises(ModelError, match="nearest that is: 32"):
+        rows_per_process(10, 32, 2)
 
 
 def test_devices_and_dtypes_are_found_or_refused():

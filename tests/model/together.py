@@ -29,7 +29,7 @@ optimizer = Optimizer(model, config, 32, world)
 for step in range(20):
     tokens, targets = (part[rank::size] for part in batch(rows=4, seed=step))
     model.loss(tokens, targets).backward()
-    optimizer.step(Rates(1.0, 0.9, 1.0), 1 / (4 * 24), clip=1.0)
+    optimizer.step(Rates(1.0, 0.9, 1.0), 1 / (4 * 24), clip=1.0 if name == "muon" else None)
 out.mkdir(parents=True, exist_ok=True)
 (out / f"state-{rank}").write_text(str(sum(held.numel() for _, _, held in optimizer.pieces())))
 if rank == 0:

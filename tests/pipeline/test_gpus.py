@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import gpus
+from pipeline import gpus, hardware
 from pipeline.errors import Interrupted, UserError
 from tests.conftest import ROOT
 
 HOLD = """
 import sys
 from pathlib import Path
-from pipeline import gpus
+from pipeline import gpus, hardware
 with gpus.take(int(sys.argv[2]), "other", print, lambda: False, Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -77,3 +77,21 @@ def test_more_than_there_are_is_the_users_mistake_and_none_is_no_limit(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with take(tmp_path, 8)[0] as found:
         assert found == {}
+
+
+@pytest.mark.parametrize(
+    ("visible", "chosen"),
+    [
+        ("", ["launch=cpu"]),
+        ("3", ["launch=gpu1"]),
+        ("0,1", ["launch=node8", "launch.nproc=2"]),
+        ("0,1,2,3,4,5", ["launch=node8", "launch.nproc=4"]),
+        ("0,1,2,3,4,5,6,7", ["launch=node8", "launch.nproc=8"]),
+    ],
+)
+def test_a_run_takes_as_many_of_the_gpus_as_can_share_a_batch(
+    visible: str, chosen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert hardware.launch_overrides([]) == chosen
+    assert hardware.launch_overrides(["launch=cpu"]) == []

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import importlib
 import os
 import subprocess
 import sys
@@ -233,12 +234,21 @@ NEUTRAL_OUTSIDE_PIPELINE = {
     "model/profiling.py",
     "model/resume.py",
     "model/rng.py",
+    "model/split.py",
 }
 
 
 def test_every_launch_setting_is_in_the_launch_configs() -> None:
     composed = config.compose([])
     assert set(composed["launch"]) == {f.name for f in dataclasses.fields(Launch)}
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "midtrain", "sft", "rl"])
+def test_every_param_of_a_training_stage_is_a_setting_of_its_yaml(stage: str) -> None:
+    """What the YAML does not name can be set with a plus sign in front alone, which nobody guesses."""
+    declared = config.compose([])[stage]
+    params = importlib.import_module(declared["run"]).Params
+    assert set(declared["params"]) == {f.name for f in dataclasses.fields(params)}
 
 
 def test_keys_of_stages_leave_out_what_only_runs_them(tmp_path: Path) -> None:
@@ -282,6 +292,45 @@ def test_a_file_that_is_not_there_is_named_with_its_setting(tmp_path: Path) -> N
 def test_what_cannot_work_is_said_before_anything_runs(overrides: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         dag.build(config.settings(config.compose(overrides)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["launch.nproc=3"], r"^pretrain: launch\.nproc=3 .* the 32 rows of a step .*; use 2 or 4$"),
+        (
+            ["pretrain.launch.device_batch_size=5"],
+            r"^pretrain: launch\.device_batch_size=5 .*; use one of 1, 2, 4, ",
+        ),
+        (["midtrain.launch.nproc=3"], r"^midtrain: launch\.nproc=3 .*; use 2 or 4$"),
+        (["sft.launch.nproc=2", "sft.launch.device_batch_size=6"], r"^sft: launch\.device_batch_size=6 .* the 16 rows"),
+        (["rl.launch.nproc=20"], r"^rl: launch\.nproc=20 .* the 16 problems of a step .*; use at most 16$"),
+    ],
+)
+def test_processes_and_rows_that_do_not_divide_are_refused_by_the_plan(
+    overrides: list[str], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said) as raised:
+        Session.open([*overrides, f"store.root={tmp_path}"]).plan(online=False)
+    assert "\n" not in str(raised.value)
+
+
+def test_how_a_stage_that_does_not_run_would_be_started_matters_to_nobody(tmp_path: Path) -> None:
+    session = Session.open(["pretrain.launch.nproc=3", "until=tokenizer", f"store.root={tmp_path}"])
+    assert {step.name for step in session.plan(online=False).running()} == {"tokenizer_text", "tokenizer"}
+
+
+def test_a_plan_that_cannot_be_started_is_a_mistake_of_the_users(chatmill) -> None:
+    said = chatmill.run("plan", "launch.nproc=3", code=2)
+    assert "launch.nproc=3" in said and "use 2 or 4" in said
+
+
+@pytest.mark.parametrize("launch", ["cpu", "gpu1", "node8"])
+@pytest.mark.parametrize("recipe", ["tiny", "d12", "d20", "d26", "d32"])
+def test_every_recipe_can_be_started_on_every_kind_of_machine(recipe: str, launch: str) -> None:
+    found = dag.build(config.settings(config.compose([f"recipe={recipe}", f"launch={launch}"])))
+    for stage in found.stages.values():
+        dag.check_launch(stage, found)
 
 
 @pytest.mark.parametrize(

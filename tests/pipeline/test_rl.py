@@ -5,6 +5,7 @@ import json
 import random
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.pipeline.test_evaluate import write_model
 from tests.pipeline.trained import StageRun
 
 VOWELS = "tests.toys.vowels.Vowels"
-TIMES = ("seconds", "tok_s")
+MEASURED = ("seconds", "tok_s", "memory_mb")
 PARAMS = {
     "tasks": [{"task": VOWELS, "name": "practice"}],
     "eval_tasks": [{"task": VOWELS, "name": "held out", "split": "test", "size": 24}],
@@ -29,14 +30,18 @@ PARAMS = {
 }
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("inputs")
+def write_inputs(folder: Path) -> dict[str, str]:
+    """A tokenizer and a model that knows nothing, as artifact folders."""
     for name in ("tokenizer", "model"):
         (folder / name).mkdir()
     text = " ".join(f"{one}{two}" for one in ("see", "tree", "sat", "hum", "lot", "bee") for two in ("ing", "er", "s"))
     write_model(folder / "model", bpe.save(bpe.train([text], 290), folder / "tokenizer"), sequence_len=64)
     return {"model": str(folder / "model"), "tokenizer": str(folder / "tokenizer")}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> dict[str, str]:
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def make_run(inputs, work, **changes) -> StageRun:
@@ -57,7 +62,7 @@ def weights(run: StageRun) -> dict[str, torch.Tensor]:
 
 def measured(run: StageRun) -> list[dict]:
     lines = [json.loads(line) for line in (run.work / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not name.endswith(TIMES)} for line in lines]
+    return [{name: value for name, value in line.items() if not name.endswith(MEASURED)} for line in lines]
 
 
 def test_practice_raises_held_out_accuracy(finished):
@@ -101,16 +106,15 @@ def test_answers_to_the_same_held_out_problems_are_kept_at_each_evaluation(finis
     assert all(line["reward"] == float("e" in line["completion"]) for line in kept)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
-def test_an_interrupted_run_ends_with_the_same_bits(inputs, finished, tmp_path, how):
+def test_a_run_that_is_stopped_ends_with_the_same_bits_and_rollouts(inputs, finished, tmp_path):
     run = make_run(inputs, tmp_path)
-    stop_at = random.Random(how).randint(2, 6)
+    stop_at = random.randint(2, 6)
     process = run.start()
     metrics = tmp_path / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and f'"step": {stop_at}, "rew' in metrics.read_text()):
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.005)
-    process.send_signal(how)
+    process.send_signal(signal.SIGTERM)
     process.communicate()
     assert not (tmp_path / "out" / "model.safetensors").exists()  # it was in the middle
 
@@ -123,16 +127,31 @@ def test_an_interrupted_run_ends_with_the_same_bits(inputs, finished, tmp_path, 
     assert kept == (finished.work / "out" / "rollouts.jsonl").read_text()
 
 
-def test_two_ranks_make_the_same_model_up_to_rounding(inputs, finished, tmp_path):
-    run = make_run(inputs, tmp_path, steps=2)
+@pytest.mark.parametrize("changes", [{}, {"updates": 2, "clip": 0.2}], ids=["plain", "two updates"])
+def test_two_ranks_make_the_same_model_up_to_rounding(inputs, tmp_path, changes):
+    run = make_run(inputs, tmp_path, steps=2, **changes)
     outcome = run.run(nproc=2)
-    one = make_run(inputs, tmp_path / "one", steps=2)
+    one = make_run(inputs, tmp_path / "one", steps=2, **changes)
     assert outcome["status"] == one.run()["status"] == "done", outcome["output"]
 
     for name, tensor in weights(one).items():
         torch.testing.assert_close(weights(run)[name], tensor, atol=1e-4, rtol=1e-3)
     for (_, mine), (_, theirs) in zip(run.metrics("reward"), one.metrics("reward"), strict=True):
         assert mine == pytest.approx(theirs)
+
+
+def test_a_run_goes_on_from_a_named_checkpoint_of_another(inputs, finished, tmp_path):
+    whole = tmp_path / "store" / "artifacts" / "rl" / finished.key
+    whole.parent.mkdir(parents=True)
+    whole.symlink_to(finished.work / "out")
+    run = make_run(inputs, tmp_path / "run", init=f"{finished.key}@6")
+    run.key, run.launch["profile"] = "fedcba9876543210", True
+
+    assert run.inside()["steps"] == 8
+
+    torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(weights(run)[name], tensor) for name, tensor in weights(finished).items())
+    assert (run.work / "out" / "profile").is_dir()
 
 
 def test_clipped_updates_with_divergence_run(inputs, tmp_path):

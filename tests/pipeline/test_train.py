@@ -55,8 +55,10 @@ def test_a_base_model_learns_and_is_published_with_its_checkpoints(base):
     model = load_model(base.work / "out")
     assert model.config.vocab_size == VOCAB and model(torch.zeros(1, 4, dtype=torch.long)).shape == (1, 4, VOCAB)
     assert steps_in(base.work / "out" / "checkpoints") == [40, 60]
-    names = {"loss", "loss_smooth", "grad_norm", "lr", "tokens", "tok_s", "mfu", "memory_mb", "epoch"}
-    assert names <= set(json.loads((base.work / "metrics.jsonl").read_text().splitlines()[-2]))
+    logged = json.loads((base.work / "metrics.jsonl").read_text().splitlines()[-2])
+    names = {"loss", "loss_smooth", "grad_norm", "tokens", "tok_s", "mfu", "memory_mb", "epoch"}
+    assert names | {"lr/matrix", "lr/embedding", "lr/unembedding"} <= set(logged)
+    assert logged["epoch"] == pytest.approx(logged["tokens"] / ((40_000 - 1) // LENGTH * LENGTH))
 
 
 def test_metrics_of_the_artifact_say_what_was_made(pretrain):
@@ -167,11 +169,28 @@ def test_a_run_goes_on_from_a_named_checkpoint_of_another(base, pretrain):
         pretrain("past", steps=40, init=f"{base.key}@40").inside()
 
 
+def test_tuning_goes_on_from_a_named_checkpoint_too_and_says_so_when_it_diverges(base, inputs, tmp_path):
+    whole = finetune(base, tmp_path / "whole", inputs, steps=12)
+    whole.launch["save_every"] = 4
+    whole.inside()
+    unfinished = tmp_path / "store" / "work" / f"finetune-{whole.key}"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.symlink_to(whole.work)
+    again = finetune(base, tmp_path, inputs, steps=12, init=f"{whole.key}@8")
+    again.inside()
+    assert again.metrics("loss") == whole.metrics("loss")[7:]
+    wrong = finetune(base, tmp_path / "wrong", inputs, steps=12, optim={"matrix_lr": 1e25}, grad_clip=None)
+    wrong.launch["save_every"] = 1
+    way_out = r"With half the rate: finetune\.params\.init=\w+@\d+ finetune\.params\.lr_frac=0\.05"
+    with pytest.raises(Diverged, match=rf"at step \d+; the last good checkpoint is of step \d+\. {way_out}"):
+        wrong.inside()
+
+
 @pytest.mark.parametrize(
     "params, launch, said",
     [
         ({"total_batch_tokens": 500}, {}, r"no multiple .* nearest that is: 512"),
-        ({}, {"device_batch_size": 5}, r"device_batch_size 5 does not divide .* 1, 2, 4, 8, 16"),
+        ({}, {"device_batch_size": 5}, r"device_batch_size=5 does not divide .* 1, 2, 4, 8, 16"),
         ({"steps": 100}, {}, r"51,200 tokens, but the packed text has 39,968 .*steps=78.*max_epochs=2"),
         ({"steps": None, "tokens": 100}, {}, "shorter than one step"),
         ({"tokens": 1000}, {}, "not both"),

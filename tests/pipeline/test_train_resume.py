@@ -3,7 +3,9 @@
 import contextlib
 import hashlib
 import json
+import random
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -14,9 +16,13 @@ from safetensors.torch import load_file, save_file
 from trained import LENGTH, TINY_MODEL, StageRun, write_inputs
 
 from model.checkpoint import MARKER, folder_of, sha256, steps_in
+from pipeline.verify_resume import differing_metrics, differing_tensors
+from tests.pipeline.test_rl import make_run as make_rl_run
+from tests.pipeline.test_rl import write_inputs as write_rl_inputs
 
 STEPS = 24
 TRIES = 5
+TRAINED = ("pretrain", "midtrain", "sft", "rl")
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +46,15 @@ def pretrain(folder: Path, inputs: dict[str, str], **launch) -> StageRun:
     return StageRun("pretrain", folder, chosen, params, defaults | launch)
 
 
-def finetune(folder: Path, inputs: dict[str, str], model: StageRun) -> StageRun:
+def finetune(folder: Path, inputs: dict[str, str], model: StageRun, *names: str) -> StageRun:
     params = {"total_batch_tokens": 8 * LENGTH, "steps": STEPS, "dropout": 0.1, "lr_frac": 0.1}
-    chosen = {"model": str(model.work / "out"), "rows": inputs["rows"], "tokenizer": inputs["tokenizer"]}
+    params |= {"eval_every": 6, "val_tokens": 512}
+    chosen = {"model": str(model.work / "out")} | {name: inputs[name] for name in ("rows", "tokenizer", *names)}
     return StageRun("finetune", folder, chosen, params, {"log_every": 1, "save_every": 4, "deterministic": True})
 
 
 def kill_when(run: StageRun, condition, nproc: int = 1) -> bool:
-    """Start, wait for the condition, kill -9 all of its processes; whether they were alive until then."""
+    """Start, wait for the condition, kill -9 all of its processes; whether that is what ended them."""
     process = run.start(nproc)
     while not condition():
         try:
@@ -55,14 +62,13 @@ def kill_when(run: StageRun, condition, nproc: int = 1) -> bool:
             break
         except subprocess.TimeoutExpired:
             continue
-    alive = process.poll() is None
     for worker in processes_of(run.work):  # torchrun's workers are in sessions of their own
         with contextlib.suppress(psutil.NoSuchProcess):
             worker.kill()
     process.communicate()
     while processes_of(run.work):
         continue
-    return alive
+    return process.returncode == -signal.SIGKILL
 
 
 def processes_of(work: Path) -> list[psutil.Process]:
@@ -70,46 +76,61 @@ def processes_of(work: Path) -> list[psutil.Process]:
 
 
 def last_logged(run: StageRun) -> int:
-    path = run.work / "metrics.jsonl"
-    return len(path.read_text().splitlines()) if path.exists() else 0
+    """The step; 0 while nothing is."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(json.loads((run.work / "metrics.jsonl").read_text().splitlines()[-1])["step"])
+    return 0
 
 
 def is_saving(run: StageRun, after: int) -> bool:
-    folder = run.work / "out" / "checkpoints"
-    return any(int(path.name.removeprefix(".step-")) > after for path in folder.glob(".step-*"))
+    return any(int(path.name.removeprefix(".step-")) > after for path in checkpoints(run).glob(".step-*"))
 
 
 def assert_same_bits(run: StageRun, straight: StageRun) -> None:
     """Model, optimiser state and generators of the last checkpoint, every metric that is no measurement of time."""
-    for name in sorted(path.name for path in last(straight).glob("*.safetensors")):
-        wanted, found = load_file(last(straight) / name), load_file(last(run) / name)
-        assert set(wanted) == set(found)
-        assert not [key for key in wanted if not torch.equal(wanted[key], found[key])], name
-    assert all(torch.equal(run.weights()[name], weight) for name, weight in straight.weights().items())
-    for names in (["loss", "loss_smooth", "grad_norm", "lr", "tokens"], ["val_bpb"]):
-        assert run.metrics(*names) == straight.metrics(*names)
+    for wanted in [*last(straight).glob("*.safetensors"), straight.work / "out" / "model.safetensors"]:
+        count, wrong = differing_tensors(wanted, run.work / wanted.relative_to(straight.work))
+        assert count and not wrong, wanted.name
+    lines, wrong = differing_metrics(straight.work / "metrics.jsonl", run.work / "metrics.jsonl")
+    assert lines >= straight.params["steps"] and not wrong
+
+
+def checkpoints(run: StageRun) -> Path:
+    return run.work / "out" / "checkpoints"
 
 
 def last(run: StageRun) -> Path:
-    folder = run.work / "out" / "checkpoints"
-    return folder_of(folder, steps_in(folder)[-1])
+    return folder_of(checkpoints(run), steps_in(checkpoints(run))[-1])
 
 
-def killed_twice(run: StageRun, nproc: int = 1) -> dict:
-    """Killed in the middle, killed while saving, then run to the end. On a busy machine a kill may come too late."""
-    folder = run.work / "out" / "checkpoints"
+def killed_twice(run: StageRun, nproc: int) -> dict:
+    """Killed at a random step, killed while saving, then run to the end. On a busy machine a kill may come too late."""
+    steps, every = run.params["steps"], run.launch["save_every"]
     for _ in range(TRIES):
-        killed = kill_when(run, lambda: last_logged(run) >= 9, nproc)
-        if killed and 0 < steps_in(folder)[-1] < STEPS and kill_while_saving(run, nproc):
+        wanted = random.randint(every + 1, steps - 2 * every)
+        killed = kill_when(run, lambda: last_logged(run) >= wanted and steps_in(checkpoints(run)), nproc)  # noqa: B023
+        if killed and 0 < steps_in(checkpoints(run))[-1] < steps and kill_while_saving(run, nproc):
             return run.run(nproc)
         shutil.rmtree(run.work)
     raise AssertionError(f"in {TRIES} tries no kill came in time")
 
 
 def kill_while_saving(run: StageRun, nproc: int) -> bool:
-    folder = run.work / "out" / "checkpoints"
-    reached = steps_in(folder)[-1]
-    return kill_when(run, lambda: is_saving(run, reached), nproc) and bool(list(folder.glob(".step-*")))
+    """Whether a checkpoint was left half written."""
+    reached = steps_in(checkpoints(run))[-1]
+    return kill_when(run, lambda: is_saving(run, reached), nproc) and is_saving(run, reached)
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory, inputs, straight):
+    """A training of each kind, by name, in the folder given."""
+    rl_inputs = write_rl_inputs(tmp_path_factory.mktemp("rl"))
+    return {
+        "pretrain": lambda folder: pretrain(folder, inputs),
+        "midtrain": lambda folder: finetune(folder, inputs, straight, "tokens"),
+        "sft": lambda folder: finetune(folder, inputs, straight),
+        "rl": lambda folder: make_rl_run(rl_inputs, folder),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -119,51 +140,44 @@ def straight(tmp_path_factory, inputs) -> StageRun:
     return run
 
 
-def test_pretrain_killed_twice_ends_with_the_same_bits(straight, inputs, tmp_path):
-    run = pretrain(tmp_path / "run", inputs)
-    outcome = killed_twice(run)
+CASES = [(stage, 1) for stage in TRAINED] + [("pretrain", 2)]
+CASES += [pytest.param(stage, 2, marks=pytest.mark.full) for stage in TRAINED[1:]]
+
+
+@pytest.mark.parametrize("stage, nproc", CASES)
+def test_killed_at_a_random_step_and_again_while_saving_ends_with_the_same_bits(stage, nproc, make, straight, tmp_path):
+    whole = straight
+    if (stage, nproc) != ("pretrain", 1):
+        whole = make[stage](tmp_path / "whole")
+        assert whole.run(nproc)["status"] == "done"
+    run = make[stage](tmp_path / "run")
+    outcome = killed_twice(run, nproc)
     assert outcome["status"] == "done" and "continues from the checkpoint" in outcome["output"]
     assert "rounding" not in outcome["output"]
-    assert_same_bits(run, straight)
-
-
-@pytest.mark.full  # the trainer is the one of pretrain, which is killed above
-@pytest.mark.parametrize("nproc", [1, 2])
-def test_finetune_killed_twice_ends_with_the_same_bits(straight, inputs, tmp_path, nproc):
-    whole = finetune(tmp_path / "whole", inputs, straight)
-    assert whole.run(nproc)["status"] == "done"
-    run = finetune(tmp_path / "run", inputs, straight)
-    assert killed_twice(run, nproc)["status"] == "done"
     assert_same_bits(run, whole)
 
 
-def test_two_processes_stopped_and_killed_end_with_the_same_bits(inputs, tmp_path):
-    whole = pretrain(tmp_path / "whole", inputs)
-    assert whole.run(2)["status"] == "done"
-    run = pretrain(tmp_path / "run", inputs, save_every=1000)
+def test_two_processes_that_are_stopped_agree_on_a_step_and_go_on_with_the_same_bits(inputs, tmp_path):
+    run, whole = pretrain(tmp_path / "run", inputs, save_every=1000), pretrain(tmp_path / "whole", inputs)
     run.work.mkdir()
-    (run.work / "stop").touch()  # each rank looks by itself; they agree on a step
+    (run.work / "stop").touch()  # each rank looks by itself
     outcome = run.run(2)
     assert outcome["status"] == "stopped" and outcome["message"] == f"checkpoint at step 0 of {STEPS}"
     (run.work / "stop").unlink()
-    run.launch["save_every"] = 4
-    assert kill_when(run, lambda: last_logged(run) >= 9, nproc=2)
-    assert run.run(2)["status"] == "done"
+    assert run.run(2)["status"] == whole.run(2)["status"] == "done"
     assert_same_bits(run, whole)
 
 
-def test_a_run_goes_on_with_other_processes_and_says_what_that_means(straight, inputs, tmp_path):
-    run = pretrain(tmp_path / "run", inputs)
-    run.params = run.params | {"model": TINY_MODEL}  # dropout would draw other numbers in another number of processes
-    alone = pretrain(tmp_path / "alone", inputs)
-    alone.params = run.params
-    alone.inside()
-    assert kill_when(run, lambda: last_logged(run) >= 9, nproc=2)
-    outcome = run.run(1)
-    assert outcome["status"] == "done" and "world_size 2 -> 1" in outcome["output"]
-    for name, weight in alone.weights().items():
-        assert float((run.weights()[name] - weight).norm() / weight.norm()) < 1e-2, name
-    torch.use_deterministic_algorithms(False)
+@pytest.mark.parametrize("before, after", [(2, 1), pytest.param(1, 2, marks=pytest.mark.full)])
+def test_a_run_goes_on_with_other_processes_and_says_what_that_means(inputs, tmp_path, before, after):
+    whole, run = pretrain(tmp_path / "whole", inputs), pretrain(tmp_path / "run", inputs)
+    whole.params = run.params = run.params | {"model": TINY_MODEL}  # other processes would drop out other numbers
+    assert whole.run(before)["status"] == "done"
+    assert kill_when(run, lambda: last_logged(run) >= 9, before)
+    outcome = run.run(after)
+    assert outcome["status"] == "done" and f"world_size {before} -> {after}" in outcome["output"]
+    for name, weight in whole.weights().items():
+        assert float((run.weights()[name] - weight).norm() / weight.norm()) < 1e-5, name
 
 
 @pytest.mark.parametrize("dropped", ["rng.torch", "momentum", "exp_avg"])
@@ -171,9 +185,8 @@ def test_without_a_part_of_the_checkpoint_the_bits_are_others(straight, inputs, 
     """The negative control: each part of a checkpoint is needed for what the tests above find."""
     run = pretrain(tmp_path / "run", inputs)
     shutil.copytree(straight.work, run.work)
-    folder = run.work / "out" / "checkpoints"
-    shutil.rmtree(folder_of(folder, STEPS))
-    forget(folder_of(folder, steps_in(folder)[-1]), dropped)
+    shutil.rmtree(folder_of(checkpoints(run), STEPS))
+    forget(last(run), dropped)
     try:
         run.inside()
     finally:
@@ -199,8 +212,7 @@ def test_all_of_it_is_there_otherwise(straight, inputs, tmp_path):
     """Beside the negative control: the same, with nothing dropped, in this very process."""
     run = pretrain(tmp_path / "run", inputs)
     shutil.copytree(straight.work, run.work)
-    folder = run.work / "out" / "checkpoints"
-    shutil.rmtree(folder_of(folder, STEPS))
+    shutil.rmtree(folder_of(checkpoints(run), STEPS))
     try:
         run.inside()
     finally:
@@ -215,7 +227,7 @@ def test_resume_never_begins_anew_and_a_step_goes_back_to_it(straight, inputs, t
     run = pretrain(tmp_path / "run", inputs)
     shutil.copytree(straight.work, run.work)
     try:
-        run.inside(resume=steps_in(run.work / "out" / "checkpoints")[0])
+        run.inside(resume=steps_in(checkpoints(run))[0])
         assert "checkpoint of step 20" in run.said()
         assert_same_bits(run, straight)
         run.inside(resume="never")
