@@ -51,7 +51,7 @@ def test_modern_weights_with_every_switch_off_are_base_weights():
 
 
 def test_an_architecture_of_ones_own_cannot_be_exported():
-    assert obstacles(small_config(arch="my_models.Mine")) == ["arch=my_models.Mine"]
+    assert obstacles(small_config(arch="model.gpt.GPT")) == ["arch=model.gpt.GPT"]
 
 
 @pytest.mark.parametrize(
