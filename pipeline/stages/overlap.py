@@ -5,6 +5,7 @@ Writes  overlap.json
 """
 
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from data.tokenizer import Tokenizer
-    from evals.overlap import EvaluationText
+    from evals.overlap import EvaluationText, Lookup
 
 AHEAD = 4  # stretches of tokens a worker may have waiting
 
@@ -65,17 +66,14 @@ def main(job: Job[Params]) -> dict[str, Any]:
         around = (tokenizer.special["<|user_start|>"], tokenizer.special["<|user_end|>"]) if chat else None
         text.add(task, tokenizer.encode_batch(items, job.launch.workers), around)
     sources = list(training_sources(job, tokenizer))
-    total = sum(source.tokens for source in sources)
-    done, found = 0, {}
-    for source in sources:
-        found[source.name] = text.found(look_through(job, text, source, done, total))
-        done += source.tokens
+    reading = _Reading(job, sum(source.tokens for source in sources))
+    found = {source.name: text.found(look_through(text, source, reading)) for source in sources}
     described = describe(job.params, text, sources, found, {task: items for task, (items, _) in texts.items()})
     (job.out / "overlap.json").write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n")
     for name, task in described["tasks"].items():
         for source, count in task["found"].items():
             job.say(f"{name}: {count} of {task['checked']} items are in {source}")
-    return {"tokens": total, "found": sum(sum(task["found"].values()) for task in described["tasks"].values())}
+    return {"tokens": reading.total, "found": sum(sum(task["found"].values()) for task in described["tasks"].values())}
 
 
 def evaluation_texts(job: Job[Params], tokenizer: "Tokenizer") -> Iterator[tuple[str, tuple[list[str], bool]]]:
@@ -116,31 +114,64 @@ def training_sources(job: Job[Params], tokenizer: "Tokenizer") -> Iterator[Sourc
         yield Source("rl", [np.concatenate(practised)], True)
 
 
-def look_through(
-    job: Job[Params], text: "EvaluationText", source: Source, done: int, total: int
-) -> "dict[int, np.ndarray]":
-    """By length of window: the hashes of evaluation text that the source has, sorted."""
+@dataclass
+class _Reading:
+    """Tokens that are looked through, of all that there are."""
+
+    job: Job[Params]
+    total: int
+    done: int = 0
+
+    def add(self, tokens: int, name: str) -> None:
+        self.done += tokens
+        self.job.progress(self.done, self.total, "tokens", now=name)
+
+    def check(self) -> None:
+        if self.job.should_stop:
+            raise Stopped(f"{self.done:,} of {self.total:,} tokens are looked through; whole parts of them are kept")
+
+
+def look_through(text: "EvaluationText", source: Source, reading: _Reading) -> "dict[int, np.ndarray]":
+    """By length of window: the hashes of evaluation text that the source has, sorted. What each part of it has is kept,
+    so that a stage that was killed goes on at the part it was at."""
+    import numpy as np
+
+    lookups = text.lookups(source.conversations)
+    seen = {length: np.zeros(len(lookup.hashes), bool) for length, lookup in lookups.items()}
+    for number, part in enumerate(source.parts if lookups else []):
+        kept = reading.job.scratch / f"{source.name}-{number}.npz"
+        if kept.exists():
+            reading.add(len(part), source.name)
+        else:
+            temporary = kept.with_suffix(".tmp.npz")
+            np.savez(temporary, **scan(text, lookups, source.name, part, reading))
+            os.replace(temporary, kept)
+        with np.load(kept) as places:
+            for length in seen:
+                seen[length][places[str(length)]] = True
+    return {length: lookup.hashes[seen[length]] for length, lookup in lookups.items()}
+
+
+def scan(
+    text: "EvaluationText", lookups: "dict[int, Lookup]", name: str, part: "np.ndarray", reading: _Reading
+) -> dict[str, Any]:
+    """Which hashes of each lookup a part has: arrays of their places, by length."""
     import numpy as np
 
     from evals.overlap import chunks
 
-    lookups = text.lookups(source.conversations)
-    if not lookups:
-        return {}
-    seen = {length: np.zeros(len(lookup.hashes), bool) for length, lookup in lookups.items()}
-    stretches = list(chunks(source.parts, max(lookups)))
-    at_once = max(1, job.launch.workers) * AHEAD
-    with ThreadPoolExecutor(max(1, job.launch.workers)) as pool:
-        for start in range(0, len(stretches), at_once):
-            if job.should_stop:
-                raise Stopped(f"{done:,} of {total:,} tokens are looked through; it starts over")
-            some = stretches[start : start + at_once]
+    found = {length: np.zeros(len(lookup.hashes), bool) for length, lookup in lookups.items()}
+    stretches = list(chunks([part], max(lookups)))
+    workers = max(1, reading.job.launch.workers)
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(stretches), workers * AHEAD):
+            reading.check()
+            some = stretches[start : start + workers * AHEAD]
             for places in pool.map(lambda stretch: text.scan(stretch, lookups), some):
                 for length, which in places.items():
-                    seen[length][which] = True
-            done += sum(len(stretch) for stretch in some)
-            job.progress(min(done, total), total, "tokens", now=source.name)
-    return {length: lookup.hashes[seen[length]] for length, lookup in lookups.items()}
+                    found[length][which] = True
+            reading.add(sum(len(stretch) for stretch in some), name)
+    return {str(length): np.flatnonzero(places) for length, places in found.items()}
 
 
 def describe(

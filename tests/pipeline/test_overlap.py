@@ -107,8 +107,19 @@ def test_it_stops_when_asked_to(tmp_path, tokenizer):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "stop").touch()
 
-    with pytest.raises(Stopped, match="starts over"):
+    with pytest.raises(Stopped, match="whole parts of them are kept"):
         look(tmp_path, overlap.Params([own(tmp_path, "Mill", LONG)]), tokenizer=tokenizer, pretrain=text)
+
+
+def test_a_part_that_was_looked_through_before_a_kill_is_not_read_again(tmp_path, tokenizer, monkeypatch):
+    inputs = {"tokenizer": tokenizer, "pretrain": write_text(tmp_path / "text", tokenizer, LONG)}
+    params = overlap.Params([own(tmp_path, "Mill", LONG)])
+    before, _ = look(tmp_path, params, **inputs)
+
+    monkeypatch.setattr(overlap, "scan", None)
+    again, _ = look(tmp_path, params, **inputs)
+
+    assert again == before and again["tasks"]["Mill"]["found"] == {"pretrain": 1}
 
 
 def test_the_report_warns_of_what_was_found_or_says_that_nothing_was(tmp_path):
