@@ -15,9 +15,11 @@ def notices(made: Sequence[Made]) -> list[str]:
     results = [(m.short, name, r) for m in tested for name, r in (m.results.get("chat") or {}).items()]
     if cropped := _by_task([(name, r["cropped"], r["items"]) for _, name, r in results if r.get("cropped")]):
         found.append(f"Questions longer than the context, cropped at their beginning: {cropped}.")
-    unfinished = [(name, r["unfinished"], r["items"]) for _, name, r in results if _many_unfinished(r)]
+    unfinished = [(stage, (name, r["unfinished"], r["items"])) for stage, name, r in results if _many_unfinished(r)]
     if unfinished:
-        found.append(f"Answers cut off at the longest allowed length: {_by_task(unfinished)}.")
+        after = listed(list(dict.fromkeys(stage for stage, _ in unfinished)))
+        numbers = _by_task([counted for _, counted in unfinished])
+        found.append(f"Answers cut off at the longest allowed length, after {after}: {numbers}.")
     found += [f"{name} was not run after {stage}: {r['refused']}" for stage, name, r in results if "refused" in r]
     weak = [m.stage for m in tested if m.results.get("sandbox") == "weak" and "HumanEval" in (m.results["chat"] or {})]
     if weak:

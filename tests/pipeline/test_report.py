@@ -133,7 +133,7 @@ def test_what_lowers_trust_in_a_number_is_said(tmp_path):
 
     assert "without full isolation (sandbox=weak) in evaluate_sft" in told
     assert "7 of 50 CORE items" in told
-    assert "Answers cut off at the longest allowed length: HumanEval 100 of 164." in told
+    assert "Answers cut off at the longest allowed length, after sft: HumanEval 100 of 164." in told
     assert "Other was not run after sft: nothing here stops the network" in told
     assert "of 100 conversations, 10 dropped" in told
 
