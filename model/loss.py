@@ -56,7 +56,7 @@ class _Chunk:
     def __init__(self, logits: Tensor, targets: Tensor, softcap: float) -> None:
         self.softcap, self.kept = softcap, targets != IGNORE
         self.index = targets.clamp(min=0)[:, None]
-        self.sigmoid = logits.float().sigmoid_()  # (N, V)
+        self.sigmoid = logits.to(torch.promote_types(logits.dtype, torch.float32)).sigmoid_()  # (N, V)
         self.exp = self._capped(self.sigmoid).exp_()
         self.total = self.exp.sum(-1)  # (N,)
 
