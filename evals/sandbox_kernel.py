@@ -53,7 +53,7 @@ def _syscall(number: int, *arguments: object) -> int:
 
 
 def limit_processes(name: str, processes: int) -> Path:
-    """A new cgroup below this process's own that holds at most so many processes; its folder. join() enters it.
+    """A new cgroup below this process's own that holds at most so many processes; its folder.
 
     Works for root, or where the own cgroup is delegated. Raises OSError where it cannot be made (cgroup v1 and v2).
     """

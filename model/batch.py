@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from model.gpt import GPT
 from model.kvcache import KVCache
 from model.sampling import Sampler, Sampling
 
@@ -82,7 +83,8 @@ class Batch:
     def _choose(self, hidden: Tensor, slots: list[int]) -> None:
         """The rows in these slots take their next token, each drawn by what its line of hidden (N, C) says."""
         rows = [self.slots[slot] for slot in slots]
-        cap = None if self.logprobs else getattr(self.model, "cap", None)  # probabilities need all logits capped
+        own_head = getattr(type(self.model), "head", None) is not GPT.head  # which need not end with a cap
+        cap = None if own_head or self.logprobs else self.model.cap  # probabilities need all logits capped
         logits = self.model.head(hidden) if cap is None else self.model.lm_head(hidden).float()
         tokens = self.sampler.draw(logits, slots, cap)
         chosen = [self.engine.take(row, token) if row else 0 for row, token in zip(rows, tokens.tolist())]

@@ -46,7 +46,7 @@ class _Blocked(torch.autograd.Function):
             if documents is not None:
                 scores.masked_fill_(documents[:, queries, None] != documents[:, None, keys], -math.inf)
             weights = torch.softmax(scores, dim=-1)
-            torch.bmm(weights, v[:, keys], out=y[:, queries])
+            y[:, queries] = torch.bmm(weights, v[:, keys])
             kept.append(weights)
         ctx.save_for_backward(q, k, v, y, *kept)
         ctx.window = window
@@ -62,7 +62,7 @@ class _Blocked(torch.autograd.Function):
             here = grad[:, queries]
             d_v[:, keys].baddbmm_(weights.mT, here)
             d_scores = torch.bmm(here, v[:, keys].mT).sub_(along[:, queries]).mul_(weights).mul_(scale)
-            torch.bmm(d_scores, k[:, keys], out=d_q[:, queries])
+            d_q[:, queries] = torch.bmm(d_scores, k[:, keys])
             d_k[:, keys].baddbmm_(d_scores.mT, q[:, queries])
         return d_q, d_k, d_v, None, None
 

@@ -135,8 +135,8 @@ class GPT(nn.Module):
     """tokens (B, T) int64 -> hidden (B, T, C) in compute_dtype -> logits (B, T, vocab) float32.
 
     An own architecture is a class built as Class(config) that has config, init_weights, hidden, head, loss,
-    use_compiler, use_fp8 and lm_head; it may be a subclass. With cap, an order-preserving last step of head, drawing
-    is faster.
+    use_compiler, use_fp8 and lm_head; it may be a subclass. One that keeps this head may have another cap, which has to
+    keep the order of logits.
     """
 
     def __init__(self, config: GPTConfig) -> None:

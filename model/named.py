@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib.util
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from model.errors import ModelError
@@ -29,16 +30,10 @@ def find_source(module: str) -> Path | None:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return None
-    if spec is None:
-        return None
-    if not rest:
-        return Path(spec.origin) if spec.origin else None
-    for folder in spec.submodule_search_locations or []:
-        inner = Path(folder, *rest)
-        for candidate in (inner.with_suffix(".py"), inner / "__init__.py"):
-            if candidate.is_file():
-                return candidate
-    return None
+    for name in rest:
+        folders = spec and spec.submodule_search_locations
+        spec = PathFinder.find_spec(name, folders) if folders else None
+    return Path(spec.origin) if spec and spec.origin else None
 
 
 def names_in(source: Path) -> set[str]:

@@ -97,18 +97,21 @@ def _check(stage: Stage, found: Dag) -> None:
     """Let the stage's module say what cannot work, as long as nothing has been paid for it."""
     if hook := getattr(stage.module, "check", None):
         with _told_of(f"{stage.name}.params"):
-            hook(stage.params, _params_behind(stage, found))
+            hook(stage.params, params_behind(stage, found))
 
 
 def check_launch(stage: Stage, found: Dag) -> None:
     """The same of how the stage is to be run, which concerns only a stage that runs. Raises UserError."""
     if hook := getattr(stage.module, "check_launch", None):
         with _told_of(stage.name):
-            hook(stage.params, stage.launch, _params_behind(stage, found))
+            hook(stage.params, stage.launch, params_behind(stage, found))
 
 
-def _params_behind(stage: Stage, found: Dag) -> dict[str, Any]:
-    return {name: found.stages[name].params for name in found.behind([stage.name]) - {stage.name}}
+def params_behind(stage: Stage, found: Dag) -> dict[str, Any]:
+    """What a module's hooks are told: params of all stages behind this one, by stage name, and of what it reads itself
+    by input name as well."""
+    behind = {name: found.stages[name].params for name in found.behind([stage.name]) - {stage.name}}
+    return behind | {name: found.stages[source].params for name, source in stage.inputs.items()}
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline import keys
-from pipeline.dag import Dag, Stage, check_launch
+from pipeline.dag import Dag, Stage, check_launch, params_behind
 from pipeline.errors import Corrupt, Guarded, UserError
 from pipeline.store import Artifact, Store
 
@@ -211,9 +211,8 @@ def _estimate(step: Step, dag: Dag, recipe: str) -> float | None:
     """Expected seconds: by the module's own formula, else what the same stage of the same recipe took the last time."""
     hook = getattr(step.stage.module, "estimate", None)
     if hook is not None:
-        behind = {name: dag.stages[name].params for name in dag.behind([step.name])}
-        behind |= {name: dag.stages[source].params for name, source in step.stage.inputs.items()}
-        seconds = hook(step.stage.params, behind, step.stage.launch.device, step.stage.launch.nproc)
+        launch = step.stage.launch
+        seconds = hook(step.stage.params, params_behind(step.stage, dag), launch.device, launch.nproc)
         if seconds is not None:
             return float(seconds)
     if step.previous and step.previous.record.get("recipe", "") == recipe:

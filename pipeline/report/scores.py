@@ -64,11 +64,14 @@ def _task_scores(name: str, result: dict[str, Any]) -> dict[str, Score]:
     found = {name: Score(percent(result["accuracy"]), interval(result["ci"]), result["accuracy"], result["items"])}
     for key, value in result.items():
         if key.startswith("pass@"):
-            found[f"{name} {key}"] = Score(percent(value), interval(result["pass_ci"]), value, result["items"])
+            found[f"{name} {key}"] = Score(percent(value), interval(result.get("pass_ci")), value, result["items"])
     return found
 
 
-def interval(bounds: Sequence[float]) -> str:
+def interval(bounds: Sequence[float] | None) -> str:
+    """Nothing for results of older code that were accepted, which may have none."""
+    if bounds is None:
+        return ""
     low, high = bounds
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
@@ -116,7 +119,7 @@ def core_table(evaluations: Sequence[Made]) -> Table | None:
 def _core_cells(core: dict[str, Any], label: str) -> list[Cell | str]:
     if label not in core["centered"]:
         return [MISSING] * 3
-    accuracy = Cell(percent(core["accuracy"][label]), interval(core["ci"][label]))
+    accuracy = Cell(percent(core["accuracy"][label]), interval(core.get("ci", {}).get(label)))
     return [accuracy, f"{core['centered'][label]:.4f}", duration(core["seconds_by_task"][label])]
 
 
@@ -132,7 +135,7 @@ def footnotes(evaluations: Sequence[Made]) -> list[str]:
     if any(core["tasks"] < core["of"] for core in cores):
         notes.append("CORE-n/22 is the mean over n of CORE's 22 tasks and cannot be compared with CORE.")
     limits = {
-        (made.record.get("params") or {}).get("core", {}) and made.record["params"]["core"].get("max_per_task")
+        ((made.record.get("params") or {}).get("core") or {}).get("max_per_task")
         for made in evaluations
         if made.results.get("core")
     } - {None}

@@ -81,19 +81,23 @@ def main(job: Job[Params]) -> dict[str, Any]:
 
 def check(params: Params, upstream: dict[str, Any]) -> None:
     """Raises ModelError for a batch that is no whole number of rows, before anything is trained."""
-    for rows in upstream.values():
-        if hasattr(rows, "mixture") and params.total_batch_tokens % rows.sequence_len:
-            raise ModelError(
-                f"total_batch_tokens={params.total_batch_tokens} is no multiple of the {rows.sequence_len} tokens of "
-                "a row of conversations (model.sequence_len)"
-            )
+    length = row_tokens(upstream)
+    if length and params.total_batch_tokens % length:
+        raise ModelError(
+            f"total_batch_tokens={params.total_batch_tokens} is no multiple of the {length} tokens of a row of "
+            "conversations (model.sequence_len)"
+        )
 
 
 def check_launch(params: Params, launch: Launch, upstream: dict[str, Any]) -> None:
     """What of `launch` cannot work, as check() does. Raises ModelError."""
-    for rows in upstream.values():
-        if hasattr(rows, "mixture"):
-            check_split(params.total_batch_tokens, rows.sequence_len, launch.nproc, launch.device_batch_size)
+    if length := row_tokens(upstream):
+        check_split(params.total_batch_tokens, length, launch.nproc, launch.device_batch_size)
+
+
+def row_tokens(upstream: dict[str, Any]) -> int | None:
+    """Of the rows that are read; None where a stage of the user's own makes them and does not say."""
+    return getattr(upstream.get("rows"), "sequence_len", None)
 
 
 def load_trainable(job: Job[Params], sequence_len: int, vocab_size: int) -> "GPT":
@@ -123,18 +127,20 @@ def open_validation(job: Job[Params], sequence_len: int) -> "ValidationRows | No
     return ValidationRows(tokens, sequence_len, job.params.val_tokens) if tokens else None
 
 
-def estimate(params: Params, behind: dict[str, Any], device: str, nproc: int) -> float | None:
-    """Expected seconds, from how many and how long the conversations usually are; None for a model not of this run.
+def estimate(params: Params, upstream: dict[str, Any], device: str, nproc: int) -> float | None:
+    """Expected seconds, from how many and how long the conversations usually are; None for a model not of this run, and
+    for rows that a stage of the user's own makes.
 
-    behind: params of what it reads, by input name, and of all stages behind it, by stage name.
+    upstream: params of what it reads, by input name, and of all stages behind it, by stage name.
     """
     from data.spec import usual_tokens
 
-    model = next((p.model for p in behind.values() if hasattr(p, "model")), None)
-    if model is None:
+    model = next((p.model for p in upstream.values() if hasattr(p, "model")), None)
+    mixture = getattr(upstream.get("rows"), "mixture", None)
+    if model is None or mixture is None:
         return None
     if params.steps is not None:
         tokens = float(params.steps * params.total_batch_tokens)
     else:
-        tokens = params.epochs * usual_tokens(behind["rows"].mixture)
-    return training_seconds(model.resolved(model.vocab_size or behind["tokenizer"].vocab_size), tokens, device, nproc)
+        tokens = params.epochs * usual_tokens(mixture)
+    return training_seconds(model.resolved(model.vocab_size or upstream["tokenizer"].vocab_size), tokens, device, nproc)

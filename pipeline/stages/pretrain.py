@@ -154,7 +154,7 @@ def check_horizon(job: Job[Params], rows: "PackedRows", steps: int) -> None:
         )
 
 
-def estimate(params: Params, behind: dict[str, Any], device: str, nproc: int) -> float | None:
-    """Expected seconds. behind: params of what it reads, by input name, and of all stages behind it, by stage name."""
-    config = params.model.resolved(vocab_size=params.model.vocab_size or behind["tokenizer"].vocab_size)
+def estimate(params: Params, upstream: dict[str, Any], device: str, nproc: int) -> float | None:
+    """Expected seconds. upstream: params of what it reads by input name, and of all stages behind it by stage name."""
+    config = params.model.resolved(vocab_size=params.model.vocab_size or upstream["tokenizer"].vocab_size)
     return training_seconds(config, count_steps(params, config) * params.total_batch_tokens, device, nproc)

@@ -81,6 +81,17 @@ def test_gradients_are_those_of_the_definition(window, with_documents, backend):
         assert relative(gradient, reference.double()) < 5e-6
 
 
+def test_blocks_are_one_graph_for_a_compiler():
+    torch._dynamo.reset()
+    compiled = torch.compile(attend, backend="eager", fullgraph=True)
+    results = []
+    for call in (attend, compiled):
+        tensors = inputs(2, 64, 4, 2, 16)
+        found = call(*tensors, 24, two_documents(True), "blocked")
+        results.append([found, *torch.autograd.grad(found.square().sum(), tensors)])
+    assert all(relative(one, other.double()) < 2e-6 for one, other in zip(*results))
+
+
 def packed_reference(q, k, v, edges, other_edges, longest, other_longest, window_size, enable_gqa):
     """varlen_attn as torch documents it: sequences (T, H, D) laid end to end, cut at edges, window_size (left, 0)."""
     assert torch.equal(edges, other_edges) and edges.dtype == torch.int32 and window_size[1] == 0

@@ -95,6 +95,20 @@ def test_greedy_is_a_full_forward_where_windows_have_left_the_prompt_behind(rows
     assert [c.tokens for c in made[1:]] == [reference(model, p, n) for p, n in zip(prompts, limits)]
 
 
+class Contrary(GPT):
+    """Its head does not keep the order of what lm_head gives."""
+
+    def head(self, hidden):
+        return -super().head(hidden)
+
+
+def test_a_subclass_with_a_head_of_its_own_is_decoded_by_that_head():
+    model = Contrary(MODELS["base"].config).eval()
+    model.load_state_dict(MODELS["base"].state_dict())
+    made = make_engine(model).generate([[BOS, 1, 2]], Sampling(temperature=0, max_tokens=8))
+    assert made[0].tokens == reference(model, [BOS, 1, 2], 8)
+
+
 settings_strategy = st.builds(
     Sampling,
     temperature=st.sampled_from([0.0, 0.6, 1.0, 1.7]),

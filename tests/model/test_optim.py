@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -285,6 +286,16 @@ def test_matrices_are_updated_as_well_in_small_stacks(monkeypatch):
         models.append({name: p.detach() for name, p in model.named_parameters()})
     for name, weight in models[0].items():
         assert float((models[1][name] - weight).norm() / weight.norm()) < 1e-12, name
+
+
+def test_a_class_of_a_compiled_module_can_be_named(tmp_path, monkeypatch):
+    (tmp_path / "quick").mkdir()
+    for name in ("__init__.py", f"kernels{EXTENSION_SUFFIXES[0]}"):
+        (tmp_path / "quick" / name).touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert OptimConfig(name="quick.kernels.Adam").name == "quick.kernels.Adam"
+    with pytest.raises(ModelError, match=r"no module quick\.kernel here"):
+        OptimConfig(name="quick.kernel.Adam")
 
 
 def test_any_torch_optimiser_is_named_by_its_import_path():

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 HOLD = """
 import sys
 from pathlib import Path
-from pipeline import gpus, hardware
+from pipeline import gpus
 with gpus.take(int(sys.argv[2]), "other", print, lambda: False, Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -136,6 +136,8 @@ def test_the_report_warns_of_what_was_found_or_says_that_nothing_was(tmp_path):
         "Evaluation questions are in the training data (four fifths of their n-grams), in that of sft: "
         "HumanEval 3 of 164."
     ]
+    nowhere = artifact(tmp_path, "empty", "overlap", {}, files={"overlap.json": nothing | {"tasks": {}}})
+    assert clean(read({"overlap": nowhere})) == []  # nothing was looked for
     assert notices(read({"overlap": none})) == [] and clean(read({"overlap": some})) == []
     assert clean(read({"overlap": none})) == [
         "No evaluation question has four fifths of its 13-grams in 2 M training tokens."

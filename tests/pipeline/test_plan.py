@@ -245,7 +245,7 @@ def test_every_launch_setting_is_in_the_launch_configs() -> None:
 
 @pytest.mark.parametrize("stage", ["pretrain", "midtrain", "sft", "rl"])
 def test_every_param_of_a_training_stage_is_a_setting_of_its_yaml(stage: str) -> None:
-    """What the YAML does not name can be set with a plus sign in front alone, which nobody guesses."""
+    """What it does not name can be set as well, but `plan --config` does not show it, and nobody guesses it."""
     declared = config.compose([])[stage]
     params = importlib.import_module(declared["run"]).Params
     assert set(declared["params"]) == {f.name for f in dataclasses.fields(params)}
@@ -313,6 +313,22 @@ def test_processes_and_rows_that_do_not_divide_are_refused_by_the_plan(
     with pytest.raises(UserError, match=said) as raised:
         Session.open([*overrides, f"store.root={tmp_path}"]).plan(online=False)
     assert "\n" not in str(raised.value)
+
+
+def test_batches_of_tuning_are_measured_against_its_own_rows_and_not_those_of_stages_before(tmp_path: Path) -> None:
+    own = ["midtrain_data.params.sequence_len=192", "midtrain.params.total_batch_tokens=7680"]
+    session = Session.open([*own, "sft.params.total_batch_tokens=4096", f"store.root={tmp_path}"])
+    assert session.plan(online=False).steps["sft"].action == "run"
+
+
+def test_rows_that_a_stage_of_the_users_own_makes_can_be_planned_with() -> None:
+    composed = config.compose(["launch=gpu1"])
+    composed["pipeline"]["stages"].append("mine")
+    composed |= {"mine": {"run": "tests.toys.source"}, "sft": composed["sft"] | {"inputs": {"rows": "mine"}}}
+    found = dag.build(config.settings(composed))
+    sft = found.stages["sft"]
+    dag.check_launch(sft, found)
+    assert sft.module.estimate(sft.params, dag.params_behind(sft, found), "cuda", 1) is None
 
 
 def test_how_a_stage_that_does_not_run_would_be_started_matters_to_nobody(tmp_path: Path) -> None:

@@ -105,6 +105,17 @@ def test_core_by_task_has_intervals_guessing_items_and_times(inputs):
     assert next(line for line in table.rows if line[0] == "task_3")[1].detail == "10.0 to 51.2"
 
 
+def test_results_of_older_code_that_were_accepted_are_shown_without_what_they_lack(tmp_path):
+    core = {"centered": {"lm": 0.1}, "accuracy": {"lm": 0.1}, "counts": {"lm": 16}, "baseline": {"lm": 0.0}}
+    core |= {"seconds_by_task": {"lm": 1.0}, "score": 0.1, "tasks": 1, "of": 22, "items": 16, "cropped": 0}
+    chat = {"Sums": task(0.5, 10) | {"pass@4": 0.8}}
+    folder = artifact(tmp_path, "base", "evaluate", {}, files={"results.json": results("base", core=core, chat=chat)})
+    tested = read({"base": folder})
+
+    assert texts(core_table(tested), "lm")[0] == "10.0%"
+    assert texts(score_table(tested, []), "Sums pass@4")[0] == "80.0%"
+
+
 def test_pass_at_k_has_an_interval_too(tmp_path):
     measured = results("sft", chat={"Sums": task(0.5, 10) | {"pass@4": 0.8, "pass_ci": [0.49, 0.943]}})
     folder = artifact(tmp_path, "evaluate_sft", "evaluate", {}, files={"results.json": measured})
