@@ -5,7 +5,7 @@ import json
 import random
 import resource
 import signal
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
@@ -125,21 +125,24 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_says_so(tmp_path, monkeyp
     assert run.save(3).saver.last_step == 3 and steps_in(tmp_path) == [3]
 
 
-@pytest.fixture
+@contextmanager
 def files_of_at_most_10_kb():
-    """What a quota does: the system refuses to write on."""
+    """What a quota does: the system refuses to write on. That goes for the output of the tests too, if it is a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, ignored)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
-def test_a_write_that_the_system_refuses_keeps_the_previous_checkpoint_and_training_goes_on(tmp_path, request):
+def test_a_write_that_the_system_refuses_keeps_the_previous_checkpoint_and_training_goes_on(tmp_path):
     run = Run(tmp_path, Keep(last=1)).save(1)
-    request.getfixturevalue("files_of_at_most_10_kb")
-    run.train(0, 1).save(2)
+    run.train(0, 1)
+    with files_of_at_most_10_kb():
+        run.save(2)
     assert "step 2 could not be saved" in run.words[-1] and "the one of step 1 stays" in run.words[-1]
     assert steps_in(tmp_path) == [1] and not list(tmp_path.glob(".step*"))
     assert run.resume().step == 1
