@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,3 +50,7 @@ class Chatmill:
 @pytest.fixture
 def chatmill(tmp_path: Path) -> Chatmill:
     return Chatmill(tmp_path / "store")
+
+
+settings.register_profile("untimed", deadline=None)  # no test depends on how busy the machine is
+settings.load_profile("untimed")
