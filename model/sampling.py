@@ -14,7 +14,8 @@ from model.errors import ModelError
 class Sampling:
     """How one completion is drawn. Applied in this order: penalty, temperature, top_k, top_p, min_p.
 
-    The same prompt, settings and seed give the same completion, whatever else is generated beside it.
+    The same prompt, settings and seed give the same completion, whatever else is generated beside it, as far as the
+    logits are the same: matmuls of other sizes round differently, which decides between all but equal tokens.
     """
 
     temperature: float = 1.0  # 0: always the likeliest token
@@ -121,10 +122,8 @@ class Sampler:
     def draw(self, logits: Tensor, rows: list[int], cap: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """(N,) int64 from the logits (N, vocab) float32 of these rows, which are left as they are; saw() follows.
 
-        cap: is still to be applied to the logits, whose order it keeps; most of them never need it.
+        cap: is still to be applied to the logits, after a penalty; it keeps their order, so most of them never need it.
         """
-        if cap is not None and (self.any_penalty or self.any_free):
-            logits, cap = cap(logits), None
         if self.any_penalty:
             penalty = self._of(rows, self.penalty)
             penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
@@ -154,15 +153,15 @@ class Sampler:
     def _sample(self, logits: Tensor, rows: list[int], cap: Callable[[Tensor], Tensor] | None) -> Tensor:
         """Which of the two ways a row is drawn depends on its own settings alone, or its neighbours would change it."""
         if self.all_free:
-            return self._sample_free(logits, rows)
+            return self._sample_free(logits, rows, cap)
         tokens = self._sample_limited(logits, rows, cap)
         if self.any_free:
-            tokens = torch.where(self._of(rows, self.free), self._sample_free(logits, rows), tokens)
+            tokens = torch.where(self._of(rows, self.free), self._sample_free(logits, rows, cap), tokens)
         return tokens
 
-    def _sample_free(self, logits: Tensor, rows: list[int]) -> Tensor:
+    def _sample_free(self, logits: Tensor, rows: list[int], cap: Callable[[Tensor], Tensor] | None) -> Tensor:
         """Over the whole vocabulary, in its order: nothing needs sorting."""
-        weights = self.cool(logits, rows).softmax(-1)
+        weights = self.cool(logits if cap is None else cap(logits), rows).softmax(-1)
         return self._place(weights.cumsum(-1, dtype=torch.float64), rows)[:, 0]
 
     def _sample_limited(self, logits: Tensor, rows: list[int], cap: Callable[[Tensor], Tensor] | None) -> Tensor:

@@ -134,11 +134,8 @@ def footnotes(evaluations: Sequence[Made]) -> list[str]:
     cores = [made.results["core"] for made in evaluations if made.results.get("core")]
     if any(core["tasks"] < core["of"] for core in cores):
         notes.append("CORE-n/22 is the mean over n of CORE's 22 tasks and cannot be compared with CORE.")
-    limits = {
-        ((made.record.get("params") or {}).get("core") or {}).get("max_per_task")
-        for made in evaluations
-        if made.results.get("core")
-    } - {None}
+    asked_core = [(made.record.get("params") or {}).get("core") or {} for made in evaluations if made.results.get("core")]
+    limits = [int(core["max_per_task"]) for core in asked_core if core.get("max_per_task")]
     if limits:
         notes.append(f"CORE from at most {min(limits)} items of each task: a quick look, not the benchmark.")
     asked: dict[str, int] = {}

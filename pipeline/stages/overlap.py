@@ -124,7 +124,7 @@ class _Reading:
 
     def add(self, tokens: int, name: str) -> None:
         self.done += tokens
-        self.job.progress(self.done, self.total, "tokens", now=name)
+        self.job.progress(min(self.done, self.total), self.total, "tokens", now=name)  # stretches overlap
 
     def check(self) -> None:
         if self.job.should_stop:
