@@ -131,11 +131,11 @@ def _items(row: Row) -> str:
 def footnotes(evaluations: Sequence[Made]) -> list[str]:
     """Where a name promises more than was measured."""
     notes = []
-    cores = [made.results["core"] for made in evaluations if made.results.get("core")]
-    if any(core["tasks"] < core["of"] for core in cores):
+    tested = [made for made in evaluations if made.results.get("core")]
+    if any(made.results["core"]["tasks"] < made.results["core"]["of"] for made in tested):
         notes.append("CORE-n/22 is the mean over n of CORE's 22 tasks and cannot be compared with CORE.")
-    asked_core = [(made.record.get("params") or {}).get("core") or {} for made in evaluations if made.results.get("core")]
-    limits = [int(core["max_per_task"]) for core in asked_core if core.get("max_per_task")]
+    settings = [(made.record.get("params") or {}).get("core") or {} for made in tested]
+    limits = [int(core["max_per_task"]) for core in settings if core.get("max_per_task")]
     if limits:
         notes.append(f"CORE from at most {min(limits)} items of each task: a quick look, not the benchmark.")
     asked: dict[str, int] = {}
