@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data.durable import put_in_place
+
 RESULT_NEUTRAL = "keeps files by their content; the content is not its doing"
 
 
@@ -49,9 +51,7 @@ class Blobs:
         if file_sha256(partial) != sha256:
             partial.unlink()
             return False
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, self.path(sha256))
+        put_in_place(partial, self.path(sha256))
         return True
 
     def add(self, source: Path) -> str:

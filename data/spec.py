@@ -32,6 +32,18 @@ class TaskSpec:
         return self.name or self.task.rpartition(".")[2]
 
 
+@dataclass
+class CoreSpec:
+    """The CORE bundle: which data set holds it, and how much of it to use."""
+
+    dataset: str = "core"
+    max_per_task: int | None = None  # for a quick look; null: all items
+
+    def __post_init__(self) -> None:
+        if self.max_per_task is not None and self.max_per_task < 1:
+            raise TaskError(f"CORE: max_per_task is {self.max_per_task}; it must be at least 1, or null for all items")
+
+
 def task_class(spec: TaskSpec) -> type[Task]:
     """The class that the spec names. Raises TaskError when there is none or when the split or `args` do not fit it."""
     module_name, _, class_name = spec.task.rpartition(".")

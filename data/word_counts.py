@@ -4,12 +4,12 @@ Counting is most of the work of training a tokenizer, and can be shared out and 
 is what rustbpe learns from the text itself.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.durable import put_in_place
 from data.shards import documents
 
 HELD_OUT_EVERY = 50  # documents of the shard that some are held out of
@@ -93,7 +93,7 @@ def write_counts(counts: Counter[str], path: Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     words = pa.array(counts.keys(), pa.large_string())
     pq.write_table(pa.table({"word": words, "count": pa.array(counts.values(), pa.int64())}), temporary)
-    os.replace(temporary, path)
+    put_in_place(temporary, path)
 
 
 def read_counts(path: Path) -> Counter[str]:

@@ -116,13 +116,17 @@ def print_status(console: Console, store: Store) -> None:
 
 
 def find_unfinished(store: Store, name: str, by_stage: bool = False) -> Path | None:
-    """The newest unfinished work with this key, or its first digits; by_stage: or of this stage."""
-    for work in sorted((store.root / "work").glob("*"), key=lambda p: p.stat().st_mtime, reverse=True):
-        job = _json(work / "job.json")
-        key = work.name.rpartition("-")[2]
-        if name == work.name or (len(name) >= 4 and key.startswith(name)) or (by_stage and job.get("stage") == name):
-            return work
-    return None
+    """The unfinished work with this key, or its first digits; by_stage: or the newest of this stage.
+
+    Raises UserError for digits that several begin with.
+    """
+    works = sorted((store.root / "work").glob("*"), key=lambda p: p.stat().st_mtime, reverse=True)
+    named = [w for w in works if name == w.name or (len(name) >= 4 and w.name.rpartition("-")[2].startswith(name))]
+    if len(named) > 1:
+        said = ", ".join(work.name for work in named)
+        raise UserError(f"{name!r} fits several unfinished works: {said}", str(store.root), "Give more of the key.")
+    of_stage = [work for work in works if by_stage and _json(work / "job.json").get("stage") == name]
+    return next(iter(named + of_stage), None)
 
 
 def remove(store: Store, names: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from data.spec import TaskSpec
+from data.spec import CoreSpec, TaskSpec
 from pipeline.job import Job, Stopped
 from pipeline.typed import Amount, Count, Dtype, Natural
 
@@ -21,18 +21,10 @@ RANKS = True
 
 
 @dataclass
-class CoreParams:
-    """The CORE bundle: which data set holds it, and how much of it to use."""
-
-    dataset: str = "core"
-    max_per_task: Count | None = None  # for a quick look; null: all items
-
-
-@dataclass
 class Params:
     tasks: list[TaskSpec] = field(default_factory=list)  # chat tasks; their names are those in results
     bpb_tokens: Count | None = None  # of the validation shard, from its start; null: no bits per byte
-    core: CoreParams | None = None  # null: no CORE
+    core: CoreSpec | None = None  # null: no CORE
     prompts: list[str] = field(default_factory=list)  # texts to continue
     questions: list[str] = field(default_factory=list)  # messages to answer, for chat models
     sample_tokens: Count = 64  # of a continuation or an answer

@@ -5,14 +5,14 @@ Writes  overlap.json
 """
 
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from data.spec import TaskSpec
-from pipeline.job import Job, Stopped
+from data.spec import CoreSpec, TaskSpec
+from pipeline.counted import Counted
+from pipeline.job import Job
 from pipeline.typed import Count, Natural
 
 if TYPE_CHECKING:
@@ -21,21 +21,14 @@ if TYPE_CHECKING:
     from data.tokenizer import Tokenizer
     from evals.overlap import EvaluationText, Lookup
 
+KEPT = "stopped; parts of the training data that are looked through are kept"
 AHEAD = 4  # stretches of tokens a worker may have waiting
-
-
-@dataclass
-class Bundle:
-    """The CORE bundle: which data set holds it, and how much of it is evaluated."""
-
-    dataset: str = "core"
-    max_per_task: Count | None = None
 
 
 @dataclass
 class Params:
     tasks: list[TaskSpec] = field(default_factory=list)  # chat tasks that are evaluated
-    core: Bundle | None = None
+    core: CoreSpec | None = None
     practice: list[TaskSpec] = field(default_factory=list)  # problems of rl, which are trained on without being rows
     ngram: Count = 13  # tokens
     examples: Natural = 2  # found items of each task in overlap.json
@@ -66,7 +59,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
         around = (tokenizer.special["<|user_start|>"], tokenizer.special["<|user_end|>"]) if chat else None
         text.add(task, tokenizer.encode_batch(items, job.launch.workers), around)
     sources = list(training_sources(job, tokenizer))
-    reading = _Reading(job, sum(source.tokens for source in sources))
+    reading = Counted(job, sum(source.tokens for source in sources), "tokens", KEPT)
     found = {source.name: text.found(look_through(text, source, reading)) for source in sources}
     described = describe(job.params, text, sources, found, {task: items for task, (items, _) in texts.items()})
     (job.out / "overlap.json").write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n")
@@ -114,38 +107,23 @@ def training_sources(job: Job[Params], tokenizer: "Tokenizer") -> Iterator[Sourc
         yield Source("rl", [np.concatenate(practised)], True)
 
 
-@dataclass
-class _Reading:
-    """Tokens that are looked through, of all that there are."""
-
-    job: Job[Params]
-    total: int
-    done: int = 0
-
-    def add(self, tokens: int, name: str) -> None:
-        self.done += tokens
-        self.job.progress(min(self.done, self.total), self.total, "tokens", now=name)  # stretches overlap
-
-    def check(self) -> None:
-        if self.job.should_stop:
-            raise Stopped(f"{self.done:,} of {self.total:,} tokens are looked through; whole parts of them are kept")
-
-
-def look_through(text: "EvaluationText", source: Source, reading: _Reading) -> "dict[int, np.ndarray]":
+def look_through(text: "EvaluationText", source: Source, reading: Counted) -> "dict[int, np.ndarray]":
     """By length of window: the hashes of evaluation text that the source has, sorted. What each part of it has is kept,
     so that a stage that was killed goes on at the part it was at."""
     import numpy as np
+
+    from data.durable import put_in_place
 
     lookups = text.lookups(source.conversations)
     seen = {length: np.zeros(len(lookup.hashes), bool) for length, lookup in lookups.items()}
     for number, part in enumerate(source.parts if lookups else []):
         kept = reading.job.scratch / f"{source.name}-{number}.npz"
         if kept.exists():
-            reading.add(len(part), source.name)
+            reading.add(len(part), now=source.name)
         else:
             temporary = kept.with_suffix(".tmp.npz")
             np.savez(temporary, **scan(text, lookups, source.name, part, reading))
-            os.replace(temporary, kept)
+            put_in_place(temporary, kept)
         with np.load(kept) as places:
             for length in seen:
                 seen[length][places[str(length)]] = True
@@ -153,7 +131,7 @@ def look_through(text: "EvaluationText", source: Source, reading: _Reading) -> "
 
 
 def scan(
-    text: "EvaluationText", lookups: "dict[int, Lookup]", name: str, part: "np.ndarray", reading: _Reading
+    text: "EvaluationText", lookups: "dict[int, Lookup]", name: str, part: "np.ndarray", reading: Counted
 ) -> dict[str, Any]:
     """Which hashes of each lookup a part has: arrays of their places, by length."""
     import numpy as np
@@ -165,12 +143,11 @@ def scan(
     workers = max(1, reading.job.launch.workers)
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(stretches), workers * AHEAD):
-            reading.check()
             some = stretches[start : start + workers * AHEAD]
             for places in pool.map(lambda stretch: text.scan(stretch, lookups), some):
                 for length, which in places.items():
                     found[length][which] = True
-            reading.add(sum(len(stretch) for stretch in some), name)
+            reading.add(sum(len(stretch) for stretch in some), now=name)
     return {str(length): np.flatnonzero(places) for length, places in found.items()}
 
 

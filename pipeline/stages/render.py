@@ -5,7 +5,6 @@ Writes  rows.tokens.npy (R, T + 1) uint16 or uint32, rows.mask.npy (R, T + 1) ui
 """
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -107,12 +106,12 @@ def _render(
 def _save(job: Job[Params], name: str, array: "np.ndarray") -> None:
     import numpy as np
 
+    from data.durable import put_in_place
+
     temporary = job.scratch / "chunk.tmp"
     with open(temporary, "wb") as file:
         np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, job.scratch / name)
+    put_in_place(temporary, job.scratch / name)
 
 
 def _write_rows(job: Job[Params], mixture: "TaskSequence", tokenizer: "Tokenizer") -> dict[str, Any]:

@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.counted import Counted
 from pipeline.job import Job, Stopped
 
 if TYPE_CHECKING:
     from data.word_counts import ShardText
+
+
+KEPT = "stopped; the shards whose words are counted are kept"
 
 
 @dataclass
@@ -42,15 +46,16 @@ def main(job: Job[Params]) -> dict[str, Any]:
     shards = _shards(job)
     held_out = list(shards[0].text.held_out())
     started = time.monotonic()
-    progress = _Progress(job, sum(shard.expected_chars for shard in shards))
-    if run_in_helpers(_count, shards, job.launch.workers, progress.add, lambda: job.should_stop) is None:
-        raise Stopped("stopped while counting words; the shards that are counted are kept")
+    counting = Counted(job, sum(shard.expected_chars for shard in shards), "characters", KEPT)
+    if run_in_helpers(_count, shards, job.launch.workers, counting.add, lambda: job.should_stop) is None:
+        raise Stopped(KEPT)
     counts: Counter[str] = Counter()
     for shard in shards:
         counts.update(read_counts(shard.kept))
     chars = sum(len(word) * count for word, count in counts.items())
     job.say(f"{len(counts):,} different words in {chars:,} characters")
-    ranks = bpe.learn(counts, params.vocab_size, _Progress(job, chars + counts.total(), "characters of words").add)
+    learning = Counted(job, chars + counts.total(), "characters of words", KEPT)
+    ranks = bpe.learn(counts, params.vocab_size, learning.add)
     seconds = time.monotonic() - started
     if not held_out:
         raise DataError(f"{job.inputs['text']}: has no document to measure the tokenizer on. Give more text.")
@@ -100,20 +105,6 @@ def _count(shard: _Shard, report: Callable[[int], None]) -> None:
     from data.word_counts import count_shard
 
     count_shard(shard.text, PATTERN, shard.kept, lambda chars: report(min(chars, shard.expected_chars)))
-
-
-@dataclass
-class _Progress:
-    job: Job[Params]
-    total: int
-    unit: str = "characters"
-    done: int = 0
-
-    def add(self, chars: int) -> None:
-        self.done += chars
-        self.job.progress(min(self.done, self.total), self.total, unit=self.unit)
-        if self.job.should_stop:
-            raise Stopped("stopped; the shards whose words are counted are kept")
 
 
 def _bytes_per_token(encode: Callable[[str], list[int]], texts: list[str]) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data import bpe
-from data.spec import TaskSpec
+from data.spec import CoreSpec, TaskSpec
 from data.tokenizer import Tokenizer
 from pipeline.job import Job, Launch, Stopped
 from pipeline.report.made import read
@@ -94,7 +94,7 @@ def test_core_is_looked_up_by_what_its_items_say(tmp_path, tokenizer):
     (tmp_path / "bundle").mkdir()
     write_bundle(tmp_path / "bundle")
     clean = write_text(tmp_path / "clean", tokenizer, "def mill(): pass")
-    params = overlap.Params(core=overlap.Bundle("core"), ngram=4)
+    params = overlap.Params(core=CoreSpec("core"), ngram=4)
 
     found, _ = look(tmp_path, params, tokenizer=tokenizer, pretrain=clean, **{"dataset/core": tmp_path / "bundle"})
 
@@ -107,7 +107,7 @@ def test_it_stops_when_asked_to(tmp_path, tokenizer):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "stop").touch()
 
-    with pytest.raises(Stopped, match="whole parts of them are kept"):
+    with pytest.raises(Stopped, match="that are looked through are kept"):
         look(tmp_path, overlap.Params([own(tmp_path, "Mill", LONG)]), tokenizer=tokenizer, pretrain=text)
 
 

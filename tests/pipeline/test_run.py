@@ -21,6 +21,7 @@ import pytest
 from rich.console import Console
 
 from pipeline import inspect_store
+from pipeline.errors import UserError
 from pipeline.store import Store
 from tests.conftest import ROOT, Chatmill
 from tests.small_hub import SmallHub
@@ -283,6 +284,11 @@ def test_status_says_how_unfinished_work_goes_on(
     inspect_store.print_status(Console(width=300), store)
     told = capsys.readouterr().out
     assert all(words in told for words in said), told
+    other = store.root / "work" / "rl-4f2abbbb4f2abbbb"
+    other.mkdir()
+    with pytest.raises(UserError, match="fits several unfinished works"):
+        inspect_store.remove(store, ["4f2a"])
+    other.rmdir()
     assert inspect_store.remove(store, ["4f2a"]) == ["finetune-4f2a00aa4f2a00aa (unfinished)"]
     assert not work.exists()
 
