@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from model.gpt import GPT
+from model.decoder import Decoder
 from model.kvcache import KVCache
 from model.sampling import Sampler, Sampling
 
@@ -42,8 +42,8 @@ class Batch:
 
     # Inference mode is entered call by call: held open in a generator, it would leak into whoever reads from it.
     @torch.inference_mode()
-    def __init__(self, engine: "Engine", rows: list[Row], logprobs: bool) -> None:
-        self.engine, self.model, self.logprobs = engine, engine.model, logprobs
+    def __init__(self, engine: "Engine", rows: list[Row], logprobs: bool, decoder: Decoder | None) -> None:
+        self.engine, self.model, self.decoder, self.logprobs = engine, engine.model, decoder, logprobs
         self.queue = deque(sorted(rows, key=lambda row: -len(row.prompt)))  # stable: samples of a prompt stay together
         self.slots: list[Row | None] = [None] * min(engine.rows, len(rows))
         self.finished: list[Row] = []
@@ -67,10 +67,13 @@ class Batch:
     @torch.inference_mode()
     def step(self) -> None:
         """One token for every row in a slot; then free slots are filled, or given up when nobody waits for them."""
-        feed = torch.tensor([[row.tokens[-1] if row else 0] for row in self.slots], device=self.engine.device)
-        hidden = self.model.hidden(feed, self.cache)
+        feed = torch.tensor([row.tokens[-1] if row else 0 for row in self.slots], device=self.engine.device)
+        if self.decoder is not None:
+            hidden = self.decoder.hidden(feed, self.cache)
+        else:
+            hidden = self.model.hidden(feed[:, None], self.cache)[:, 0]
         self.cache.advance([int(row is not None) for row in self.slots])
-        self._choose(hidden[:, -1], list(range(len(self.slots))))
+        self._choose(hidden, list(range(len(self.slots))))
         free = self._release()
         if self.queue and free * 8 >= len(self.slots):
             self._admit()
@@ -83,9 +86,12 @@ class Batch:
     def _choose(self, hidden: Tensor, slots: list[int]) -> None:
         """The rows in these slots take their next token, each drawn by what its line of hidden (N, C) says."""
         rows = [self.slots[slot] for slot in slots]
-        own_head = getattr(type(self.model), "head", None) is not GPT.head  # which need not end with a cap
-        cap = None if own_head or self.logprobs else self.model.cap  # probabilities need all logits capped
-        logits = self.model.head(hidden) if cap is None else self.model.lm_head(hidden).float()
+        if self.decoder is None:
+            logits, cap = self.model.head(hidden), None
+        else:
+            logits, cap = self.decoder.logits(hidden), self.model.cap
+        if self.logprobs and cap is not None:  # probabilities need all of them
+            logits, cap = cap(logits), None
         tokens = self.sampler.draw(logits, slots, cap)
         chosen = [self.engine.take(row, token) if row else 0 for row, token in zip(rows, tokens.tolist())]
         self.sampler.saw(slots, chosen)

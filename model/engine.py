@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from model.batch import Batch, Finish, Row
+from model.decoder import Decoder, decoder_of
 from model.errors import ModelError
-from model.gpt import SelfAttention, column_by_column
 from model.sampling import Sampling
 from model.streaming import Event, Pieces
 
@@ -47,7 +47,7 @@ class Engine:
 
     model: as model.gpt.GPT. special: ids of the special tokens by name. decode_bytes, encode: of the tokenizer.
     tools: the text of a python call to its result; None for a call that has none, after which the model just goes on.
-    rows: completions decoded side by side.
+    rows: completions decoded side by side. decoder: of a model whose weights will not change, made once and for all.
     """
 
     def __init__(
@@ -58,8 +58,9 @@ class Engine:
         encode: Callable[[str], list[int]],
         tools: Callable[[str], str | None] | None = None,
         rows: int = 64,
+        decoder: Decoder | None = None,
     ) -> None:
-        self.model, self.rows = model, rows
+        self.model, self.rows, self.decoder = model, rows, decoder
         self.special, self.decode_bytes, self.encode, self.tools = special, decode_bytes, encode, tools
         self.context: int = model.config.sequence_len
         self.ends = {special["<|assistant_end|>"], special["<|bos|>"]}
@@ -112,7 +113,7 @@ class Engine:
         """Bring all rows to their end; after each token of all active rows, yields the rows that came to it since."""
         if not rows:
             return
-        batch = Batch(self, rows, logprobs)
+        batch = Batch(self, rows, logprobs, self.decoder or decoder_of(self.model))
         while batch.active:
             yield batch.take_finished()
             batch.step()
@@ -174,18 +175,6 @@ class Engine:
 
     def text(self, tokens: list[int]) -> str:
         return self.decode_bytes(tokens).decode(errors="replace")
-
-
-def lay_out_for_decoding(model: nn.Module) -> nn.Module:
-    """Store matrices as decoding reads them fastest; in place, the numbers stay the same. Returns the model, which may
-    be neither trained nor moved to another device afterwards."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.weight.device.type == "cpu":
-            module.weight.data = column_by_column(module.weight.data)
-    for module in model.modules():
-        if isinstance(module, SelfAttention):
-            module.join()
-    return model
 
 
 def rows_that_fit(model: nn.Module) -> int:

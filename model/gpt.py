@@ -68,28 +68,11 @@ class SelfAttention(nn.Module):
         self.v_proj = Linear(config.width, config.kv_width)
         self.o_proj = Linear(config.width, config.width)
         self.value_gate = Linear(GATE_CHANNELS, config.kv_heads) if config.has_value_embedding(layer) else None
-        self.joint: Tensor | None = None  # the weights of q_proj, k_proj and v_proj as one matrix, see join()
-
-    def join(self) -> None:
-        """For decoding, where a call costs more than its work: one matmul for q, k and v. The weights become views of
-        one matrix, so the model may be neither trained nor moved afterwards."""
-        parts = [self.q_proj, self.k_proj, self.v_proj]
-        self.joint = torch.cat([part.weight.data for part in parts])
-        if self.joint.device.type == "cpu":
-            self.joint = column_by_column(self.joint)
-        sizes = [part.weight.size(0) for part in parts]
-        for part, weight in zip(parts, self.joint.split(sizes)):
-            part.weight.data = weight
 
     def heads(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, T, H, D) and k (B, T, H_kv, D), rotated and normed, and v (B, T, H_kv, D)."""
-        if self.joint is None:
-            q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-            q, k = norm(rotate(q, context.cos, context.sin)), norm(rotate(k, context.cos, context.sin))
-        else:
-            heads = self.q_proj.out_features // self.head_dim, self.k_proj.out_features // self.head_dim
-            both, v = F.linear(x, self.joint).unflatten(-1, (-1, self.head_dim)).split([sum(heads), heads[1]], dim=-2)
-            q, k = norm(rotate(both, context.cos, context.sin)).split(heads, dim=-2)
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = norm(rotate(q, context.cos, context.sin)), norm(rotate(k, context.cos, context.sin))
         return (q, k, v) if self.qk_gain == 1.0 else (q * self.qk_gain, k * self.qk_gain, v)
 
     def forward(self, x: Tensor, value: Tensor | None, context: Context) -> Tensor:
@@ -135,8 +118,7 @@ class GPT(nn.Module):
     """tokens (B, T) int64 -> hidden (B, T, C) in compute_dtype -> logits (B, T, vocab) float32.
 
     An own architecture is a class built as Class(config) that has config, init_weights, hidden, head, loss,
-    use_compiler, use_fp8 and lm_head; it may be a subclass. One that keeps this head may have another cap, which has to
-    keep the order of logits.
+    use_compiler, use_fp8 and lm_head; it may be a subclass.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -260,11 +242,6 @@ def rotary_angles(config: GPTConfig) -> Tensor:
     """(context, 1, D/2) float32: position * theta^(-2i/D)."""
     frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
     return torch.outer(torch.arange(config.sequence_len, dtype=torch.float32), frequency)[:, None]
-
-
-def column_by_column(matrix: Tensor) -> Tensor:
-    """The same matrix in another order in memory: on CPUs small batches then multiply up to 1.4 times as fast."""
-    return matrix.t().contiguous().t()
 
 
 def fill_normal(weight: Tensor, std: float, generator: torch.Generator) -> None:

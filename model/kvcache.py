@@ -38,15 +38,18 @@ class KVCache:
         return max(0, *self.lengths)
 
     def begin(self, count: int) -> slice | Tensor:
-        """Where the next `count` tokens of each row will stand: a slice if all rows go on at one place, (rows, count)
-        otherwise. Such places are cheap to write to and need no mask for a single query."""
+        """Where the next `count` tokens of each row will stand: a slice if all rows go on at one place, which is cheap
+        to write to, (rows, count) otherwise."""
         self.masks: dict[int, Tensor] = {}
-        start, stop = self.extent, self.extent + count
-        if {start, -1}.issuperset(self.lengths) and stop <= self.pairs.size(4):
-            self.at: slice | Tensor = slice(start, stop)
-        else:
-            self.at = self.positions(count)
-            self.row = torch.arange(len(self.lengths), device=self.device)[:, None]
+        self.start = self.extent
+        self.held = self.start + count
+        # Views of all layers are made at once: with one token a row, making them takes longer than using them.
+        self.keys, self.values = (part.unbind() for part in self.pairs[..., : self.held, :])
+        self.together = {self.start, -1}.issuperset(self.lengths)
+        if self.together:
+            self.new_keys, self.new_values = (part.unbind() for part in self.pairs[..., self.start : self.held, :])
+            return slice(self.start, self.held)
+        self.row, self.at = torch.arange(len(self.lengths), device=self.device)[:, None], self.positions(count)
         return self.at
 
     def positions(self, count: int) -> Tensor:
@@ -56,29 +59,27 @@ class KVCache:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         """Write k, v (rows, T, H_kv, D) where begin() said; attention of q (rows, T, H, D) over its row."""
-        keys, values = self.pairs[0, layer], self.pairs[1, layer]
-        together = isinstance(self.at, slice)
-        if together:
-            keys[:, :, self.at], values[:, :, self.at] = k.transpose(1, 2), v.transpose(1, 2)
+        keys, values = self.keys[layer], self.values[layer]
+        if self.together:
+            self.new_keys[layer].copy_(k.transpose(1, 2))
+            self.new_values[layer].copy_(v.transpose(1, 2))
         else:
             keys[self.row, :, self.at], values[self.row, :, self.at] = k, v
-        if self.extent == 0:  # nothing but what comes now
+        if self.start == 0:  # nothing but what comes now
             return attend(q, k, v, window)
-        first, held, mask = 0, self.extent + q.size(1), None
-        if together and q.size(1) == 1:  # what the window shows is one piece
-            first = max(0, held - window)
-        else:
+        mask = None
+        if not (self.together and q.size(1) == 1):
             mask = self._mask(q.size(1), window, q.dtype)
-        keys, values = keys[:, :, first:held], values[:, :, first:held]
+        elif window < self.held:  # what the window shows is one piece
+            keys, values = keys[:, :, -window:], values[:, :, -window:]
         y = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask, enable_gqa=self.grouped)
         return y.transpose(1, 2)
 
     def _mask(self, count: int, window: int, dtype: torch.dtype) -> Tensor:
-        """(rows, 1, count, extent + count), 0 where a query may look and -inf elsewhere; one for all layers with the
+        """(rows, 1, count, held), 0 where a query may look and -inf elsewhere; one for all layers with the
         same window."""
         if window not in self.masks:
-            held = torch.arange(self.extent + count, device=self.device)
-            distance = self.positions(count)[:, :, None] - held
+            distance = self.positions(count)[:, :, None] - torch.arange(self.held, device=self.device)
             seen = (distance >= 0) & (distance < window)
             mask = torch.zeros(seen.shape, dtype=dtype, device=self.device).masked_fill_(~seen, -torch.inf)
             self.masks[window] = mask[:, None]

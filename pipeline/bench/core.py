@@ -38,7 +38,7 @@ def measure(bench: Bench) -> Result:
     """By task, and of all. bench.items: of each task."""
     from data.tokenizer import Tokenizer
     from evals.core import Core, CoreSettings
-    from model.engine import lay_out_for_decoding
+    from model.decoder import lay_out_for_decoding
 
     settings = bench.settings
     if settings.bundle is None:

@@ -17,6 +17,7 @@ from pipeline.bench.timing import in_turns, medians
 if TYPE_CHECKING:
     import torch
 
+    from model.decoder import Decoder
     from model.gpt import GPT
 
 RESULT_NEUTRAL = "measures; makes nothing"
@@ -45,15 +46,15 @@ CASES = {
 
 def measure(bench: Bench) -> Result:
     """By model and batch."""
-    from model.engine import lay_out_for_decoding
+    from model.decoder import lay_out_for_decoding
 
     result: Result = {}
     for name, case in CASES["tiny" if bench.settings.tiny else bench.device.type].items():
         model = build(case, bench.device)
-        lay_out_for_decoding(model)
+        decoder = lay_out_for_decoding(model)
         for rows in case.batches:
             cases = {
-                "engine": _generate(model, case, rows),
+                "engine": _generate(model, decoder, case, rows),
                 "bound": captured(_one_token(model, case, rows, everything=True), bench.device),
                 "matmuls": captured(_one_token(model, case, rows, everything=False), bench.device),
             }
@@ -94,13 +95,13 @@ def build(case: Case, device: "torch.device") -> "GPT":
     return model.to(device=device, dtype=dtype).eval()
 
 
-def _generate(model: "GPT", case: Case, rows: int) -> Callable[[], object]:
+def _generate(model: "GPT", decoder: "Decoder | None", case: Case, rows: int) -> Callable[[], object]:
     from data.tokenizer import SPECIAL_TOKENS
     from model.engine import Engine
     from model.sampling import Sampling
 
     never = {name: -1 - place for place, name in enumerate(SPECIAL_TOKENS)}
-    engine = Engine(model, never, lambda ids: b"", lambda text: [], rows=rows)
+    engine = Engine(model, never, lambda ids: b"", lambda text: [], rows=rows, decoder=decoder)
     prompts = [[(row + at) % case.vocab_size for at in range(PROMPT_TOKENS)] for row in range(rows)]
     samplings = [Sampling(top_k=TOP_K, max_tokens=case.new_tokens, seed=row) for row in range(rows)]
 

@@ -70,8 +70,9 @@ class Bench:
         from data.calculator import calculate
         from data.tokenizer import Tokenizer
         from evals.ledger import Ledger
+        from model.decoder import lay_out_for_decoding
         from model.distributed import choose_device
-        from model.engine import Engine, lay_out_for_decoding, rows_that_fit
+        from model.engine import Engine, rows_that_fit
         from model.gpt import load_model
         from model.hardware import keep_freed_memory
         from model.precision import resolve_dtype
@@ -79,12 +80,12 @@ class Bench:
         self.job, params = job, job.params
         self.device = choose_device(job.launch.device, job.local_rank)
         keep_freed_memory()
-        model = load_model(job.inputs["model"], self.device, resolve_dtype(params.dtype, self.device))
-        self.model = lay_out_for_decoding(model)
+        self.model = load_model(job.inputs["model"], self.device, resolve_dtype(params.dtype, self.device))
+        decoder = lay_out_for_decoding(self.model)
         self.tokenizer = tok = Tokenizer.load(job.inputs["tokenizer"])
         rows = job.launch.device_batch_size
         rows = rows_that_fit(self.model) if rows == "auto" else int(rows)
-        self.engine = Engine(self.model, tok.special, tok.decode_bytes, tok.encode, calculate, rows)
+        self.engine = Engine(self.model, tok.special, tok.decode_bytes, tok.encode, calculate, rows, decoder)
         self.batch_tokens = 2_048 if self.device.type == "cpu" else 65_536
         self.ledger = Ledger(job.scratch / f"ledger-{self.batch_tokens}", job.rank, job.world_size)
         self.rows = self._validation_rows()

@@ -193,14 +193,8 @@ class Practice:
 
     @contextmanager
     def _generating(self) -> Iterator[None]:
-        """No dropout; and where the engine has a copy of the weights in another dtype, the newest."""
-        import torch
-
+        """Without dropout."""
         self.model.eval()
-        if self.answerer.engine.model is not self.model:
-            with torch.no_grad():
-                for copied, own in zip(self.answerer.engine.model.parameters(), self.model.parameters()):
-                    copied.copy_(own)
         yield
         self.model.train()
 

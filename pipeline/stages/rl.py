@@ -95,11 +95,7 @@ def set_up(job: Job[Params], world: "World", own: "Checkpoint | None") -> "Pract
 
 
 def answerer(job: Job[Params], model: "GPT") -> "Answerer":
-    """Generates with the very weights that are trained, or a copy in the dtype that the device computes in."""
-    import copy
-
-    import torch
-
+    """Generates with the very weights that are trained."""
     from data.calculator import calculate
     from data.tokenizer import Tokenizer
     from evals.sandbox import Sandbox
@@ -110,8 +106,6 @@ def answerer(job: Job[Params], model: "GPT") -> "Answerer":
     rows = job.params.problems * job.params.samples
     if model.lm_head.weight.device.type == "cuda":
         rows = min(rows, rows_that_fit(model))
-    if model.compute_dtype != torch.float32:  # casting every weight for every token would cost more than a copy
-        model = copy.deepcopy(model).to(model.compute_dtype).requires_grad_(False)
     engine = Engine(model, tok.special, tok.decode_bytes, tok.encode, calculate, rows)
     return Answerer(engine, tok, Sandbox(mode=job.launch.sandbox), lambda: job.should_stop)
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from data.calculator import calculate
 from data.tokenizer import Tokenizer
+from model.decoder import lay_out_for_decoding
 from model.distributed import choose_device
-from model.engine import Engine, lay_out_for_decoding
+from model.engine import Engine
 from model.gpt import load_model
 from model.precision import resolve_dtype
 from model.sampling import Sampling
@@ -20,8 +21,9 @@ def load(model: Path, tokenizer: Path, device: str = "auto") -> tuple[Generate, 
     """What a ChatSession is made of. Raises ModelError, DataError."""
     vocabulary = Tokenizer.load(tokenizer)
     where = choose_device(device)
-    network = lay_out_for_decoding(load_model(model, where, resolve_dtype("auto", where)))
-    engine = Engine(network, vocabulary.special, vocabulary.decode_bytes, vocabulary.encode, calculate, rows=1)
+    network = load_model(model, where, resolve_dtype("auto", where))
+    codec = vocabulary.decode_bytes, vocabulary.encode
+    engine = Engine(network, vocabulary.special, *codec, calculate, rows=1, decoder=lay_out_for_decoding(network))
 
     def generate(prompt: list[int], settings: ChatSettings, should_stop: Callable[[], bool]) -> Iterator[Event]:
         sampling = Sampling(

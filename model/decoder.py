@@ -1,0 +1,158 @@
+"""One token of many rows at once, in as few calls as there can be: with a token a row, a call costs more than its work.
+
+It computes what model.gpt.GPT.hidden does, and nothing else may use it: training and reading prompts have work enough
+for a call, and a model of another class may do anything.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import GATE_CHANNELS
+from model.functional import norm
+from model.gpt import GPT, Block
+from model.kvcache import KVCache
+
+SPLIT_FROM = 2**14  # weights for each row that make it worth while to share a product out among threads, measured
+
+
+class Matrix:
+    """The weights of linear layers side by side, (in, out).
+
+    On CPUs a row's weights follow each other in memory, with which a few tokens are multiplied up to 1.4 times as fast,
+    and each thread multiplies by its own columns: torch's own way of sharing out so small a product is up to half as
+    fast. in_place: as of Decoder.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear], dtype: torch.dtype, in_place: bool = False) -> None:
+        weights = [layer.weight.detach().to(dtype) for layer in layers]
+        self.whole = (torch.cat(weights) if len(weights) > 1 else weights[0]).t()
+        parts = 1
+        if self.whole.device.type == "cpu":
+            self.whole = self.whole.contiguous()
+            parts = _parts(self.whole.size(1))
+        self.parts = self.whole.unflatten(1, (parts, -1)).transpose(0, 1)  # (parts, in, out / parts)
+        self.split_rows = self.whole.numel() // SPLIT_FROM if parts > 1 and self.whole.numel() >= 8 * SPLIT_FROM else 0
+        if in_place:
+            for layer, view in zip(layers, self.whole.t().split([layer.out_features for layer in layers])):
+                layer.weight.data = view
+
+    def times(self, x: Tensor) -> Tensor:
+        """(rows, in) -> (rows, out)."""
+        if len(x) > self.split_rows:
+            return torch.mm(x, self.whole)
+        return torch.bmm(x.expand(len(self.parts), -1, -1), self.parts).transpose(0, 1).reshape(len(x), -1)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (rows, out) + y (rows, in) times this."""
+        return torch.addmm(x, y, self.whole) if len(x) > self.split_rows else x + self.times(y)
+
+
+def _parts(columns: int) -> int:
+    """One for each thread, if they are wide enough and come out even."""
+    return max(n for n in range(1, torch.get_num_threads() + 1) if columns % n == 0 and (n == 1 or columns // n >= 64))
+
+
+@dataclass
+class _Layer:
+    """Matrices in the dtype of the computation; None is what the layer does without."""
+
+    window: int
+    joint: Matrix  # of q, k and v
+    out: Matrix
+    up: Matrix
+    down: Matrix
+    value: tuple[Tensor, Tensor] | None  # its embedding table, as the model has it, and (in, out) of its gate
+    lambdas: tuple[float, float] | None
+
+
+class Decoder:
+    """The weights of a model, joined, cast and laid out for decoding.
+
+    in_place: the model's own matrices become views of these, so that there is no second copy; it may be neither trained
+    nor moved afterwards. Otherwise these are the weights as they are now, and a model that is trained needs another
+    decoder after each step.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: GPT, in_place: bool = False) -> None:
+        self.model, config, dtype = model, model.config, model.compute_dtype
+        self.head_dim, self.heads, self.kv_heads = config.head_dim, config.heads, config.kv_heads
+        self.qk_gain = config.qk_gain
+        cos, sin = model.cos.to(dtype), model.sin.to(dtype)
+        self.cos, self.sin = torch.cat([cos, cos], -1), torch.cat([sin, -sin], -1)  # (context, 1, D)
+        self.lm_head = Matrix([model.lm_head], dtype, in_place)
+        self.layers = [self._layer(number, block, in_place) for number, block in enumerate(model.layers)]
+
+    def _layer(self, number: int, block: Block, in_place: bool) -> _Layer:
+        model, attention, mlp, dtype = self.model, block.self_attn, block.mlp, self.model.compute_dtype
+        matrices = [[attention.q_proj, attention.k_proj, attention.v_proj], [attention.o_proj], [mlp.fc1], [mlp.fc2]]
+        value = lambdas = None
+        if attention.value_gate is not None:
+            value = model.value_embeds[str(number)].weight, attention.value_gate.weight.to(dtype).t()
+        if model.config.lambdas:
+            lambdas = float(model.resid_lambdas[number].to(dtype)), float(model.x0_lambdas[number].to(dtype))
+        return _Layer(attention.window, *(Matrix(some, dtype, in_place) for some in matrices), value, lambdas)
+
+    def hidden(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """The normed output of the last layer (rows, C) for tokens (rows,) int64, which continue the cache's rows."""
+        model, config, dtype = self.model, self.model.config, self.model.compute_dtype
+        places = cache.begin(1)
+        turn = self.cos[places], self.sin[places]
+        x = norm(F.embedding(tokens, model.embed_tokens.weight).to(dtype))
+        if config.smear:
+            x = model.smear(x[:, None], cache)[:, 0]
+        first, middle = x, None
+        for number, layer in enumerate(self.layers):
+            if layer.lambdas is not None:
+                resid, x0 = layer.lambdas
+                x = torch.add(resid * x, first, alpha=x0)
+            normed = norm(x)
+            q, k, v = self._heads(normed, layer, turn)
+            if layer.value is not None:
+                v = self._with_value(v, normed, tokens, *layer.value)
+            y = cache.attend(number, q, k, v, layer.window)
+            x = layer.out.add(x, y.reshape(x.shape))
+            x = layer.down.add(x, layer.up.times(norm(x)).relu_().square_())
+            if config.backout and number == config.depth // 2:
+                middle = x
+        if middle is not None:
+            x = x - model.backout_lambda.to(dtype) * middle
+        return norm(x)
+
+    def _heads(self, normed: Tensor, layer: _Layer, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """As SelfAttention.heads, for (rows, C): q (rows, 1, H, D), k and v (rows, 1, H_kv, D)."""
+        heads = layer.joint.times(normed).view(len(normed), 1, -1, self.head_dim)
+        both, v = heads.split_with_sizes([self.heads + self.kv_heads, self.kv_heads], 2)
+        both = norm(torch.addcmul(both * turn[0], both.roll(self.head_dim // 2, -1), turn[1]))
+        if self.qk_gain != 1.0:
+            both = both * self.qk_gain
+        q, k = both.split_with_sizes([self.heads, self.kv_heads], 2)
+        return q, k, v
+
+    def _with_value(self, v: Tensor, normed: Tensor, tokens: Tensor, table: Tensor, gate: Tensor) -> Tensor:
+        value = F.embedding(tokens, table).to(v.dtype).view(v.shape)
+        opened = torch.mm(normed[:, :GATE_CHANNELS], gate).sigmoid_()
+        return torch.addcmul(v, opened.view(*v.shape[:3], 1), value, value=3)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(rows, vocab) float32 of hidden (rows, C), still without GPT.cap."""
+        return self.lm_head.times(hidden).float()
+
+
+def decoder_of(model: nn.Module, in_place: bool = False) -> Decoder | None:
+    """None for a model that may compute something else than GPT does."""
+    return Decoder(model, in_place) if type(model) is GPT else None
+
+
+def lay_out_for_decoding(model: nn.Module) -> Decoder | None:
+    """Store a model's matrices as decoding reads them fastest, in place; see Decoder."""
+    decoder = decoder_of(model, in_place=True)
+    if decoder is None:
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                Matrix([module], module.weight.dtype, in_place=True)
+    return decoder
