@@ -44,7 +44,8 @@ class Matrix:
         """(rows, in) -> (rows, out)."""
         if len(x) > self.split_rows:
             return torch.mm(x, self.whole)
-        return torch.bmm(x.expand(len(self.parts), -1, -1), self.parts).transpose(0, 1).reshape(len(x), -1)
+        product = torch.bmm(x.expand(len(self.parts), -1, -1), self.parts)
+        return product.view(1, -1) if len(x) == 1 else product.transpose(0, 1).reshape(len(x), -1)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """x (rows, out) + y (rows, in) times this."""
@@ -114,7 +115,7 @@ class Decoder:
             q, k, v = self._heads(normed, layer, turn)
             if layer.value is not None:
                 v = self._with_value(v, normed, tokens, *layer.value)
-            y = cache.attend(number, q, k, v, layer.window)
+            y = cache.attend_on(number, q, k, v, layer.window)
             x = layer.out.add(x, y.reshape(x.shape))
             x = layer.down.add(x, layer.up.times(norm(x)).relu_().square_())
             if config.backout and number == config.depth // 2:
@@ -124,19 +125,19 @@ class Decoder:
         return norm(x)
 
     def _heads(self, normed: Tensor, layer: _Layer, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """As SelfAttention.heads, for (rows, C): q (rows, 1, H, D), k and v (rows, 1, H_kv, D)."""
-        heads = layer.joint.times(normed).view(len(normed), 1, -1, self.head_dim)
-        both, v = heads.split_with_sizes([self.heads + self.kv_heads, self.kv_heads], 2)
+        """As SelfAttention.heads, for (rows, C): q (rows, H, 1, D), k and v (rows, H_kv, 1, D)."""
+        heads = layer.joint.times(normed).view(len(normed), -1, 1, self.head_dim)
+        both, v = heads.split_with_sizes([self.heads + self.kv_heads, self.kv_heads], 1)
         both = norm(torch.addcmul(both * turn[0], both.roll(self.head_dim // 2, -1), turn[1]))
         if self.qk_gain != 1.0:
             both = both * self.qk_gain
-        q, k = both.split_with_sizes([self.heads, self.kv_heads], 2)
+        q, k = both.split_with_sizes([self.heads, self.kv_heads], 1)
         return q, k, v
 
     def _with_value(self, v: Tensor, normed: Tensor, tokens: Tensor, table: Tensor, gate: Tensor) -> Tensor:
         value = F.embedding(tokens, table).to(v.dtype).view(v.shape)
         opened = torch.mm(normed[:, :GATE_CHANNELS], gate).sigmoid_()
-        return torch.addcmul(v, opened.view(*v.shape[:3], 1), value, value=3)
+        return torch.addcmul(v, opened.view(*v.shape[:2], 1, 1), value, value=3)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, vocab) float32 of hidden (rows, C), still without GPT.cap."""

@@ -44,10 +44,10 @@ class KVCache:
         self.start = self.extent
         self.held = self.start + count
         # Views of all layers are made at once: with one token a row, making them takes longer than using them.
-        self.keys, self.values = (part.unbind() for part in self.pairs[..., : self.held, :])
+        self.keys, self.values = (part.unbind() for part in self.pairs.narrow(4, 0, self.held))
         self.together = {self.start, -1}.issuperset(self.lengths)
         if self.together:
-            self.new_keys, self.new_values = (part.unbind() for part in self.pairs[..., self.start : self.held, :])
+            self.new_keys, self.new_values = (part.unbind() for part in self.pairs.narrow(4, self.start, count))
             return slice(self.start, self.held)
         self.row, self.at = torch.arange(len(self.lengths), device=self.device)[:, None], self.positions(count)
         return self.at
@@ -59,21 +59,30 @@ class KVCache:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         """Write k, v (rows, T, H_kv, D) where begin() said; attention of q (rows, T, H, D) over its row."""
-        keys, values = self.keys[layer], self.values[layer]
-        if self.together:
-            self.new_keys[layer].copy_(k.transpose(1, 2))
-            self.new_values[layer].copy_(v.transpose(1, 2))
-        else:
-            keys[self.row, :, self.at], values[self.row, :, self.at] = k, v
-        if self.start == 0:  # nothing but what comes now
-            return attend(q, k, v, window)
-        mask = None
-        if not (self.together and q.size(1) == 1):
-            mask = self._mask(q.size(1), window, q.dtype)
+        if self.start > 0:
+            return self.attend_on(layer, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), window).transpose(
+                1, 2
+            )
+        self._write(layer, k.transpose(1, 2), v.transpose(1, 2))  # nothing is seen but what comes now
+        return attend(q, k, v, window)
+
+    def attend_on(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+        """The same with heads before tokens, (rows, H, T, D), for rows that hold something."""
+        self._write(layer, k, v)
+        keys, values, mask = self.keys[layer], self.values[layer], None
+        if not (self.together and q.size(2) == 1):
+            mask = self._mask(q.size(2), window, q.dtype)
         elif window < self.held:  # what the window shows is one piece
             keys, values = keys[:, :, -window:], values[:, :, -window:]
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask, enable_gqa=self.grouped)
-        return y.transpose(1, 2)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=self.grouped)
+
+    def _write(self, layer: int, k: Tensor, v: Tensor) -> None:
+        if self.together:
+            self.new_keys[layer].copy_(k)
+            self.new_values[layer].copy_(v)
+        else:
+            self.keys[layer][self.row, :, self.at] = k.transpose(1, 2)
+            self.values[layer][self.row, :, self.at] = v.transpose(1, 2)
 
     def _mask(self, count: int, window: int, dtype: torch.dtype) -> Tensor:
         """(rows, 1, count, held), 0 where a query may look and -inf elsewhere; one for all layers with the

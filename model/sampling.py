@@ -182,4 +182,5 @@ class Sampler:
         """(N, 1): where each row's next uniform number falls in its cumulative weights `reached` (N, width)."""
         column = self._of(rows, self.drawn)[:, None].clamp(max=self.uniforms.size(1) - 1)
         target = self._of(rows, self.uniforms).gather(1, column) * reached[:, -1:]
-        return (reached <= target).sum(-1, keepdim=True)  # a uniform is below 1, so never past the last weight
+        # A uniform is below 1, so only what is not a number falls past the last weight.
+        return torch.searchsorted(reached, target, right=True).clamp_(max=reached.size(1) - 1)
