@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import GATE_CHANNELS
-from model.functional import norm
+from model.functional import EPS, norm
 from model.gpt import GPT, Block
 from model.kvcache import KVCache
 
@@ -85,6 +85,9 @@ class Decoder:
         self.qk_gain = config.qk_gain
         cos, sin = model.cos.to(dtype), model.sin.to(dtype)
         self.cos, self.sin = torch.cat([cos, cos], -1), torch.cat([sin, -sin], -1)  # (context, 1, D)
+        self.quick = cos.device.type == "cpu" and dtype in (torch.float32, torch.float64)
+        self.zero = cos.new_zeros(())
+        self.floors = {size: cos.new_full((), (size * EPS) ** 0.5) for size in (config.width, config.head_dim)}
         self.lm_head = Matrix([model.lm_head], dtype, in_place)
         self.layers = [self._layer(number, block, in_place) for number, block in enumerate(model.layers)]
 
@@ -103,7 +106,7 @@ class Decoder:
         model, config, dtype = self.model, self.model.config, self.model.compute_dtype
         places = cache.begin(1)
         turn = self.cos[places], self.sin[places]
-        x = norm(F.embedding(tokens, model.embed_tokens.weight).to(dtype))
+        x = self._norm(F.embedding(tokens, model.embed_tokens.weight).to(dtype))
         if config.smear:
             x = model.smear(x[:, None], cache)[:, 0]
         first, middle = x, None
@@ -111,24 +114,24 @@ class Decoder:
             if layer.lambdas is not None:
                 resid, x0 = layer.lambdas
                 x = torch.add(resid * x, first, alpha=x0)
-            normed = norm(x)
+            normed = self._norm(x)
             q, k, v = self._heads(normed, layer, turn)
             if layer.value is not None:
                 v = self._with_value(v, normed, tokens, *layer.value)
             y = cache.attend_on(number, q, k, v, layer.window)
             x = layer.out.add(x, y.reshape(x.shape))
-            x = layer.down.add(x, layer.up.times(norm(x)).relu_().square_())
+            x = layer.down.add(x, layer.up.times(self._norm(x)).relu_().square_())
             if config.backout and number == config.depth // 2:
                 middle = x
         if middle is not None:
             x = x - model.backout_lambda.to(dtype) * middle
-        return norm(x)
+        return self._norm(x)
 
     def _heads(self, normed: Tensor, layer: _Layer, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """As SelfAttention.heads, for (rows, C): q (rows, H, 1, D), k and v (rows, H_kv, 1, D)."""
         heads = layer.joint.times(normed).view(len(normed), -1, 1, self.head_dim)
         both, v = heads.split_with_sizes([self.heads + self.kv_heads, self.kv_heads], 1)
-        both = norm(torch.addcmul(both * turn[0], both.roll(self.head_dim // 2, -1), turn[1]))
+        both = self._norm(torch.addcmul(both * turn[0], both.roll(self.head_dim // 2, -1), turn[1]))
         if self.qk_gain != 1.0:
             both = both * self.qk_gain
         q, k = both.split_with_sizes([self.heads, self.kv_heads], 1)
@@ -138,6 +141,14 @@ class Decoder:
         value = F.embedding(tokens, table).to(v.dtype).view(v.shape)
         opened = torch.mm(normed[:, :GATE_CHANNELS], gate).sigmoid_()
         return torch.addcmul(v, opened.view(*v.shape[:2], 1, 1), value, value=3)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        """norm in three calls: x sqrt(C) / hypot(|x|, sqrt(C eps))."""
+        if not self.quick:
+            return norm(x)
+        size = x.size(-1)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return torch.addcdiv(self.zero, x, length.hypot_(self.floors[size]), value=size**0.5)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, vocab) float32 of hidden (rows, C), still without GPT.cap."""

@@ -1,8 +1,6 @@
 """The elementwise parts of the model. Eagerly each takes few passes over memory, and in training is one autograd step
 (a tenth of a training step on CPUs); a compiler is given the plain formula, which it fuses itself."""
 
-import functools
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,12 +33,7 @@ def squared_relu(x: Tensor) -> Tensor:
 def _scale(x: Tensor) -> Tensor:
     """1 / sqrt(mean(x^2) + 1e-6) of the last dimension, which stays as one; at least in float32."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-    return torch.addcmul(_eps(length.dtype, length.device), length, length, value=1 / x.size(-1)).rsqrt_()
-
-
-@functools.cache
-def _eps(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.full((), EPS, dtype=dtype, device=device)
+    return torch.addcmul(length.new_full((), EPS), length, length, value=1 / x.size(-1)).rsqrt_()
 
 
 class _Norm(torch.autograd.Function):

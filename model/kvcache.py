@@ -59,12 +59,11 @@ class KVCache:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         """Write k, v (rows, T, H_kv, D) where begin() said; attention of q (rows, T, H, D) over its row."""
+        heads = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if self.start > 0:
-            return self.attend_on(layer, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), window).transpose(
-                1, 2
-            )
-        self._write(layer, k.transpose(1, 2), v.transpose(1, 2))  # nothing is seen but what comes now
-        return attend(q, k, v, window)
+            return self.attend_on(layer, *heads, window).transpose(1, 2)
+        self._write(layer, *heads[1:])
+        return attend(q, k, v, window)  # nothing is seen but what comes now
 
     def attend_on(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         """The same with heads before tokens, (rows, H, T, D), for rows that hold something."""
