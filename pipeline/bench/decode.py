@@ -3,7 +3,8 @@
 `tok_s` is model.engine.Engine.generate on random weights laid out as evaluation does, with ends that never come: new
 tokens of all rows over the seconds of the whole call. `bound_tok_s` is one token's matmuls, attention over half of
 what a row holds in the end and top-k sampling, called one after the other on tensors that are there already, without
-anything between them; on GPUs replayed as a graph. `matmul_tok_s` is the matmuls alone.
+anything between them; on GPUs replayed as a graph. `matmul_tok_s` is the matmuls alone. Both multiply as torch does by
+itself, so that an engine that shares a product out better (see model.decoder) can pass them.
 """
 
 from collections.abc import Callable
