@@ -29,6 +29,15 @@ def launch_overrides(overrides: list[str]) -> list[str]:
     return ["launch=gpu1"] if found == 1 else ["launch=node8", f"launch.nproc={1 << found.bit_length() - 1}"]
 
 
+def idle_gpus_note(overrides: list[str]) -> str | None:
+    """What to say of GPUs that a run will not use though nobody asked for fewer."""
+    found = len(gpus())
+    used = 1 << found.bit_length() - 1 if found else 0
+    if found == used or any(o.lstrip("+~").startswith(("launch=", "launch.nproc=")) for o in overrides):
+        return None
+    return f"Uses {used} of the {found} GPUs here: batches are powers of two, which {found} processes could not share."
+
+
 def habit_overrides(overrides: list[str]) -> list[str]:
     """What environment variables of older scripts mean here, unless the command line says otherwise."""
     name = os.environ.get("WANDB_RUN", "dummy")

@@ -29,6 +29,8 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         )
     flags.names = names
     found = [*hardware.launch_overrides(overrides), *hardware.habit_overrides(overrides)]
+    if verb in ("run", "plan") and (note := hardware.idle_gpus_note(overrides)):
+        print(note, file=sys.stderr)
     return action(flags, [*found, *overrides])
 
 

@@ -95,3 +95,6 @@ def test_a_run_takes_as_many_of_the_gpus_as_can_share_a_batch(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert hardware.launch_overrides([]) == chosen
     assert hardware.launch_overrides(["launch=cpu"]) == []
+    note = hardware.idle_gpus_note([])
+    assert ("Uses 4 of the 6 GPUs" in note) if visible == "0,1,2,3,4,5" else note is None
+    assert hardware.idle_gpus_note(["launch.nproc=3"]) is None
