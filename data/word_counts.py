@@ -55,7 +55,11 @@ class ShardText:
 
 
 def count_words(texts: Iterable[str], pattern: str) -> Counter[str]:
-    """Matches of the pattern, which is of Rust's dialect: there \\s is Unicode's White_Space and no more."""
+    """Matches of the pattern, which is of Rust's dialect: there \\s is Unicode's White_Space and no more.
+
+    A character newer than rustbpe's Unicode may be a letter here and none there; it is split from its neighbours
+    accordingly.
+    """
     import regex
 
     split = regex.compile(pattern.replace(r"\s", r"\p{White_Space}").replace(r"\S", r"\P{White_Space}")).findall
