@@ -20,28 +20,39 @@ def gpus() -> list[str]:
 
 def launch_overrides(overrides: list[str]) -> list[str]:
     """The launch group that fits this machine, unless the user chose one."""
-    if any(o.lstrip("+~").startswith("launch=") for o in overrides):
+    if _chosen(overrides, "launch="):
         return []
-    found = len(gpus())
-    if found == 0:
+    used = _gpus_that_share_a_batch()
+    if used == 0:
         return ["launch=cpu"]
-    # Batches are powers of two, which another number of processes would not divide.
-    return ["launch=gpu1"] if found == 1 else ["launch=node8", f"launch.nproc={1 << found.bit_length() - 1}"]
+    return ["launch=gpu1"] if used == 1 else ["launch=node8", f"launch.nproc={used}"]
 
 
 def idle_gpus_note(overrides: list[str]) -> str | None:
     """What to say of GPUs that a run will not use though nobody asked for fewer."""
-    found = len(gpus())
-    used = 1 << found.bit_length() - 1 if found else 0
-    if found == used or any(o.lstrip("+~").startswith(("launch=", "launch.nproc=")) for o in overrides):
+    found, used = len(gpus()), _gpus_that_share_a_batch()
+    if found == used or _chosen(overrides, "launch=", "launch.nproc="):
         return None
-    return f"Uses {used} of the {found} GPUs here: batches are powers of two, which {found} processes could not share."
+    return (
+        f"Uses {used} of the {found} GPUs here, as batches are powers of two. For all of them set launch.nproc={found} "
+        f"and STAGE.params.total_batch_tokens to what {found} processes can share."
+    )
+
+
+def _gpus_that_share_a_batch() -> int:
+    """Batches are powers of two, which another number of processes would not divide."""
+    found = len(gpus())
+    return 1 << found.bit_length() - 1 if found else 0
+
+
+def _chosen(overrides: list[str], *names: str) -> bool:
+    return any(o.lstrip("+~").startswith(names) for o in overrides)
 
 
 def habit_overrides(overrides: list[str]) -> list[str]:
     """What environment variables of older scripts mean here, unless the command line says otherwise."""
     name = os.environ.get("WANDB_RUN", "dummy")
-    if name in ("dummy", "") or any(o.lstrip("+~").startswith("logger=") for o in overrides):
+    if name in ("dummy", "") or _chosen(overrides, "logger="):
         return []
     mode = ["logger.mode=offline"] if os.environ.get("WANDB_MODE") == "offline" else []
     return ["logger=wandb", f"logger.name={name}", *mode]  # single settings of the logger come behind these

@@ -115,6 +115,17 @@ def test_a_subclass_with_a_head_of_its_own_is_decoded_by_that_head():
     assert made[0].tokens == reference(model, [BOS, 1, 2], 8)
 
 
+def test_an_engine_follows_the_weights_of_a_model_in_training():
+    model = copy.deepcopy(EXACT["base"])
+    engine, prompt, greedy = make_engine(model), [BOS, 1, 2], Sampling(temperature=0, max_tokens=12)
+    before = engine.generate([prompt], greedy)[0].tokens
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
+    after = engine.generate([prompt], greedy)[0].tokens
+    assert after == reference(model, prompt, 12) != before
+
+
 settings_strategy = st.builds(
     Sampling,
     temperature=st.sampled_from([0.0, 0.6, 1.0, 1.7]),
