@@ -68,7 +68,8 @@ class Sampler:
         """Row `row` starts a completion. Call ready() after the last assign."""
         self.settings[row] = sampling
         if sampling.temperature > 0:
-            self.uniforms[row, : sampling.max_tokens] = uniforms(sampling.seed, sample, sampling.max_tokens)
+            drawn = uniforms(sampling.seed, sample, sampling.max_tokens)[: self.uniforms.size(1)]
+            self.uniforms[row, : len(drawn)] = drawn
         self.drawn[row] = 0
         if sampling.repetition_penalty != 1.0 and self.seen is None:
             self.seen = torch.zeros(len(self.settings), self.vocab_size, dtype=torch.bool, device=self.device)

@@ -266,11 +266,12 @@ def test_generation_can_be_cancelled_and_keeps_what_there_is():
     assert made[0].finish == "cancelled" and decode_bytes(made[0].tokens) == b"abc"
 
 
-def test_the_context_is_never_exceeded_and_the_completion_says_so():
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_context_is_never_exceeded_and_the_completion_says_so(temperature):
     model = MODELS["base"]
     prompt = [BOS, *(n % 250 for n in range(70))]
 
-    made = make_engine(model).generate([prompt], Sampling(temperature=0, max_tokens=500))[0]
+    made = make_engine(model).generate([prompt], Sampling(temperature=temperature, max_tokens=500))[0]
 
     assert made.finish in ("length", "end") and len(made.prompt) + len(made.tokens) <= 96
 
