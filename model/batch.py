@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model.decoder import Decoder
+from model.graphs import Drawn, rows_for
 from model.kvcache import KVCache
 from model.sampling import Sampler, Sampling
 
@@ -45,17 +46,29 @@ class Batch:
     def __init__(self, engine: "Engine", rows: list[Row], logprobs: bool, decoder: Decoder | None) -> None:
         self.engine, self.model, self.decoder, self.logprobs = engine, engine.model, decoder, logprobs
         self.queue = deque(sorted(rows, key=lambda row: -len(row.prompt)))  # stable: samples of a prompt stay together
-        self.slots: list[Row | None] = [None] * min(engine.rows, len(rows))
         self.finished: list[Row] = []
-        self.length = max(len(row.prompt) + row.room for row in rows)
-        self.cache = self._new_cache(len(self.slots), self.length)
-        vocab_size = self.model.lm_head.weight.size(0)
-        self.sampler = Sampler(len(self.slots), max(row.room for row in rows), vocab_size, engine.device)
+        slots, length = min(engine.rows, len(rows)), max(len(row.prompt) + row.room for row in rows)
+        rounded = min(engine.rows, rows_for(slots))
+        self.replay = decoder.borrow(rounded, length) if decoder is not None else None
+        if self.replay is not None:
+            slots = rounded
+            self.replay.restart(slots, rows[0].sampling)
+            self.cache, self.sampler = self.replay.cache, self.replay.sampler
+        else:
+            self.cache = self._new_cache(slots, length)
+            vocab_size = self.model.lm_head.weight.size(0)
+            self.sampler = Sampler(slots, max(row.room for row in rows), vocab_size, engine.device)
+        self.slots: list[Row | None] = [None] * slots
         self._admit()
 
     @property
     def active(self) -> bool:
         return any(row is not None for row in self.slots)
+
+    def end(self) -> None:
+        """Nothing is called afterwards."""
+        if self.decoder is not None and self.replay is not None:
+            self.decoder.give_back(self.replay)
 
     def take_finished(self) -> list[Row]:
         taken, self.finished = self.finished, []
@@ -67,35 +80,43 @@ class Batch:
     @torch.inference_mode()
     def step(self) -> None:
         """One token for every row in a slot; then free slots are filled, or given up when nobody waits for them."""
-        feed = torch.tensor([row.tokens[-1] if row else 0 for row in self.slots], device=self.engine.device)
-        if self.decoder is not None:
-            hidden = self.decoder.hidden(feed, self.cache)
+        tokens = [row.tokens[-1] if row else 0 for row in self.slots]
+        if self.replay is not None:
+            drawn = self.replay.step(tokens, self._step, self.logprobs)
         else:
-            hidden = self.model.hidden(feed[:, None], self.cache)[:, 0]
+            drawn = self._step(torch.tensor(tokens, device=self.engine.device))
         self.cache.advance([int(row is not None) for row in self.slots])
-        self._choose(hidden, list(range(len(self.slots))))
+        self._take(list(range(len(self.slots))), *drawn)
         free = self._release()
         if self.queue and free * 8 >= len(self.slots):
             self._admit()
         elif not self.queue and free * 2 >= len(self.slots) and self.active:
-            kept = [slot for slot, row in enumerate(self.slots) if row is not None]
-            self.cache.select(kept)
-            self.sampler.select(kept)
-            self.slots = [self.slots[slot] for slot in kept]
+            self._shrink()
 
-    def _choose(self, hidden: Tensor, slots: list[int]) -> None:
-        """The rows in these slots take their next token, each drawn by what its line of hidden (N, C) says."""
-        rows = [self.slots[slot] for slot in slots]
+    def _step(self, feed: Tensor) -> Drawn:
+        """What follows the tokens (rows,) of all slots."""
+        if self.decoder is not None:
+            hidden = self.decoder.hidden(feed, self.cache)
+        else:
+            hidden = self.model.hidden(feed[:, None], self.cache)[:, 0]
+        return self._draw(hidden, list(range(len(feed))))
+
+    def _draw(self, hidden: Tensor, slots: list[int]) -> Drawn:
+        """A token for each of these slots, as its line of hidden (N, C) has it."""
         if self.decoder is None:
             logits, cap = self.model.head(hidden), None
         else:
             logits, cap = self.decoder.logits(hidden), self.model.cap
         if self.logprobs and cap is not None:  # probabilities need all of them
             logits, cap = cap(logits), None
-        tokens = self.sampler.draw(logits, slots, cap)
+        return self.sampler.draw(logits, slots, cap), logits if self.logprobs else None
+
+    def _take(self, slots: list[int], tokens: Tensor, logits: Tensor | None) -> None:
+        """The rows in these slots go on with what was drawn for them, or with what they must."""
+        rows = [self.slots[slot] for slot in slots]
         chosen = [self.engine.take(row, token) if row else 0 for row, token in zip(rows, tokens.tolist())]
         self.sampler.saw(slots, chosen)
-        if self.logprobs:
+        if logits is not None:
             places = torch.tensor(chosen, device=logits.device)[:, None]
             scores = self.sampler.cool(logits, slots).log_softmax(-1).gather(1, places)[:, 0].tolist()
             for row, score in zip(rows, scores):
@@ -110,6 +131,17 @@ class Batch:
                 self.slots[slot] = None
                 self.cache.clear(slot)
         return self.slots.count(None)
+
+    def _shrink(self) -> None:
+        """Give up free slots."""
+        taken = [slot for slot, row in enumerate(self.slots) if row is not None]
+        spare = rows_for(len(taken)) - len(taken) if self.replay is not None else 0
+        kept = taken + taken[:1] * spare
+        self.cache.select(kept)
+        self.sampler.select(kept)
+        self.slots = [self.slots[slot] for slot in taken] + [None] * spare
+        for slot in range(len(taken), len(kept)):
+            self.cache.clear(slot)
 
     def _admit(self) -> None:
         """Read waiting prompts, each once however many samples it has, and give their rows a slot and a first token."""
@@ -134,7 +166,7 @@ class Batch:
         for slot, row in rows.items():
             self.sampler.assign(slot, row.sampling, row.sample, row.prompt)
         self.sampler.ready()
-        self._choose(hidden[at], list(rows))
+        self._take(list(rows), *self._draw(hidden[at], list(rows)))
 
     def _prefill(self, prompts: list[list[int]]) -> tuple[Tensor, KVCache]:
         """The hidden state after each prompt (rows, C), and the cache that holds them."""

@@ -5,6 +5,7 @@ for a call, and a model of another class may do anything.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from model.config import GATE_CHANNELS
 from model.functional import EPS, norm
 from model.gpt import GPT, Block
+from model.graphs import Replay, span_for
 from model.kvcache import KVCache
 
 SPLIT_FROM = 2**14  # weights for each row that make it worth while to share a product out among threads, measured
@@ -75,7 +77,7 @@ class Decoder:
 
     in_place: the model's own matrices become views of these, so that there is no second copy; it may be neither trained
     nor moved afterwards. Otherwise these are the weights as they are now, and a model that is trained needs another
-    decoder after each step.
+    decoder after each step, too often to make graphs of its steps.
     """
 
     @torch.no_grad()
@@ -90,6 +92,24 @@ class Decoder:
         self.floors = {size: cos.new_full((), (size * EPS) ** 0.5) for size in (config.width, config.head_dim)}
         self.lm_head = Matrix([model.lm_head], dtype, in_place)
         self.layers = [self._layer(number, block, in_place) for number, block in enumerate(model.layers)]
+        self.replays = in_place and cos.is_cuda
+        self.kept: list[Replay] = []
+
+    def borrow(self, rows: int, length: int) -> Replay | None:
+        """What a batch of so many rows of so many tokens works on, its own until it is given back; None on CPUs."""
+        if not self.replays:
+            return None
+        with suppress(IndexError):  # two threads may ask at once
+            kept = self.kept.pop()
+            if kept.rows >= rows and kept.length >= length:
+                return kept
+            rows, length = max(rows, kept.rows), max(length, kept.length)
+            del kept  # before there is another
+        config = self.model.config
+        return Replay(config, rows, min(span_for(length), config.sequence_len), self.cos.device, self.cos.dtype)
+
+    def give_back(self, replay: Replay) -> None:
+        self.kept[:] = [replay]
 
     def _layer(self, number: int, block: Block, in_place: bool) -> _Layer:
         model, attention, mlp, dtype = self.model, block.self_attn, block.mlp, self.model.compute_dtype

@@ -114,10 +114,13 @@ class Engine:
         if not rows:
             return
         batch = Batch(self, rows, logprobs, self.decoder or decoder_of(self.model))
-        while batch.active:
+        try:
+            while batch.active:
+                yield batch.take_finished()
+                batch.step()
             yield batch.take_finished()
-            batch.step()
-        yield batch.take_finished()
+        finally:
+            batch.end()
 
     def stream(
         self,

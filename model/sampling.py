@@ -49,19 +49,47 @@ def uniforms(seed: int, sample: int, count: int) -> Tensor:
     return torch.rand(count, generator=generator)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Which calls a draw takes: what matters at all of the settings of the rows there are."""
+
+    all_greedy: bool
+    any_greedy: bool
+    all_free: bool
+    any_free: bool
+    any_temperature: bool
+    any_top_p: bool
+    any_min_p: bool
+    any_penalty: bool
+    width: int  # the widest top_k
+    equal_width: bool
+
+
 class Sampler:
-    """Draws the next token of each of `rows` rows; a row's settings and randomness are its own.
+    """Draws the next token of each of at most `rows` rows; a row's settings and randomness are its own.
 
     Rows are always listed in ascending order. A token is where the row's next uniform number falls in the cumulative
-    distribution, so that a draw costs the same for all rows at once and no row's draw touches another's.
+    distribution, so that a draw costs the same for all rows at once and no row's draw touches another's. Its tensors
+    are written to and never replaced: draws of as many rows by one plan make the same calls on the same memory.
     """
 
     def __init__(self, rows: int, max_tokens: int, vocab_size: int, device: torch.device | str) -> None:
         self.vocab_size, self.device = vocab_size, torch.device(device)
-        self.settings: list[Sampling] = [Sampling(temperature=0.0)] * rows
-        self.uniforms = torch.zeros(rows, max_tokens, device=device)
-        self.drawn = torch.zeros(rows, dtype=torch.long, device=device)
-        self.seen: Tensor | None = None  # (rows, vocab) bool, once a row has a repetition penalty
+        self.all_uniforms = torch.zeros(rows, max_tokens, device=device)
+        self.all_drawn = torch.zeros(rows, dtype=torch.long, device=device)
+        self.all_seen: Tensor | None = None  # (rows, vocab) bool, once a row has a repetition penalty
+        self.numbers = torch.ones(5, rows, 1, device=device)
+        self.flags = torch.zeros(2, rows, dtype=torch.bool, device=device)
+        self.restart([Sampling(temperature=0.0)] * rows)
+
+    def restart(self, settings: list[Sampling]) -> None:
+        """There are as many rows as settings now."""
+        rows = len(settings)
+        self.settings = settings
+        self.uniforms, self.drawn = self.all_uniforms[:rows], self.all_drawn[:rows]
+        self.seen = None if self.all_seen is None else self.all_seen[:rows]
+        self.greedy, self.free = self.flags[:, :rows]
+        self.temperature, self.top_p, self.min_p, self.penalty, self.kept = self.numbers[:, :rows]
         self.ready()
 
     def assign(self, row: int, sampling: Sampling, sample: int, prompt: list[int]) -> None:
@@ -71,8 +99,10 @@ class Sampler:
             drawn = uniforms(sampling.seed, sample, sampling.max_tokens)[: self.uniforms.size(1)]
             self.uniforms[row, : len(drawn)] = drawn
         self.drawn[row] = 0
-        if sampling.repetition_penalty != 1.0 and self.seen is None:
-            self.seen = torch.zeros(len(self.settings), self.vocab_size, dtype=torch.bool, device=self.device)
+        if sampling.repetition_penalty != 1.0 and self.all_seen is None:
+            shape = len(self.all_drawn), self.vocab_size
+            self.all_seen = torch.zeros(shape, dtype=torch.bool, device=self.device)
+            self.seen = self.all_seen[: len(self.settings)]
         if self.seen is not None:
             self.seen[row] = False
             self.seen[row, torch.tensor(prompt, device=self.device)] = True
@@ -80,36 +110,39 @@ class Sampler:
     def select(self, rows: list[int]) -> None:
         """Keep only these rows, in this order."""
         places = torch.tensor(rows, device=self.device)
-        self.settings = [self.settings[row] for row in rows]
-        self.uniforms, self.drawn = self.uniforms[places], self.drawn[places]
-        self.seen = None if self.seen is None else self.seen[places]
-        self.ready()
+        for kept in (self.uniforms, self.drawn, self.seen):
+            if kept is not None:
+                kept[: len(rows)] = kept[places]
+        self.restart([self.settings[row] for row in rows])
 
     def ready(self) -> None:
-        """The settings as tensors, and which of them matter at all."""
+        """Take account of the settings."""
         rows = self.settings
-
-        def column(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=self.device)[:, None]
-
         greedy = [row.temperature == 0 for row in rows]
-        self.all_greedy, self.any_greedy = all(greedy), any(greedy)
-        self.greedy = torch.tensor(greedy, device=self.device)
-        self.temperature = column([row.temperature or 1.0 for row in rows])
-        self.any_temperature = any(row.temperature not in (0.0, 1.0) for row in rows)
         free = [self._is_free(row) for row in rows]
-        self.any_free, self.all_free = any(free), all(a or b for a, b in zip(free, greedy))
-        self.free = torch.tensor(free, device=self.device)
         widths = [min(row.top_k or self.vocab_size, self.vocab_size) for row in rows]
-        limited = [width for width, a, b in zip(widths, free, greedy) if not (a or b)]
-        self.width, self.equal_width = max(limited, default=1), len(set(limited)) < 2
-        self.kept = torch.tensor(widths, device=self.device)[:, None]
-        self.any_top_p = any(row.top_p is not None for row in rows)
-        self.top_p = column([row.top_p or 1.0 for row in rows])
-        self.any_min_p = any(row.min_p for row in rows)
-        self.min_p = column([row.min_p or 0.0 for row in rows])
-        self.any_penalty = any(row.repetition_penalty != 1.0 for row in rows)
-        self.penalty = column([row.repetition_penalty for row in rows])
+        limited = {width for width, a, b in zip(widths, free, greedy) if not (a or b)}
+        self.plan = Plan(
+            all_greedy=all(greedy),
+            any_greedy=any(greedy),
+            all_free=all(a or b for a, b in zip(free, greedy)),
+            any_free=any(free),
+            any_temperature=any(row.temperature not in (0.0, 1.0) for row in rows),
+            any_top_p=any(row.top_p is not None for row in rows),
+            any_min_p=any(row.min_p for row in rows),
+            any_penalty=any(row.repetition_penalty != 1.0 for row in rows),
+            width=max(limited, default=1),
+            equal_width=len(limited) < 2,
+        )
+        self.flags[:, : len(rows)] = torch.tensor([greedy, free])
+        numbers = [
+            [row.temperature or 1.0 for row in rows],
+            [row.top_p or 1.0 for row in rows],
+            [row.min_p or 0.0 for row in rows],
+            [row.repetition_penalty for row in rows],
+            widths,
+        ]
+        self.numbers[:, : len(rows), 0] = torch.tensor(numbers)
 
     def _is_free(self, row: Sampling) -> bool:
         """Whether any token may be drawn."""
@@ -118,22 +151,22 @@ class Sampler:
 
     def cool(self, logits: Tensor, rows: list[int]) -> Tensor:
         """logits (N, vocab) of these rows at their temperatures (those of greedy rows as they are)."""
-        return logits / self._of(rows, self.temperature) if self.any_temperature else logits
+        return logits / self._of(rows, self.temperature) if self.plan.any_temperature else logits
 
     def draw(self, logits: Tensor, rows: list[int], cap: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """(N,) int64 from the logits (N, vocab) float32 of these rows, which are left as they are; saw() follows.
 
         cap: is still to be applied to the logits, after a penalty; it keeps their order, so most of them never need it.
         """
-        if self.any_penalty:
+        if self.plan.any_penalty:
             penalty = self._of(rows, self.penalty)
             penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
             logits = torch.where(self._of(rows, self.seen), penalised, logits)
-        if self.all_greedy:
+        if self.plan.all_greedy:
             tokens = logits.argmax(-1)
         else:
             tokens = self._sample(logits, rows, cap)
-            if self.any_greedy:
+            if self.plan.any_greedy:
                 tokens = torch.where(self._of(rows, self.greedy), logits.argmax(-1), tokens)
         if len(rows) == len(self.settings):
             self.drawn += 1
@@ -153,10 +186,10 @@ class Sampler:
 
     def _sample(self, logits: Tensor, rows: list[int], cap: Callable[[Tensor], Tensor] | None) -> Tensor:
         """Which of the two ways a row is drawn depends on its own settings alone, or its neighbours would change it."""
-        if self.all_free:
+        if self.plan.all_free:
             return self._sample_free(logits, rows, cap)
         tokens = self._sample_limited(logits, rows, cap)
-        if self.any_free:
+        if self.plan.any_free:
             tokens = torch.where(self._of(rows, self.free), self._sample_free(logits, rows, cap), tokens)
         return tokens
 
@@ -166,16 +199,16 @@ class Sampler:
         return self._place(weights.cumsum(-1, dtype=torch.float64), rows)[:, 0]
 
     def _sample_limited(self, logits: Tensor, rows: list[int], cap: Callable[[Tensor], Tensor] | None) -> Tensor:
-        logits, ids = logits.topk(self.width)  # (N, width), likeliest first
+        logits, ids = logits.topk(self.plan.width)  # (N, width), likeliest first
         logits = self.cool(logits if cap is None else cap(logits), rows)
-        if not self.equal_width:
-            rank = torch.arange(self.width, device=logits.device)
+        if not self.plan.equal_width:
+            rank = torch.arange(self.plan.width, device=logits.device)
             logits = logits.masked_fill(rank >= self._of(rows, self.kept), -torch.inf)
         weights = logits.softmax(-1)
-        if self.any_top_p:
+        if self.plan.any_top_p:
             past = weights.cumsum(-1) - weights >= self._of(rows, self.top_p)
             weights = weights.masked_fill(past, 0.0)
-        if self.any_min_p:
+        if self.plan.any_min_p:
             weights = weights.masked_fill(weights < self._of(rows, self.min_p) * weights[:, :1], 0.0)
         return ids.gather(1, self._place(weights.cumsum(-1), rows))[:, 0]
 

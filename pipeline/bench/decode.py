@@ -157,15 +157,8 @@ def captured(call: Callable[[], object], device: "torch.device") -> Callable[[],
     """On GPUs the replay of a graph of the call, without the time that launching its kernels takes."""
     if device.type != "cuda":
         return call
-    import torch
+    from model.graphs import WARM, capture
 
-    aside = torch.cuda.Stream(device)
-    aside.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(aside):
+    for _ in range(WARM):
         call()
-        call()
-    torch.cuda.current_stream(device).wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+    return capture(call)[0].replay
