@@ -35,14 +35,14 @@ class FixedCache(KVCache):
         self, config: GPTConfig, rows: int, length: int, device: torch.device | str, dtype: torch.dtype
     ) -> None:
         super().__init__(config, rows, length, device, dtype)
-        self.whole = self.pairs, self.embeddings
+        self.whole = self.pairs, self.embeddings, torch.arange(rows, device=device)[:, None]
         self.places = torch.zeros(rows, dtype=torch.long, device=device)  # where the next token of a row will stand
         self.together, self.span = False, 0
 
     def restart(self, rows: int) -> None:
         """There are `rows` rows now, all empty."""
-        self.pairs, self.embeddings = self.whole[0][:, :, :rows], self.whole[1][:rows]
-        self.row = torch.arange(rows, device=self.device)[:, None]
+        pairs, embeddings, numbers = self.whole
+        self.pairs, self.embeddings, self.row = pairs[:, :, :rows], embeddings[:rows], numbers[:rows]
         self.lengths = [-1] * rows
 
     def aim(self) -> None:
@@ -129,9 +129,12 @@ def capture(call: Callable[[], Any], pool: Any = None) -> tuple[torch.cuda.CUDAG
 
     pool: of a graph that shares its memory, so that a replay of either overwrites what the other made.
     """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        result = call()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            result = call()
+    finally:
+        torch.cuda.set_stream(stream)  # which torch leaves behind where a capture fails
     return graph, result
 
 

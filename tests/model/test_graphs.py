@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import torch
 from engines import BOS, EXACT, PAST_WINDOWS, make_engine, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,6 +50,29 @@ class Tape(TorchDispatchMode):
 
     def pool(self) -> None:
         return None
+
+
+    def outside(self) -> set[int]:
+        """The memory it works on that it did not make."""
+        made = {memory(tensor) for *_, result in self.calls for tensor in tree_leaves(result)}
+        read = [tree_leaves((args, kwargs)) for _, args, kwargs, _ in self.calls]
+        return {memory(leaf) for leaves in read for leaf in leaves if isinstance(leaf, torch.Tensor)} - made
+
+
+def memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def memory_of(thing: object, seen: set[int]) -> set[int]:
+    """Of all tensors that something holds on to, but for its graphs."""
+    if isinstance(thing, torch.Tensor):
+        return {memory(thing)}
+    if id(thing) in seen or isinstance(thing, Tape):
+        return set()
+    seen.add(id(thing))
+    parts = [thing.values() if isinstance(thing, dict) else thing] if isinstance(thing, dict | list | tuple) else []
+    parts += [vars(thing).values()] if hasattr(thing, "__dict__") and not isinstance(thing, type) else []
+    return set().union(*(memory_of(part, seen) for some in parts for part in some))
 
 
 def record(call, pool=None):
@@ -115,6 +139,19 @@ def test_graphs_are_made_once_and_replayed(monkeypatch):
     again = tapes(decoder)
     assert all(again[key] is tape for key, tape in after_one.items())
     assert sum(tape.replays for tape in again.values()) > 60  # steps of two calls; but for the first of each kind
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_what_a_graph_works_on_is_kept(name, monkeypatch):
+    """A GPU's graph knows addresses alone: memory that nobody else holds would be given to somebody."""
+    decoder = laid_out(name, monkeypatch)
+    engine = make_engine(decoder.model, decoder=decoder)
+    penalised = Sampling(repetition_penalty=1.2, top_p=0.9, min_p=0.01, max_tokens=20)
+    for _ in range(2):
+        engine.generate([[BOS], [BOS, 5]], [penalised, Sampling(temperature=0.0)], samples=4)
+        engine.generate([[BOS, 7]], Sampling(top_k=None, temperature=0.7, max_tokens=20))
+    kept = memory_of(decoder, set())
+    assert all(tape.outside() and tape.outside() <= kept for tape in tapes(decoder).values())
 
 
 def test_windows_that_have_left_the_prompt_behind(monkeypatch):
