@@ -51,7 +51,6 @@ class Tape(TorchDispatchMode):
     def pool(self) -> None:
         return None
 
-
     def outside(self) -> set[int]:
         """The memory it works on that it did not make."""
         made = {memory(tensor) for *_, result in self.calls for tensor in tree_leaves(result)}
