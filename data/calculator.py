@@ -34,6 +34,8 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Gt: operator.gt,
     ast.GtE: operator.ge,
 }
+_LITERAL = re.compile(r"'[^']*'|\"[^\"]*\"")
+_WARNED = re.compile(r"[0-9a-fA-FjJ_.](?:and|else|for|if|in|is|or|not)")  # of 1if the parser says that it is no number
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
@@ -47,8 +49,8 @@ def calculate(expression: str) -> str | None:
     Thousands separators (1,000) are read as such where no string literal is involved.
     """
     expression = expression.strip()
-    # A backslash only serves escapes, for which Python's parser may warn on stderr.
-    if len(expression) > MAX_LENGTH or "\\" in expression:
+    # A backslash only serves escapes, for which Python's parser may warn on stderr; no keyword serves at all.
+    if len(expression) > MAX_LENGTH or "\\" in expression or _WARNED.search(_LITERAL.sub("''", expression)):
         return None
     if "'" not in expression and '"' not in expression:
         expression = _THOUSANDS.sub("", expression)

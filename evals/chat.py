@@ -134,14 +134,15 @@ class ChatEvaluation:
             )
             for item in items
         ]
-        answers: dict[int, list[Completion]] = {}
+        answers: dict[int, dict[int, Completion]] = {}  # by item and sample; they end in any order
         grading: deque[Future[None]] = deque()
 
         def finished(place: int, completion: Completion) -> None:
             item = items[place // samples]
-            answers.setdefault(item, []).append(completion)
+            answers.setdefault(item, {})[place % samples] = completion
             if len(answers[item]) == samples:
-                grading.append(pool.submit(self._grade, chat, item, answers.pop(item)))
+                made = answers.pop(item)
+                grading.append(pool.submit(self._grade, chat, item, [made[sample] for sample in range(samples)]))
 
         def should_stop() -> bool:
             while grading and grading[0].done():

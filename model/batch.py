@@ -11,6 +11,7 @@ from model.decoder import Decoder
 from model.graphs import Drawn, rows_for
 from model.kvcache import KVCache
 from model.sampling import Sampler, Sampling
+from model.streaming import Pieces
 
 if TYPE_CHECKING:
     from model.engine import Engine
@@ -35,6 +36,7 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     waiting: deque[int] = field(default_factory=deque)  # tool output still to be forced
     call: list[int] | None = None  # tokens of the python call being written
+    pieces: Pieces | None = None  # what looks for stop texts, where there are any
     finish: Finish | None = None
 
 

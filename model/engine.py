@@ -102,7 +102,10 @@ class Engine:
             raise ModelError("a prompt needs at least one token; start it with <|bos|>")
         reply = min(sampling.max_tokens, max(1, self.context // REPLY_PART))
         prompt, dropped = drop_oldest_turns(prompt, self.context - reply, self.special)
-        return Row(number, sample, prompt, sampling, dropped, min(sampling.max_tokens, self.context - len(prompt)))
+        row = Row(number, sample, prompt, sampling, dropped, min(sampling.max_tokens, self.context - len(prompt)))
+        if sampling.stop:
+            row.pieces = Pieces(self.special, self.decode_bytes, sampling.stop)
+        return row
 
     def completion(self, row: Row, logprobs: bool) -> Completion:
         finish = row.finish or "cancelled"
@@ -151,6 +154,8 @@ class Engine:
         row.room -= 1
         if not forced:
             self._react(row, token)
+        if row.pieces is not None and row.finish is None and self._stopped(row.pieces, token):
+            row.finish = "stop"
         if row.finish is None and row.room <= 0:
             row.finish = "length"
         return token
@@ -168,13 +173,12 @@ class Engine:
                 row.waiting.extend(output)
         elif row.call is not None:
             row.call.append(token)
-        if row.sampling.stop and row.finish is None and self._stopped(row):
-            row.finish = "stop"
 
-    def _stopped(self, row: Row) -> bool:
-        longest = max(len(text.encode()) for text in row.sampling.stop)
-        tail = self.text(row.tokens[-longest - 1 :])  # a token has at least one byte
-        return any(text in tail for text in row.sampling.stop)
+    def _stopped(self, pieces: Pieces, token: int) -> bool:
+        """Whether the text that is said holds a stop text now; calls, their results and special tokens are no text."""
+        for _ in pieces.feed(token):
+            pass
+        return pieces.stopped
 
     def text(self, tokens: list[int]) -> str:
         return self.decode_bytes(tokens).decode(errors="replace")

@@ -5,6 +5,7 @@ differs from step to step (the token of each row, and where it stands) is a tens
 at, come in few sizes, each with a graph of its own.
 """
 
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable
@@ -23,6 +24,8 @@ Drawn = tuple[Tensor, Tensor | None]  # the rows' next tokens (rows,) and, where
 WARM = 2  # calls that run as they are before one is captured: libraries set themselves up in their first
 SPANS = 4  # sizes of a span for each doubling of it
 SMALLEST_SPAN = 64  # tokens
+MOST = 256  # graphs that are kept: whoever changes settings with each message makes ever more of them
+_CAPTURING = threading.Lock()  # torch allows one capture at a time in a process
 
 
 class FixedCache(KVCache):
@@ -91,6 +94,7 @@ class Replay:
     def restart(self, rows: int, sampling: Sampling) -> None:
         """An empty batch of `rows` rows; sampling: of rows that nobody has."""
         self.cache.restart(rows)
+        self.cache.pairs.zero_()  # what is masked is multiplied by zero, which is no cure for a NaN
         self.sampler.restart([sampling] * rows)
 
     def step(self, tokens: list[int], step: Callable[[Tensor], Drawn], options: Hashable) -> Drawn:
@@ -115,6 +119,9 @@ class Replay:
         self.calls[key] += 1
         if not self.captures or self.calls[key] <= WARM:
             return False
+        if len(self.graphs) >= MOST:
+            self.graphs.clear()
+            self.calls.clear()
         pool = next(iter(self.graphs.values()))[0].pool() if self.graphs else None
         try:
             self.graphs[key] = capture(call, pool)
@@ -131,7 +138,7 @@ def capture(call: Callable[[], Any], pool: Any = None) -> tuple[torch.cuda.CUDAG
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with _CAPTURING, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             result = call()
     finally:
         torch.cuda.set_stream(stream)  # which torch leaves behind where a capture fails

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from model.errors import ModelError
 
+SMALLEST = 1e-30  # temperature or top_p: by less, float32 cannot divide a logit
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -61,8 +63,7 @@ class Plan:
     any_top_p: bool
     any_min_p: bool
     any_penalty: bool
-    width: int  # the widest top_k
-    equal_width: bool
+    widths: tuple[int, ...]  # of the rows that draw from their likeliest few
 
 
 class Sampler:
@@ -80,6 +81,7 @@ class Sampler:
         self.all_seen: Tensor | None = None  # (rows, vocab) bool, once a row has a repetition penalty
         self.numbers = torch.ones(5, rows, 1, device=device)
         self.flags = torch.zeros(2, rows, dtype=torch.bool, device=device)
+        self.exact = torch.float32 if self.device.type == "mps" else torch.float64  # which Apple's GPUs have not
         self.restart([Sampling(temperature=0.0)] * rows)
 
     def restart(self, settings: list[Sampling]) -> None:
@@ -96,7 +98,7 @@ class Sampler:
         """Row `row` starts a completion. Call ready() after the last assign."""
         self.settings[row] = sampling
         if sampling.temperature > 0:
-            drawn = uniforms(sampling.seed, sample, sampling.max_tokens)[: self.uniforms.size(1)]
+            drawn = uniforms(sampling.seed, sample, min(sampling.max_tokens, self.uniforms.size(1)))
             self.uniforms[row, : len(drawn)] = drawn
         self.drawn[row] = 0
         if sampling.repetition_penalty != 1.0 and self.all_seen is None:
@@ -121,7 +123,7 @@ class Sampler:
         greedy = [row.temperature == 0 for row in rows]
         free = [self._is_free(row) for row in rows]
         widths = [min(row.top_k or self.vocab_size, self.vocab_size) for row in rows]
-        limited = {width for width, a, b in zip(widths, free, greedy) if not (a or b)}
+        limited = {width for width, a, b in zip(widths, free, greedy) if not (a or b)} or {1}
         self.plan = Plan(
             all_greedy=all(greedy),
             any_greedy=any(greedy),
@@ -131,13 +133,12 @@ class Sampler:
             any_top_p=any(row.top_p is not None for row in rows),
             any_min_p=any(row.min_p for row in rows),
             any_penalty=any(row.repetition_penalty != 1.0 for row in rows),
-            width=max(limited, default=1),
-            equal_width=len(limited) < 2,
+            widths=tuple(sorted(limited)),
         )
         self.flags[:, : len(rows)] = torch.tensor([greedy, free])
         numbers = [
-            [row.temperature or 1.0 for row in rows],
-            [row.top_p or 1.0 for row in rows],
+            [max(row.temperature, SMALLEST) if row.temperature else 1.0 for row in rows],
+            [max(row.top_p or 1.0, SMALLEST) for row in rows],
             [row.min_p or 0.0 for row in rows],
             [row.repetition_penalty for row in rows],
             widths,
@@ -156,9 +157,11 @@ class Sampler:
     def draw(self, logits: Tensor, rows: list[int], cap: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """(N,) int64 from the logits (N, vocab) float32 of these rows, which are left as they are; saw() follows.
 
-        cap: is still to be applied to the logits, after a penalty; it keeps their order, so most of them never need it.
+        cap: is still to be applied to the logits; it keeps their order, so most of them never need it.
         """
-        if self.plan.any_penalty:
+        if self.plan.any_penalty:  # of what the model says: it changes the order, so a cap cannot wait for it
+            if cap is not None:
+                logits, cap = cap(logits), None
             penalty = self._of(rows, self.penalty)
             penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
             logits = torch.where(self._of(rows, self.seen), penalised, logits)
@@ -196,14 +199,22 @@ class Sampler:
     def _sample_free(self, logits: Tensor, rows: list[int], cap: Callable[[Tensor], Tensor] | None) -> Tensor:
         """Over the whole vocabulary, in its order: nothing needs sorting."""
         weights = self.cool(logits if cap is None else cap(logits), rows).softmax(-1)
-        return self._place(weights.cumsum(-1, dtype=torch.float64), rows)[:, 0]
+        return self._place(weights.cumsum(-1, dtype=self.exact), rows)[:, 0]
 
     def _sample_limited(self, logits: Tensor, rows: list[int], cap: Callable[[Tensor], Tensor] | None) -> Tensor:
-        logits, ids = logits.topk(self.plan.width)  # (N, width), likeliest first
+        """Width by width: which of equal logits come first, and in 16 bits many are equal, may depend on the width."""
+        first, *others = self.plan.widths
+        tokens = self._sample_likeliest(first, logits, rows, cap)
+        for width in others:
+            alike = self._of(rows, self.kept)[:, 0] == width
+            tokens = torch.where(alike, self._sample_likeliest(width, logits, rows, cap), tokens)
+        return tokens
+
+    def _sample_likeliest(
+        self, width: int, logits: Tensor, rows: list[int], cap: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
+        logits, ids = logits.topk(width)  # (N, width), likeliest first
         logits = self.cool(logits if cap is None else cap(logits), rows)
-        if not self.plan.equal_width:
-            rank = torch.arange(self.plan.width, device=logits.device)
-            logits = logits.masked_fill(rank >= self._of(rows, self.kept), -torch.inf)
         weights = logits.softmax(-1)
         if self.plan.any_top_p:
             past = weights.cumsum(-1) - weights >= self._of(rows, self.top_p)

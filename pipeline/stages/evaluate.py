@@ -67,6 +67,8 @@ class Bench:
     """
 
     def __init__(self, job: Job[Params]) -> None:
+        import torch
+
         from data.calculator import calculate
         from data.tokenizer import Tokenizer
         from evals.ledger import Ledger
@@ -79,6 +81,8 @@ class Bench:
 
         self.job, params = job, job.params
         self.device = choose_device(job.launch.device, job.local_rank)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # the one that graphs are captured on
         keep_freed_memory()
         self.model = load_model(job.inputs["model"], self.device, resolve_dtype(params.dtype, self.device))
         decoder = lay_out_for_decoding(self.model)

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Generator
 from contextlib import closing
 from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
@@ -29,21 +30,26 @@ from pipeline.ui.sessions import Sessions
 
 RESULT_NEUTRAL = "serves answers"
 
+WAITING = 40  # requests that wait in a thread for their turn; others wait for a thread
 KNOWN = ("messages", "model", "stream", *(f.name for f in dataclasses.fields(ChatSettings)))
 
 
 def routes(sessions: Sessions) -> list[APIRoute]:
     """What to hang into a FastAPI app."""
 
+    waiting = CapacityLimiter(WAITING)  # of their own: in the threads that all share they would starve who is answered
+
     def models() -> list[dict[str, str]]:
         return [{"key": m.key, "label": m.label, "facts": m.facts} for m in sessions.models]
 
     async def chat(request: Request) -> Response:
         try:
-            body = _check(await request.json())
-            lines = await run_in_threadpool(_begin, sessions, body)
-        except json.JSONDecodeError as error:
+            sent = await request.json()
+        except (ValueError, RecursionError) as error:
             return JSONResponse({"error": f"the request is not JSON: {error}"}, status_code=400)
+        try:
+            body = _check(sent)
+            lines = await to_thread.run_sync(_begin, sessions, body, limiter=waiting)
         except (UserError, DataError, ModelError) as error:
             return JSONResponse({"error": str(error)}, status_code=400)
         if body.get("stream", True):
@@ -64,6 +70,8 @@ def _check(body: Any) -> dict[str, Any]:
     for name in body:
         if name not in KNOWN:
             raise typed.unknown(name, list(KNOWN), "")
+    if not isinstance(body.get("model"), str | None):
+        raise UserError("is the key of a model, or left out", "model")
     return body
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from data.conversation import BOS, Encoder, render_prompt, text_of
+from data.conversation import BOS, Encoder, check, render_prompt, text_of
 from pipeline.errors import UserError
 
 RESULT_NEUTRAL = "talks to finished models"
@@ -167,6 +167,8 @@ class ChatSession:
 
     def _fit(self, messages: list[Message], settings: ChatSettings) -> tuple[list[int], int]:
         """(prompt ids, messages left out): the oldest turns go until an answer has room; the system message stays."""
+        if messages:
+            check({"messages": messages})
         system = messages[:1] if messages and messages[0]["role"] == "system" else []
         turns = messages[-1:] if self.continues else messages[len(system) :]
         if not turns or turns[-1]["role"] != "user":

@@ -34,6 +34,7 @@ class Page:
     def __init__(self, sessions: Sessions):
         self.sessions = sessions
         self.stopping: set[str] = set()  # browser sessions whose answer is to end
+        self.answering: dict[str, object] = {}  # the answer that each of them waits for; an older one is not shown
         with gr.Blocks(title="Chatmill", analytics_enabled=False, fill_height=True) as self.blocks:
             self._lay_out()
             self._connect()
@@ -126,16 +127,19 @@ class Page:
         kept = conversation[: transcript.position(conversation, _index(event))]
         yield from self._answer(request, [*kept, _user(str(event.value))], given)
 
-    def undo(self, event: gr.UndoData, conversation: list[Message]) -> tuple[Any, ...]:
+    def undo(self, request: gr.Request, event: gr.UndoData, conversation: list[Message]) -> tuple[Any, ...]:
         """Take a message and what followed it back into the box."""
         at = transcript.position(conversation, _index(event))
         text = conversation[at]["content"] if at < len(conversation) else ""
-        kept = conversation[:at]
-        return kept, transcript.shown(kept), gr.update(value=text), status_html("")
+        return self._quiet(request, conversation[:at], text)
 
     def clear(self, request: gr.Request) -> tuple[Any, ...]:
-        self.stop(request)
-        return [], [], gr.update(value=""), status_html("")
+        return self._quiet(request, [], "")
+
+    def _quiet(self, request: gr.Request, kept: list[Message], text: str) -> tuple[Any, ...]:
+        """A conversation that nobody answers, and what stands in the box."""
+        self.answering.pop(str(request.session_hash), None)
+        return kept, transcript.shown(kept), gr.update(value=text, submit_btn=True, stop_btn=False), status_html("")
 
     def stop(self, request: gr.Request) -> None:
         self.stopping.add(str(request.session_hash))
@@ -154,8 +158,13 @@ class Page:
     ) -> Iterator[Any]:
         """Stream the answer to the last message. Stopped or failed, what was written so far stays."""
         key, system, *values = given
-        who = str(request.session_hash)
+        who, this = str(request.session_hash), object()
+        self.answering[who] = this
         self.stopping.discard(who)
+
+        def wanted() -> bool:
+            return self.answering.get(who) is this
+
         box = gr.update(submit_btn=False, stop_btn=True)
         if clear_box:
             box["value"] = ""
@@ -164,19 +173,33 @@ class Page:
         try:
             prompt = [{"role": "system", "content": system}] if system.strip() else []
             session = self.sessions.get(key)
-            events = session.reply([*prompt, *conversation], _settings(values), lambda: who in self.stopping)
+            events = session.reply(
+                [*prompt, *conversation], _settings(values), lambda: who in self.stopping or not wanted()
+            )
             with closing(events):  # the tab may be closed in the middle
                 for event in events:
+                    if not wanted():
+                        break
                     draft.add(event)
                     grown = [*conversation, draft.message]
                     yield grown, transcript.shown(grown, pending=True), gr.skip(), gr.skip()
         except (UserError, ModelError, DataError) as error:
             gr.Warning(str(error))
         finally:
-            self.stopping.discard(who)
-        whole = [*conversation, draft.message] if draft.parts else conversation
+            last = wanted()
+            if last:
+                del self.answering[who]
+                self.stopping.discard(who)
+        if not last:
+            return
+        box = gr.update(submit_btn=True, stop_btn=False)
+        if draft.parts or draft.end:
+            whole = [*conversation, draft.message]
+        else:  # a message without an answer goes back into the box: a conversation cannot go on after it
+            whole = conversation[:-1]
+            box["value"] = conversation[-1]["content"] if conversation else ""
         note = draft.end.describe() if draft.end else ""
-        yield whole, transcript.shown(whole), gr.update(submit_btn=True, stop_btn=False), status_html(note)
+        yield whole, transcript.shown(whole), box, status_html(note)
 
 
 def build_page(sessions: Sessions) -> gr.Blocks:
@@ -185,7 +208,9 @@ def build_page(sessions: Sessions) -> gr.Blocks:
 
 
 def _settings(values: list[Any]) -> ChatSettings:
-    """Raises UserError for a seed that is no whole number."""
+    """Raises UserError for a seed that is no whole number, and for an empty field."""
+    if None in values:
+        raise UserError("a number is missing", "settings")
     temperature, top_k, top_p, max_tokens, seed = values
     try:
         number = int(seed) if seed.strip() else None

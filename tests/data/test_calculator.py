@@ -113,7 +113,9 @@ def test_it_works_in_threads_and_warns_of_nothing():
     with warnings.catch_warnings(record=True) as caught, ThreadPoolExecutor(4) as pool:
         warnings.simplefilter("always")
         answers = list(pool.map(calculate, [f"{i}*{i}" for i in range(200)]))
-    assert answers == [str(i * i) for i in range(200)]
+        refused = list(pool.map(calculate, ["1if 2 else 3", "1 if 2else 3", "0xfor 1", "1in (1,)", "1jor 2", "2.or 3"]))
+        kept = calculate("len('1or 2') + '1if 2'.count(\"1if\")")
+    assert answers == [str(i * i) for i in range(200)] and set(refused) == {None} and kept == "6"
     assert not caught
 
 

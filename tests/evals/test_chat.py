@@ -1,5 +1,6 @@
 """Chat tasks: answered in batches as one at a time, graded by the task, put together from any number of ranks."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -134,6 +135,18 @@ def test_several_answers_give_pass_at_k(model, tokenizer, tmp_path):
         wilson(result["accuracy"], 17)
     )
     assert result == measured(model, tokenizer, tmp_path / "again", Echo(), samples=4, temperature=1.0, rows=3)[0]
+
+
+def test_several_answers_are_kept_in_order_whichever_ends_first(model, tokenizer, tmp_path):
+    ending = copy.deepcopy(model).double()
+    ending.compute_dtype = torch.float64
+    with torch.no_grad():
+        ending.lm_head.weight[tokenizer.special["<|assistant_end|>"]] *= 3
+    one, many = (
+        measured(ending, tokenizer, tmp_path / str(rows), Echo(), samples=4, temperature=1.0, rows=rows, keep=17)
+        for rows in (1, 8)
+    )
+    assert one == many
 
 
 def test_a_stopped_task_goes_on_with_the_items_that_are_missing(model, tokenizer, tmp_path):

@@ -55,11 +55,12 @@ def make_engine(model: GPT, rows: int = 64, tools=None, **changes) -> Engine:
 
 
 def reference(model: GPT, prompt: list[int], count: int) -> list[int]:
-    """Greedy decoding without a cache."""
+    """Greedy decoding without a cache; before GPT.cap, which in float32 can make two all but equal logits one."""
     ids = list(prompt)
+    head = (lambda hidden: model.lm_head(hidden).float()) if type(model) is GPT else model.head
     with torch.inference_mode():
         for _ in range(count):
-            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+            ids.append(int(head(model.hidden(torch.tensor([ids]))[:, -1])[0].argmax()))
             if ids[-1] in (BOS, SPECIAL["<|assistant_end|>"]):
                 break
     return ids[len(prompt) :]

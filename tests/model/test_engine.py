@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from engines import BOS, EXACT, MODELS, PAST_WINDOWS, SPECIAL, VOCAB, decode_bytes, make_engine, reference
+from engines import BOS, EXACT, MODELS, PAST_WINDOWS, SPECIAL, VOCAB, decode_bytes, encode, make_engine, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.config import GPTConfig
-from model.engine import drop_oldest_turns
+from model.engine import Engine, drop_oldest_turns
 from model.errors import ModelError
 from model.gpt import GPT
 from model.sampling import Sampler, Sampling, uniforms
@@ -117,6 +117,29 @@ def test_logprobs_are_those_of_the_whole_distribution_at_the_temperature():
     torch.testing.assert_close(torch.tensor(made.logprobs), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_penalty_is_of_what_the_model_says_whether_logprobs_are_asked_for_or_not(temperature):
+    model, prompt = copy.deepcopy(EXACT["base"]), [BOS, *range(40)]
+    with torch.no_grad():
+        model.lm_head.weight.mul_(4)  # far up, where a cap weighs
+    asked = Sampling(temperature=temperature, top_k=None, repetition_penalty=1.4, max_tokens=1)
+
+    made = [make_engine(model).generate([prompt], asked, 16, logprobs) for logprobs in (False, True)]
+    assert [c.tokens for c in made[0]] == [c.tokens for c in made[1]]
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt]))[0, -1].clone()
+        seen = logits[prompt]
+        logits[prompt] = torch.where(seen < 0, seen * 1.4, seen / 1.4)
+    assert temperature or made[0][0].tokens == [int(logits.argmax())]
+
+
+@pytest.mark.parametrize("nearly_greedy", [{"temperature": 1e-300}, {"top_p": 1e-60}, {"max_tokens": 10**12}])
+def test_settings_at_their_limits_draw_what_is_likeliest(nearly_greedy):
+    asked = Sampling(**{"temperature": 1e-5, "top_k": None, "max_tokens": 6} | nearly_greedy)
+    made = make_engine(EXACT["base"]).generate([[BOS, 5]], asked)[0]
+    assert made.tokens[:6] == reference(EXACT["base"], [BOS, 5], 6)
+
+
 class Scripted(torch.nn.Module):
     """Writes a fixed text after any prompt of a given length, whatever it is fed."""
 
@@ -199,6 +222,22 @@ def test_stop_texts_end_the_completion_and_are_not_streamed(stop):
     matched = next(text for text in stop if text in "hello world")
     assert made.finish == "stop" and decode_bytes(made.tokens).decode().endswith(matched)
     assert "".join(e.text for e in events) == "hello world".split(matched)[0]
+
+
+def test_a_stop_text_is_looked_for_in_what_is_said_alone():
+    """Not in calls, their results or the names of special tokens; streaming and generating agree."""
+    names = {number: name.encode() for name, number in SPECIAL.items()}
+    script = [*b"so ", CALL, *b"6*7", CALL_END, 0, 0, 0, 0, *b"42 is it", END]
+    asked = Sampling(temperature=0, stop=("python", "|", "*", "2 is", "a stop text that is longer than all of it"))
+
+    def engine():
+        decode = lambda ids: b"".join(names.get(token, bytes([token % 256])) for token in ids)  # noqa: E731
+        return Engine(Scripted(script, 1), SPECIAL, decode, encode, lambda text: "42")
+
+    made, events = engine().generate([[BOS]], asked)[0], list(engine().stream([BOS], asked))
+
+    assert made.tokens == [*b"so ", CALL, *b"6*7", CALL_END, OUT, *b"42", OUT_END, *b"42 is"] and made.finish == "stop"
+    assert "".join(event.text for event in events if event.kind == "text") == "so 4" and events[-1].finish == "stop"
 
 
 def test_generation_can_be_cancelled_and_keeps_what_there_is():
@@ -293,6 +332,21 @@ def test_the_limits_of_a_row_hold_beside_rows_without_any():
     assert set(tokens[1::2].tolist()) == {1, 2} and set(tokens[::2].tolist()) == {0, 1, 2, 3, 4}
 
 
+def test_which_of_equal_logits_is_drawn_does_not_depend_on_the_neighbours():
+    logits = (3 * torch.randn(2048, generator=torch.Generator().manual_seed(0))).bfloat16().float()
+
+    def first(*settings: Sampling) -> list[int]:
+        sampler = Sampler(len(settings), 40, 2048, "cpu")
+        for row, one in enumerate(settings):
+            sampler.assign(row, one, 0, [0])
+        sampler.ready()
+        rows = list(range(len(settings)))
+        return [int(sampler.draw(logits.expand(len(rows), -1).contiguous(), rows)[0]) for _ in range(40)]
+
+    one = Sampling(top_k=50, max_tokens=40)
+    assert first(one) == first(one, Sampling(top_k=1500, max_tokens=40)) == first(one, Sampling(top_k=None, top_p=0.9))
+
+
 def test_a_repetition_penalty_makes_seen_tokens_less_likely():
     logits = torch.tensor([[2.0, 1.9, -1.0]])
     sampler = Sampler(1, 4, 3, "cpu")
@@ -326,5 +380,6 @@ def test_a_penalty_counts_what_the_completion_holds_and_not_what_a_tool_result_t
 
 def test_uniforms_are_a_function_of_seed_and_sample():
     assert torch.equal(uniforms(3, 1, 8), uniforms(3, 1, 8))
+    assert all(torch.equal(uniforms(3, 1, 600)[:count], uniforms(3, 1, count)) for count in range(1, 600, 7))
     assert not torch.equal(uniforms(3, 1, 8), uniforms(-3, 1, 8))
     assert not torch.equal(uniforms(3, 1, 8), uniforms(3, 2, 8))

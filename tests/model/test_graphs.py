@@ -236,6 +236,25 @@ def test_where_nothing_can_be_captured_decoding_goes_on_and_says_so_once(monkeyp
     assert made == [reference(decoder.model, [BOS, 3], 30)] * 2 and len(said) == 1
 
 
+def test_only_so_many_graphs_are_kept(monkeypatch):
+    decoder = laid_out("base", monkeypatch)
+    monkeypatch.setattr(graphs, "MOST", 3)
+    engine = make_engine(decoder.model, decoder=decoder)
+    for top_k in (3, 4, 5, 6):
+        ask = [[BOS]], Sampling(top_k=top_k, max_tokens=20)
+        assert engine.generate(*ask) == make_engine(decoder.model).generate(*ask)
+        assert 0 < len(tapes(decoder)) <= 3
+
+
+def test_numbers_that_went_wrong_do_not_stay_for_the_next_batch(monkeypatch):
+    decoder = laid_out("base", monkeypatch)
+    engine, ask = make_engine(decoder.model, decoder=decoder), ([[BOS]], Sampling(temperature=0, max_tokens=9))
+    made = engine.generate(*ask)
+    with torch.inference_mode():
+        decoder.kept[0].cache.pairs.fill_(torch.nan)
+    assert engine.generate(*ask) == made
+
+
 def test_only_weights_that_stay_are_replayed():
     model = copy.deepcopy(EXACT["base"])
     assert not Decoder(model).replays and not Decoder(model, in_place=True).replays  # in training; on a CPU

@@ -1,7 +1,9 @@
 import json
 import re
+import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from serve_app import serve
@@ -45,7 +47,11 @@ def test_the_api_answers_at_once_when_asked_to(app):
         (ask("x" * 500), "Shorten it"),
         ({"messages": [{"role": "user"}]}, "content"),
         ({"message": "hi"}, "list of messages"),
+        ({"messages": ["hi"]}, "role and a content"),
+        (ask("hi", model=5), "key of a model"),
         (b"{", "not JSON"),
+        (b"\xff{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
     ],
 )
 def test_a_wrong_request_is_answered_with_what_is_wrong(app, body, said):
@@ -61,6 +67,17 @@ def test_a_reader_who_leaves_frees_the_model_for_the_next(app):
         endless.readline()
 
     assert post(app, ask("3+4"))[0] == 200
+
+
+def test_those_who_wait_do_not_keep_an_answer_from_going_on(app):
+    with ThreadPoolExecutor(60) as pool:
+        request = urllib.request.Request(f"{app}/api/chat", json.dumps(ask("forever")).encode())
+        with urllib.request.urlopen(request, timeout=30) as endless:
+            waiting = [pool.submit(post, app, ask("3+4")) for _ in range(60)]  # more than there are threads
+            time.sleep(2)
+            for _ in range(5000):  # more than is on its way already
+                assert endless.readline()
+        assert {future.result()[0] for future in waiting} == {200}
 
 
 def test_the_models_to_choose_from_are_listed(app):
