@@ -11,6 +11,7 @@ A tool call stands inside the assistant's turn as <|python_start|> CALL <|python
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
 from data.errors import DataMistake
@@ -106,7 +107,8 @@ def _check_content(message: dict[str, Any], where: str) -> None:
     if message["role"] != "assistant" or not isinstance(content, Sequence):
         raise DataMistake(f"{where} is no text")
     for part in content:
-        if not isinstance(part, dict) or part.get("type") not in PARTS or not isinstance(part.get("text"), str):
+        known = isinstance(part, dict) and part.get("type") in list(PARTS)  # what is in a list need not be hashable
+        if not known or not isinstance(part.get("text"), str):
             raise DataMistake(f"{where} has a part that is not {{type: {' | '.join(PARTS)}, text: ...}}")
 
 
@@ -130,9 +132,15 @@ def pieces(conversation: Conversation) -> Iterator[Piece]:
             system = ""
         else:
             yield Piece(ASSISTANT[0], True, False)
-            for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-                yield from _part(part)
+            for kind, parts in groupby(_parts(content), key=lambda part: part["type"] == "text"):
+                # Neighbouring texts are one text, or their tokens would not be those of what the template writes.
+                for part in [{"type": "text", "text": "".join(part["text"] for part in parts)}] if kind else parts:
+                    yield from _part(part)
             yield Piece(ASSISTANT[1], True, True)
+
+
+def _parts(content: str | list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _part(part: dict[str, str]) -> Iterator[Piece]:

@@ -101,6 +101,8 @@ class EvaluationText:
             length = len(tokens)
         else:
             length = self.n
+        if around is None and len(tokens) >= self.n + 2:
+            tokens = tokens[1:-1]  # in a text, a space before or a line's end after them makes others of these two
         if len(tokens) < length:
             return Item(length, NOTHING)
         return Item(length, np.unique(window_hashes(self.numbers[np.array(tokens)], length)))

@@ -28,6 +28,7 @@ from evals import sandbox_kernel as kernel
 
 Status = Literal["passed", "failed", "timeout", "memory", "killed", "refused"]
 
+_ENDINGS = ("passed", "failed", "timeout", "memory", "killed")  # that the sandbox's process may report
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 _START_SECONDS = 10.0  # for the interpreter to start on a busy machine, on top of a program's own time
 _RESULT_BYTES = 1 << 16
@@ -86,6 +87,9 @@ class Sandbox:
 
     mode "strict" refuses (Execution.status "refused", with the reason) where network or forks stay open;
     "weak" runs all the same with what layers there are.
+
+    It keeps a program from doing harm. That a program has passed is its own word in the end: one that looks through the
+    frames of the interpreter it runs in can say so without being right.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -164,7 +168,7 @@ class Sandbox:
         finally:
             os.close(reading)
             _end(process)
-        return [json.loads(line) for line in data.splitlines() if line.startswith(b"{") and line.endswith(b"}")]
+        return [report for line in data.splitlines() if (report := _report(line)) is not None]
 
 
 @contextlib.contextmanager
@@ -193,6 +197,20 @@ def _read_until(fd: int, deadline: float) -> bytes:
             break
         data += piece
     return data
+
+
+def _report(line: bytes) -> dict | None:
+    """What a line says; None for one that the sandbox's process never writes, as a program may write there too."""
+    try:
+        report = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(report, dict):
+        return None
+    layers = report.get("layers", [])
+    says_how = "secret" not in report or (report.get("status") in _ENDINGS and isinstance(report.get("detail"), str))
+    names = isinstance(layers, list) and all(isinstance(name, str) for name in layers)
+    return report if says_how and names else None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

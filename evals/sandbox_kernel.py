@@ -20,19 +20,26 @@ _CAPSET = {"x86_64": 126, "aarch64": 91}
 _MOUNT_SETATTR, _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 442, 444, 445, 446
 
 # audit architecture, then system calls a short computation never makes: reaching the network, starting processes and
-# threads, programs, signals to and memory of others, namespaces, kernel keys, and memory that no limit counts.
+# threads, programs, signals to and memory of others, namespaces, kernel keys, and memory that no limit counts; what
+# Landlock leaves open, modes, owners, times and attributes of files; priorities and processors of other processes.
 _DENIED = {
     "x86_64": (
         0xC000003E,
-        "29 41 42 53 56 57 58 59 62 64 68 101 129 161 165 166 200 234 240 248 249 250 272 297 298 302 308 310 311 319 "
-        "321 322 323 424 425 434 435 447",
+        "29 41 42 53 56 57 58 59 62 64 68 76 90 91 92 93 94 101 129 132 141 142 144 161 165 166 188 189 190 197 198 "
+        "199 200 203 234 235 240 248 249 250 251 256 260 261 268 272 279 280 297 298 302 308 310 311 314 319 321 322 "
+        "323 424 425 434 435 440 447 452 463 466",
     ),
     "aarch64": (
         0xC00000B7,
-        "39 40 51 97 117 129 130 131 138 180 186 190 194 198 199 203 217 218 219 220 221 240 241 261 268 270 271 279 "
-        "280 281 282 424 425 434 435 447",
+        "5 6 7 14 15 16 30 39 40 45 51 52 53 54 55 88 97 117 118 119 122 129 130 131 138 140 180 186 190 194 198 199 "
+        "203 217 218 219 220 221 238 239 240 241 261 268 270 271 274 279 280 281 282 424 425 434 435 440 447 452 463 "
+        "466",
     ),
 }
+# fcntl, and what of it is refused: signals of any kind to any process of the same user, by F_SETOWN, F_SETSIG and
+# F_SETOWN_EX.
+_FCNTL = {"x86_64": 72, "aarch64": 25}
+_SIGNALLING = (8, 10, 15)
 
 
 def _libc() -> ctypes.CDLL:
@@ -124,7 +131,8 @@ def drop_capabilities() -> None:
 
 
 def deny_calls() -> None:
-    """A seccomp filter: the calls in _DENIED fail with EPERM, those of a foreign instruction set kill."""
+    """A seccomp filter: the calls in _DENIED, and fcntl's that signal, fail with EPERM, those of a foreign instruction
+    set kill."""
     machine = platform.machine()
     if machine not in _DENIED:
         raise OSError(f"no list of system calls for {machine}")
@@ -133,9 +141,14 @@ def deny_calls() -> None:
     load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
     kill, refuse, allow = 0x80000000, 0x00050001, 0x7FFF0000
     rules = [(load, 0, 0, 4), (equal, 1, 0, architecture), (answer, 0, 0, kill), (load, 0, 0, 0)]
-    rules += [(at_least, len(numbers) + 1, 0, 0x40000000)]  # x32 calls would slip past the numbers
-    rules += [(equal, len(numbers) - place, 0, number) for place, number in enumerate(numbers)]
-    rules += [(answer, 0, 0, allow), (answer, 0, 0, refuse)]
+    tests = [(at_least, 0x40000000)]  # x32 calls would slip past the numbers
+    tests += [(equal, number) for number in numbers]
+    last = [(equal, 0, len(_SIGNALLING) + 1, _FCNTL[machine]), (load, 0, 0, 24)]  # the second argument's low half
+    last += [(equal, len(_SIGNALLING) - place, 0, command) for place, command in enumerate(_SIGNALLING)]
+    last += [(answer, 0, 0, allow), (answer, 0, 0, refuse)]
+    ahead = len(tests) + len(last) - 2
+    rules += [(kind, ahead - place, 0, value) for place, (kind, value) in enumerate(tests)]
+    rules += last
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *rule) for rule in rules))
     program = struct.pack("HxxxxxxP", len(rules), ctypes.addressof(code))
     libc = _libc()

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from model.config import GPTConfig
@@ -103,6 +104,6 @@ def import_weights(exported: Path, out: Path) -> None:
     """The inverse of export_weights. Raises ModelError for a folder without weights in one file."""
     try:
         weights = load_file(exported / WEIGHTS)
-    except OSError as error:
-        raise ModelError(f"{exported} has no {WEIGHTS}: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{exported} has no {WEIGHTS} that can be read: {error}") from error
     save_file({name.removeprefix(PREFIX): weight for name, weight in weights.items()}, out / WEIGHTS)

@@ -131,11 +131,16 @@ class Subject:
 
 def import_hf(exported: Path, out: Path) -> None:
     """Write model.json and model.safetensors of an exported folder to `out`. Raises ModelError."""
+    from model.errors import ModelError
     from model.gpt import write_config
     from model.huggingface import config_from_json, import_weights
 
     out.mkdir()
-    write_config(config_from_json(json.loads((exported / "config.json").read_text())), out)
+    try:
+        described = json.loads((exported / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{exported} has no config.json that can be read: {error}") from error
+    write_config(config_from_json(described), out)
     import_weights(exported, out)
 
 
@@ -174,7 +179,10 @@ def params(settings: Settings, stages: list[str], own: dict[str, Any]) -> dict[s
             values["core"] = dict(settings.mixture.core or {"dataset": "core"})
         values["tasks"] = [task(settings, name) for name in names if name not in ("core", "bpb")]
     values |= chosen
-    if limit := own.get("max_per_task"):
+    limit = own.get("max_per_task")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise UserError(f"is {limit!r}", "max_per_task", "It must be at least 1.")
+    if limit:
         values["tasks"] = [spec | {"size": min(spec.get("size") or limit, limit)} for spec in values.get("tasks", [])]
         if values.get("core"):
             values["core"] = values["core"] | {"max_per_task": limit}
@@ -186,7 +194,7 @@ def task(settings: Settings, wanted: Any) -> dict[str, Any]:
     if isinstance(wanted, dict):
         return {"split": "test", **wanted}
     known = {spec.get("name") or str(spec["task"]).rpartition(".")[2]: spec for spec in settings.mixture.chat_eval}
-    if wanted in known:
+    if isinstance(wanted, str) and wanted in known:
         return dict(known[wanted])
     if "." in str(wanted):
         return {"task": wanted, "split": "test"}

@@ -15,8 +15,14 @@ def find_model(store: Store, name: str) -> ModelChoice:
     Raises UserError when there is none, or its tokenizer is gone.
     """
     folder = Path(name).expanduser()
-    if not (folder.is_dir() and (artifact := Store.read(folder.resolve()))):
-        return choice(store, store.find_by_name(name, MODULES))
+    artifact = Store.read(folder.resolve()) if folder.is_dir() else None
+    if artifact is None:
+        try:
+            return choice(store, store.find_by_name(name, MODULES))
+        except UserError:
+            if not folder.is_dir():
+                raise
+        raise UserError("holds neither artifact.json nor, as `export` writes it, chatmill.json", str(folder))
     if artifact.module not in MODULES:
         raise UserError(f"is a {artifact.module}, no model", str(folder), f"Models are made by {', '.join(MODULES)}.")
     return choice(Store(artifact.folder.parents[2]), artifact)  # its own store, which may be another

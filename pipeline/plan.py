@@ -31,6 +31,7 @@ class Step:
     content: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, Any] | None = None
     artifact: Artifact | None = None
+    lacks: str = ""  # why the artifact is made again although it is whole
     action: Action = "cached"
     why: str = ""
     code_only: bool = False
@@ -125,7 +126,17 @@ def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, endp
         step.why = f"damaged: {error}"
     if step.artifact is None and step.key != step.wanted and stage.pin is None:
         step.key = step.wanted  # what was accepted is gone
+    if step.artifact is not None and stage.pin is None:
+        step.why = step.lacks = _lacks(step.artifact, stage, steps)
     return step
+
+
+def _lacks(artifact: Artifact, stage: Stage, steps: dict[str, Step]) -> str:
+    """Its module says so, or something that it was made of is made again."""
+    if (hook := getattr(stage.module, "lacks", None)) and (said := hook(artifact.metrics, stage.launch)):
+        return str(said)
+    again = [source for source in dict.fromkeys(stage.inputs.values()) if steps[source].lacks]
+    return f"{', '.join(again)} {'is' if len(again) == 1 else 'are'} made again" if again else ""
 
 
 UNKNOWN = object()
@@ -155,7 +166,7 @@ def _decide(steps: dict[str, Step], targets: set[str], only: set[str], force: se
     for name in reversed(list(steps)):
         step = steps[name]
         wanted = name in targets or name in read
-        if (step.artifact is not None and name not in force) or step.stage.pin is not None:
+        if (step.artifact is not None and name not in force and not step.lacks) or step.stage.pin is not None:
             continue
         if name in force and (not only or name in only):
             step.action = "run"

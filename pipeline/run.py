@@ -95,7 +95,8 @@ class Run:
 
         sources = self.session.dag.behind([step.name])
         behind = {name: artifact for name, artifact in self.artifacts.items() if name in sources}
-        return self.maker.make(step, inputs, behind, step.name in self.session.settings.force, on_progress)
+        again = step.name in self.session.settings.force or step.lacks != ""
+        return self.maker.make(step, inputs, behind, again, on_progress)
 
     def _keep(self, step: Step, artifact: Artifact | None) -> Artifact:
         """Remember what stands for the stage in this run, and under run.name in later ones."""

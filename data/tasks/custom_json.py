@@ -50,6 +50,8 @@ def read_conversations(path: Path) -> list[Conversation]:
             raise DataMistake(f"{path}:{number}: no JSON ({error.msg} at column {error.colno})") from error
         except UnicodeDecodeError as error:
             raise DataMistake(f"{path}:{number}: not UTF-8 text (byte {error.start + 1} of the line)") from error
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits; lists in lists in lists
+            raise DataMistake(f"{path}:{number}: JSON that cannot be read ({str(error)[:80]})") from error
         except DataError as error:
             raise DataMistake(
                 f'{path}:{number}: {error}. A line is [{{"role": "user", "content": "..."}}, '

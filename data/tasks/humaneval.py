@@ -7,7 +7,7 @@ from data.conversation import Conversation, spoken
 from data.table import Table
 from data.task import Execute, Task, TaskError, dialogue
 
-_FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
+_FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 
 
 class HumanEval(Task):

@@ -47,6 +47,9 @@ STYLE = {
 }
 
 
+Points = list[tuple[float, float]]  # step and value
+
+
 @dataclass(frozen=True)
 class Panel:
     """Which measurements make one picture. NAME* stands for all that begin so. zero: the axis starts there."""
@@ -63,7 +66,7 @@ TRAINING = (
 )
 PRACTICE = (
     Panel("Reward", ("reward", "pass@*"), zero=True),
-    Panel("Held-out accuracy", ("eval/*",), zero=True),
+    Panel("Held-out accuracy and its 95% interval", ("eval/*",), zero=True),
     Panel("Answer length (tokens)", ("response_tokens",), zero=True),
     Panel("Groups with signal", ("signal",), zero=True),
     Panel("Entropy (nats a token)", ("entropy",), zero=True),
@@ -83,7 +86,7 @@ def curves(made: Made) -> Figure | None:
         return None
     with _canvas(len(panels)) as (canvas, axes):
         for axis, (panel, drawn) in zip(axes, panels):
-            _draw_panel(axis, panel, drawn)
+            _draw_panel(axis, panel, drawn, {name: _interval(made.lines, name) for name in drawn})
         svg = _svg(canvas)
     return Figure(f"curves-{made.stage}", svg, f"{made.stage}, by step")
 
@@ -97,18 +100,29 @@ def _names(lines: Sequence[dict[str, Any]], wanted: Sequence[str]) -> list[str]:
     return [n for n in found if n == "reward" or _series(lines, n) != _series(lines, "reward")]
 
 
-def _series(lines: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+def _series(lines: Sequence[dict[str, Any]], name: str) -> Points:
     values = [(line["step"], line[name]) for line in lines if isinstance(line.get(name), (int, float))]
     return [(float(step), float(value)) for step, value in values if abs(value) < float("inf")]
 
 
-def _draw_panel(axis: "Axes", panel: Panel, drawn: dict[str, list[tuple[float, float]]]) -> None:
+def _interval(lines: Sequence[dict[str, Any]], name: str) -> tuple[Points, Points]:
+    """Lower and upper ends beside a held-out accuracy; empty for all else."""
+    low, high = (_series(lines, name.replace("eval/", f"eval_{end}/", 1)) for end in ("low", "high"))
+    return (low, high) if name.startswith("eval/") else ([], [])
+
+
+def _draw_panel(
+    axis: "Axes", panel: Panel, drawn: dict[str, Points], intervals: dict[str, tuple[Points, Points]]
+) -> None:
     for i, (name, points) in enumerate(drawn.items()):
         steps, low, mean, high = _thinned(points)
         marker = MARKERS[i % len(MARKERS)] if len(steps) <= 25 else None
         color = COLORS[i % len(COLORS)]
         if low != high:
             axis.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
+        if ends := intervals[name][0]:
+            (at, lowest, *_), (*_, highest) = _thinned(ends), _thinned(intervals[name][1])
+            axis.fill_between(at, lowest, highest, color=color, alpha=0.12, linewidth=0)
         axis.plot(steps, mean, color=color, linewidth=1.5, marker=marker, markersize=3.5, label=_label(name))
     axis.set_title(panel.title)
     axis.set_xlabel("step")
@@ -129,7 +143,7 @@ def _label(name: str) -> str:
     return name.removeprefix("eval/")
 
 
-def _cut_off_start(axis: "Axes", points: list[tuple[float, float]]) -> None:
+def _cut_off_start(axis: "Axes", points: Points) -> None:
     """The first steps fall so far that the rest would look flat: show the range of the last 95%."""
     values = sorted(value for _, value in points[len(points) // 20 :])
     spread = values[-1] - values[0]
@@ -137,7 +151,7 @@ def _cut_off_start(axis: "Axes", points: list[tuple[float, float]]) -> None:
         axis.set_ylim(values[0] - 0.06 * spread, values[-1] + 0.06 * spread)
 
 
-def _thinned(points: list[tuple[float, float]]) -> tuple[list[float], list[float], list[float], list[float]]:
+def _thinned(points: Points) -> tuple[list[float], list[float], list[float], list[float]]:
     """(steps, lowest, mean, highest) of at most POINTS groups of neighbours."""
     size = -(-len(points) // POINTS)
     groups = [points[i : i + size] for i in range(0, len(points), size)]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from data.spec import CoreSpec, TaskSpec
-from pipeline.job import Job, Stopped
+from pipeline.job import Job, Launch, Stopped
 from pipeline.typed import Amount, Count, Dtype, Natural
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from evals.core import Core
 
 RANKS = True
+REFUSED = " refused"  # behind the name of a task, among the metrics
 
 
 @dataclass
@@ -46,6 +47,12 @@ def check(params: Params, upstream: dict[str, Any]) -> None:
         raise DataMistake(
             f"samples is {params.samples}, but at temperature 0 all of them are the same: set temperature=1, say"
         )
+
+
+def lacks(metrics: dict[str, Any], launch: Launch) -> str:
+    """Tasks whose programs were refused for want of a sandbox, and would be run now."""
+    refused = [name.removesuffix(REFUSED) for name in metrics if name.endswith(REFUSED)]
+    return f"{', '.join(refused)} can be run with launch.sandbox=weak" if refused and launch.sandbox == "weak" else ""
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
@@ -91,7 +98,9 @@ class Bench:
         rows = rows_that_fit(self.model) if rows == "auto" else int(rows)
         self.engine = Engine(self.model, tok.special, tok.decode_bytes, tok.encode, calculate, rows, decoder)
         self.batch_tokens = 2_048 if self.device.type == "cpu" else 65_536
-        self.ledger = Ledger(job.scratch / f"ledger-{self.batch_tokens}", job.rank, job.world_size)
+        # What was refused by strict is not refused by weak.
+        name = f"ledger-{self.batch_tokens}-{job.launch.sandbox}"
+        self.ledger = Ledger(job.scratch / name, job.rank, job.world_size)
         self.rows = self._validation_rows()
         self.row_batches = -(-len(self.rows) // self.batch_rows) if self.rows is not None else 0
         self.core = self._open_core()
@@ -271,6 +280,8 @@ def flat(results: dict[str, Any]) -> dict[str, Any]:
     for name, result in results["chat"].items():
         if "accuracy" in result:
             metrics[name] = result["accuracy"]
+        else:
+            metrics[f"{name}{REFUSED}"] = result["items"]
         metrics[f"{name} items"] = result["items"]
     if results["chatcore_tasks"] == len(CHATCORE):
         metrics["ChatCORE"] = results["chatcore"]

@@ -71,13 +71,14 @@ def main(job: Job[Params]) -> dict[str, Any]:
 
 def evaluation_texts(job: Job[Params], tokenizer: "Tokenizer") -> Iterator[tuple[str, tuple[list[str], bool]]]:
     """Name, texts of the items, and whether they are asked in conversations."""
-    from data.conversation import text_of
+    from data.conversation import pieces
     from data.spec import load_tasks
 
     specs = job.params.tasks
     for spec, task in zip(specs, load_tasks(specs, lambda name: job.inputs[f"dataset/{name}"])):
-        asked = [task.conversation(i)["messages"][0] for i in range(len(task))]
-        yield spec.label, ([text_of(message["content"]) for message in asked], True)
+        # The first text of a conversation is its first question, with the system message before it.
+        asked = [next(p.text for p in pieces(task.conversation(i)) if not p.special) for i in range(len(task))]
+        yield spec.label, (asked, True)
     if job.params.core is not None:
         from evals.core_prompts import TaskItems, read_bundle
 

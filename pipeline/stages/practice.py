@@ -171,22 +171,23 @@ class Practice:
         self.saved_at = time.monotonic()
 
     def _rollouts(self) -> "list[Group]":
-        """This rank's problems of the step, answered and graded."""
+        """This rank's problems of the step, answered and graded; one that comes again in the step is answered anew."""
         from evals.chat import item_seed
         from model.sampling import Sampling
 
         params, step = self.params, self.progress.step
-        places = self.order.step_rows(step)[self.world.rank :: self.world.size].tolist()
+        turns = range(self.world.rank, params.problems, self.world.size)
+        places = self.order.step_rows(step).tolist()
         sampling = [
             Sampling(
                 temperature=params.temperature,
                 top_k=params.top_k,
-                seed=item_seed(params.seed, f"rl {step}", place),
+                seed=item_seed(params.seed, f"rl {step}" + " again" * places[:turn].count(places[turn]), places[turn]),
                 max_tokens=params.max_new_tokens,
             )
-            for place in places
+            for turn in turns
         ]
-        problems = [self.problems[place] for place in places]
+        problems = [self.problems[places[turn]] for turn in turns]
         with self._generating():
             off_policy = params.clip is not None and params.updates > 1
             return self.answerer.groups(problems, sampling, params.samples, params.divide_by_std, off_policy)
@@ -299,7 +300,12 @@ class Practice:
         return total.tolist()
 
     def evaluate(self) -> None:
-        """Held-out accuracy by task, greedily; logged as eval/NAME. Some of the answers are kept."""
+        """Held-out accuracy by task, greedily; logged as eval/NAME, its 95% interval as eval_low/ and eval_high/NAME.
+
+        Some of the answers are kept.
+        """
+        from evals.intervals import wilson
+
         names = list(dict.fromkeys(problem.name for problem in self.held_out))
         with self._generating():
             mine = self.held_out[self.world.rank :: self.world.size]
@@ -309,10 +315,13 @@ class Practice:
         if self._agree(self.job.should_stop)[0]:
             self._stop()  # what was cut short is measured again on resuming
         if names:
-            self.progress.evaluated = {
-                f"eval/{name}": right / count for name, right, count in zip(names, totals[::2], totals[1::2])
-            }
-            self.job.log(self.progress.step, **self.progress.evaluated)
+            counts = dict(zip(names, map(int, totals[1::2])))
+            accuracy = {name: right / counts[name] for name, right in zip(names, totals[::2])}
+            bounds: dict[str, float] = {}
+            for name in names:
+                bounds[f"eval_low/{name}"], bounds[f"eval_high/{name}"] = wilson(accuracy[name], counts[name])
+            self.progress.evaluated = {f"eval/{name}": accuracy[name] for name in names}
+            self.job.log(self.progress.step, **self.progress.evaluated, **bounds)
             if self.world.leads:
                 keep_answers(self.job.out, self.progress.step, groups, self.params.keep)
 

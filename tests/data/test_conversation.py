@@ -168,6 +168,20 @@ def test_the_exported_template_says_the_same(system, turns, unanswered, trim):
     assert from_template(messages, unanswered, trim) == "".join(letters.show(ids))
 
 
+def test_texts_side_by_side_are_encoded_as_the_one_text_that_the_template_makes_of_them():
+    class Pairs:
+        special = letters.special
+
+        def encode(self, text):
+            return [text[i : i + 2] for i in range(0, len(text), 2)]
+
+    texts = [{"type": "text", "text": part} for part in ("a", "bc", "", "d")]
+    apart = {"messages": [user("q"), assistant([*texts, {"type": "python", "text": "1"}, *texts])]}
+    joined = {"type": "text", "text": "abcd"}
+    together = {"messages": [user("q"), assistant([joined, {"type": "python", "text": "1"}, joined])]}
+    assert render(apart, Pairs()) == render(together, Pairs())
+
+
 def test_what_is_spoken_leaves_out_calls_outputs_and_special_tokens():
     said = "A<|python_start|>1+\n1<|python_end|><|output_start|>2<|output_end|>B<|assistant_end|>"
     assert spoken(said) == "AB"

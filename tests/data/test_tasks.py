@@ -165,6 +165,8 @@ def test_humaneval_takes_a_whole_function_a_fenced_one_or_only_its_body(sets):
     whole = "def root(x):\n    return half(2 * math.sqrt(x))\n"
     assert task.grade(0, whole, run) == 1.0
     assert task.grade(0, f"Here it is:\n```python\n{whole}```\nDone.", run) == 1.0
+    for language in ("", "py", "Python", "python3"):
+        assert task.grade(0, f"Here it is:\n```{language}\n{whole}```\nDone.\n", run) == 1.0
     assert task.grade(0, "    return math.sqrt(x)", run) == 1.0
     assert task.grade(0, "    return x", run) == 0.0
     with pytest.raises(TaskError, match="sandbox"):
@@ -258,6 +260,12 @@ GOOD = '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "He
         ('[{"role": "user", "content": 3}, {"role": "assistant", "content": "Hi"}]', "content of message 1"),
         ('[{"role": "user", "text": "Hi"}]', "needs a role and a content"),
         (b'["\xff"]', "not UTF-8"),
+        ("[" * 200_000, "JSON that cannot be read"),
+        ('[{"role": "user", "content": ' + "9" * 5_000 + "}]", "JSON that cannot be read"),
+        (
+            '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [{"type": ["text"], "text": "Hi"}]}]',
+            "content of message 2 has a part",
+        ),
     ],
 )
 @pytest.mark.parametrize("name", ["custom_json.CustomJSON", "identity.Identity"])

@@ -57,13 +57,23 @@ def test_an_item_is_found_wherever_it_stands(monkeypatch, at):
     assert looked_up(text, [*training[:at], *noise(2, 40), *training[at:]]) == {"task": [1]}
 
 
-@pytest.mark.parametrize(("tokens", "enough"), [(32, 28), (16, 16), (13, 13)])
+@pytest.mark.parametrize(("tokens", "enough"), [(32, 28), (16, 15), (13, 13)])
 def test_four_fifths_of_an_item_must_be_there(tokens, enough):
     text, item = EvaluationText(13, VOCAB), noise(1, tokens)
     text.add("task", [item], None)
 
     assert looked_up(text, [*noise(3, 50), *item[: enough - 1], *noise(4, 50)]) == {"task": []}
     assert looked_up(text, [*noise(3, 50), *item[:enough], *noise(4, 50)]) == {"task": [0]}
+
+
+def test_what_stands_around_a_text_may_change_its_first_and_last_token():
+    text, item = EvaluationText(13, VOCAB), noise(1, 16)
+    text.add("core", [item], None)
+    text.add("chat", [item], (START, END))
+
+    found = looked_up(text, [*noise(3, 50), 901, *item[1:-1], 902, *noise(4, 50)])
+
+    assert found == {"core": [0], "chat": []}
 
 
 def test_the_form_that_questions_share_is_no_overlap():

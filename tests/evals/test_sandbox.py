@@ -159,6 +159,45 @@ for victim in (os.getppid(), {os.getpid()}):
     assert "reached" not in sandbox(program).output
 
 
+def test_without_namespaces_files_and_processes_of_the_same_user_are_left_as_they_are(tmp_path):
+    """As in a container, where there is no other user and no view of its own: the system call filter must do."""
+    if (platform.system(), platform.machine()) not in {("Linux", "x86_64"), ("Linux", "aarch64")}:
+        pytest.skip("no system call filter for this machine")
+    victim = tmp_path / "victim"
+    victim.write_text("data")
+    before = victim.stat()
+    program = f"""
+import fcntl, os, sys
+sys.path.insert(0, {str(Path(kernel.__file__).parent)!r})
+import sandbox_kernel
+path, parent = {str(victim)!r}, {os.getpid()}
+inner, outer = os.pipe()
+sandbox_kernel.deny_calls()
+for attempt in (
+    lambda: os.chmod(path, 0),
+    lambda: os.utime(path, (0, 0)),
+    lambda: os.setxattr(path, "user.a", b"b"),
+    lambda: os.truncate(path, 0),
+    lambda: os.chown(path, os.getuid(), os.getgid()),
+    lambda: os.setpriority(os.PRIO_PROCESS, parent, os.getpriority(os.PRIO_PROCESS, parent)),
+    lambda: os.sched_setaffinity(parent, os.sched_getaffinity(parent)),
+    lambda: fcntl.fcntl(inner, fcntl.F_SETOWN, parent),
+    lambda: fcntl.fcntl(inner, fcntl.F_SETSIG, 9),
+):
+    try:
+        attempt()
+        print("done")
+    except PermissionError:
+        pass
+fcntl.fcntl(inner, fcntl.F_SETFL, os.O_NONBLOCK)
+print("end")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert done.stdout == "end\n", done.stderr
+    assert victim.stat() == before
+
+
 def test_reports_cannot_be_forged_or_flooded(sandbox):
     forge = """
 import os
@@ -173,6 +212,35 @@ for fd in range(3, 16):
     assert not sandbox(forge % 10_000 + "1 / 0").passed
 
 
+@pytest.mark.parametrize(
+    "junk",
+    [b"{no json}", b"{\xff}", b'{"a":' + b"[" * 20_000 + b"}", b'{"a":' + b"9" * 5_000 + b"}", b'{"layers":3}', b"[1]"],
+    ids=["no json", "no text", "deep", "long number", "odd layers", "a list"],
+)
+def test_reports_that_make_no_sense_are_ignored(sandbox, junk):
+    scribble = f"""
+import os
+for fd in range(3, 16):
+    try:
+        os.write(fd, {junk!r} + b"\\n")
+    except OSError:
+        pass
+"""
+
+    assert sandbox(scribble).passed and sandbox(scribble + "1 / 0").status == "failed"
+
+
+def test_a_report_with_the_secret_that_says_nothing_is_ignored(sandbox):
+    program = """
+import os, sys
+seen = sys._getframe(1).f_locals
+os.write(seen["result_fd"], b'{"secret":"%s"}\\n' % seen["secret"].encode())
+1 / 0
+"""
+
+    assert sandbox(program).status == "failed"
+
+
 def test_nothing_is_left_behind(sandbox, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
@@ -185,7 +253,8 @@ def test_the_program_ends_with_the_process_that_asked_for_it(sandbox, tmp_path):
     program = f"import sys; sys.path.insert(0, {os.getcwd()!r})\nfrom evals.sandbox import Limits, Sandbox\n" + (
         "print('up', flush=True)\nSandbox(Limits(wall_seconds=60, cpu_seconds=60), 'weak')('while True: pass')"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    env = os.environ | {"TMPDIR": str(tmp_path)}  # the killed process leaves a folder
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=env)
     assert parent.stdout.readline() == "up\n"
     children = _children(parent.pid, expected=2)
     parent.kill()

@@ -7,6 +7,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from evals.intervals import wilson
+
 CALL = "<|python_start|>37 + 58<|python_end|><|output_start|>95<|output_end|>"
 MACHINE = {
     "host": "mill",
@@ -91,15 +93,23 @@ def training_lines(steps: int, start: float, end: float, every: int = 10, bpb: b
 
 def practice_lines(steps: int) -> list[dict[str, Any]]:
     noise = random.Random(steps)
-    lines: list[dict[str, Any]] = [{"step": 0, "eval/Remainders": 0.31, "eval/Arithmetic": 0.97}]
+    lines: list[dict[str, Any]] = [{"step": 0, **held_out(0.31, 0.97)}]
     for step in range(1, steps + 1):
         reward = 0.9 - 0.55 * math.exp(-3 * step / steps) + noise.gauss(0, 0.02)
         record = {"reward": reward, "pass@1": reward, "pass@16": min(1.0, reward + 0.15), "response_tokens": 31.0}
         lines.append({"step": step, **record, "entropy": 0.3 * math.exp(-step / steps), "signal": 0.4})
         lines[-1] |= {"kl": 0.01 * step / steps}
         if step % 20 == 0:
-            lines.append({"step": step, "eval/Remainders": reward, "eval/Arithmetic": 0.975})
+            lines.append({"step": step, **held_out(reward, 0.975)})
     return lines
+
+
+def held_out(remainders: float, arithmetic: float) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, accuracy in (("Remainders", remainders), ("Arithmetic", arithmetic)):
+        low, high = wilson(accuracy, 300)
+        found |= {f"eval/{name}": accuracy, f"eval_low/{name}": low, f"eval_high/{name}": high}
+    return found
 
 
 def chat_results(stage: str, arithmetic: float, remainders: float, spelling: float) -> dict[str, Any]:

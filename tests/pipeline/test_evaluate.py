@@ -121,7 +121,7 @@ def test_an_interrupted_evaluation_goes_on(inputs, finished, tmp_path, how):
     run = StageRun(
         "evaluate", tmp_path, inputs, PARAMS | {"tasks": [ARITHMETIC | {"size": 40}]}, {"device_batch_size": 2}
     )
-    ledger = tmp_path / "scratch" / "ledger-2048" / "ledger.0.jsonl"
+    ledger = tmp_path / "scratch" / "ledger-2048-strict" / "ledger.0.jsonl"
     process = run.start()
     while process.poll() is None and not (ledger.exists() and ledger.read_text().count("Sums") > 5):
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,6 +1,7 @@
 """eval: any model, by name or by folder, measured as the stages evaluate_* measure it; nothing is stored."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -68,8 +69,12 @@ def test_a_model_by_name_and_its_exported_folder_have_the_same_results(chatmill,
     [
         ([], "eval: needs one model"),
         (["nobody"], "called 'nobody'"),
+        ([str(Path(__file__).parent)], "holds neither artifact.json nor"),
         (["sft", "tasks=[Sums]"], "knows no task 'Sums'. There are: Arithmetic, Remainders,"),
         (["sft", "tasks=[data.tasks.arc.ARX]"], "data.tasks.arc has no task of that name"),
+        (["sft", "tasks=[[Arithmetic]]"], "knows no task ['Arithmetic']"),
+        (["sft", "tasks=[Arithmetic]", "max_per_task=0"], "max_per_task: is 0. It must be at least 1"),
+        (["sft", "tasks=[Arithmetic]", "max_per_task=few"], "max_per_task: is 'few'"),
         (["sft", "tasks=[bpb"], "Lists are written tasks=[ARC-Easy,core]"),
         (["sft", "samples=many"], "eval.params.samples: is 'many'"),
         (["sft", "tasks=[Arithmetic]", "samples=4"], "at temperature 0 all of them are the same"),
@@ -82,6 +87,18 @@ def test_mistakes_are_told_in_a_line_and_leave_nothing(here, tmp_path, capsys, l
 
     assert complaint in capsys.readouterr().err
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("damaged", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("left", [None, 20])
+def test_what_is_damaged_in_an_exported_folder_is_named(here, tmp_path, capsys, damaged, left):
+    export_hf(find_model(here, "sft"), tmp_path / "exported")
+    path = tmp_path / "exported" / damaged
+    path.write_bytes(path.read_bytes()[:left]) if left else path.unlink()
+
+    assert main(["eval", str(tmp_path / "exported"), "tasks=[Arithmetic]"]) != 0
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'exported'} has no {damaged} that can be read" in told
 
 
 def test_without_tasks_the_recipes_own_evaluation_of_such_a_model_is_done():

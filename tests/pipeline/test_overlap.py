@@ -102,6 +102,19 @@ def test_core_is_looked_up_by_what_its_items_say(tmp_path, tokenizer):
     assert name.startswith("CORE ") and task["items"] == 12 and task["found"] == {}
 
 
+def test_a_question_below_a_system_message_is_looked_up(tmp_path, tokenizer):
+    rules = {"role": "system", "content": "Answer as a miller would, in one short sentence and without any swearing."}
+    lines = [[rules, *turns(f"{LONG} And of rye, {number} sacks?", "Yes.")] for number in (17, 23, 31, 47, 59)]
+    spec = TaskSpec(OWN, name="asked", file=write_jsonl(tmp_path / "asked.jsonl", *lines))
+    train = own(tmp_path, "train", f"{rules['content']}\n\n{LONG} And of rye, 31 sacks?")
+    rows = write_rows(tmp_path / "rows", tokenizer, train)
+
+    found, _ = look(tmp_path, overlap.Params([spec], ngram=5), tokenizer=tokenizer, sft=rows)
+
+    assert found["tasks"]["asked"]["checked"] == 5
+    assert found["tasks"]["asked"]["found"] == {"sft": 1}
+
+
 def test_it_stops_when_asked_to(tmp_path, tokenizer):
     text = write_text(tmp_path / "text", tokenizer, LONG)
     (tmp_path / "work").mkdir()

@@ -332,6 +332,17 @@ def test_rows_that_a_stage_of_the_users_own_makes_can_be_planned_with() -> None:
     assert sft.module.estimate(sft.params, dag.params_behind(sft, found), "cuda", 1) is None
 
 
+def test_an_artifact_that_lacks_something_is_made_again_with_what_reads_it(tmp_path, monkeypatch) -> None:
+    found, store = make_dag(DIAMOND), Store(tmp_path)
+    publish_all(found, store)
+    monkeypatch.setattr(total, "lacks", lambda metrics, launch: "it is weak" if launch.sandbox == "weak" else "")
+    assert not make_plan(found, store, online=True).running()
+    found.stages["b"] = dataclasses.replace(found.stages["b"], launch=Launch(sandbox="weak"))
+    plan = make_plan(found, store, online=True)
+    assert {step.name: step.why for step in plan.running()} == {"b": "it is weak", "d": "b is made again"}
+    assert not make_plan(found, store, online=True, until="c").running()
+
+
 def test_how_a_stage_that_does_not_run_would_be_started_matters_to_nobody(tmp_path: Path) -> None:
     session = Session.open(["pretrain.launch.nproc=3", "until=tokenizer", f"store.root={tmp_path}"])
     assert {step.name for step in session.plan(online=False).running()} == {"tokenizer_text", "tokenizer"}

@@ -205,6 +205,7 @@ def test_reinforcement_learning_is_shown_as_curves_rollouts_and_held_out_answers
         "Divergence from the start",
     )
     assert all(f">{title}" in curves for title in (*shown, "Remainders", "pass@16"))
+    assert curves.count("PolyCollection_") == 2  # of both held-out tasks
     assert "6 rollouts of reinforcement learning" in text and "Remainders, step 1*" in text
     assert "1 held-out problem at each evaluation of reinforcement learning" in text
     assert "- step 0, reward 0 (wrong): 3." in text and "- step 120, reward 1 (right): 3." in text

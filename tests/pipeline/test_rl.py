@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from data import bpe
 from data.errors import DataMistake
+from evals.intervals import wilson
 from tests.pipeline.test_evaluate import write_model
 from tests.pipeline.trained import StageRun
 
@@ -69,6 +70,8 @@ def test_practice_raises_held_out_accuracy(finished):
     accuracy = dict(finished.metrics("eval/held out"))
 
     assert list(accuracy) == [0, 4, 8] and accuracy[8] > accuracy[0] + 0.2
+    ends = zip(*(finished.metrics(f"eval_{end}/held out") for end in ("low", "high")))
+    assert [(low, high) for (_, low), (_, high) in ends] == [wilson(found, 24) for found in accuracy.values()]
 
 
 def test_what_a_step_logs_is_true_to_itself(finished):
@@ -161,6 +164,14 @@ def test_clipped_updates_with_divergence_run(inputs, tmp_path):
     run.inside(deterministic=False)
 
     assert all(kl >= 0 for _, kl in run.metrics("kl"))
+
+
+def test_a_problem_that_comes_twice_in_a_step_is_answered_anew(inputs, tmp_path):
+    run = make_run(inputs, tmp_path, tasks=[{"task": VOWELS, "size": 1}], problems=2, samples=2, steps=1, keep=4)
+
+    assert run.run()["status"] == "done"
+    lines = [json.loads(line) for line in (tmp_path / "out" / "rollouts.jsonl").read_text().splitlines()]
+    assert len({line["completion"] for line in lines if not line.get("held_out")}) > 2
 
 
 def test_nothing_to_practise_is_refused(inputs, tmp_path):

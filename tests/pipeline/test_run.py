@@ -171,6 +171,21 @@ def test_until_only_force_and_pin(served: Chatmill) -> None:
     assert records(served.store)["c"]["inputs"]["b"] == key
 
 
+def test_what_was_refused_is_made_when_it_may_be_with_what_reads_it(served: Chatmill) -> None:
+    reader = "+d={run: tests.toys.total, inputs: {c: c}, params: {scale: 2.0}}"
+    ask = [*toys(c={"risky": True})[1:], "pipeline.stages=[a,b,c,d]", reader]
+    served.run(*ask)
+    first = records(served.store)
+    assert first["c"]["metrics"]["refused"] and first["d"]["metrics"]["total"] == 0
+    served.run(*ask, "launch.sandbox=weak")
+    second = records(served.store)
+    assert second["d"]["metrics"]["total"] == 32
+    assert {name for name in first if second[name] == first[name]} == {"a", "b"}
+    assert all(second[name]["key"] == first[name]["key"] for name in first)
+    served.run(*ask, "launch.sandbox=weak")
+    assert records(served.store) == second
+
+
 @pytest.mark.parametrize("who", [pytest.param("worker", marks=pytest.mark.full), "launcher"])
 def test_after_kill_9_the_same_command_goes_on_and_no_process_is_left(
     served: Chatmill, tmp_path: Path, who: str

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.job import Job
+from pipeline.job import Job, Launch
 
 RANKS = True
 
@@ -10,10 +10,20 @@ RANKS = True
 @dataclass
 class Params:
     scale: float = 1.0
+    risky: bool = False  # adds nothing up unless launch.sandbox=weak
+
+
+def lacks(metrics: dict[str, float], launch: Launch) -> str:
+    return "weak adds it up" if metrics.get("refused") and launch.sandbox == "weak" else ""
 
 
 def main(job: Job[Params]) -> dict[str, float]:
-    total = sum(int(n) for folder in job.inputs.values() for n in (folder / "numbers.txt").read_text().split())
+    refused = job.params.risky and job.launch.sandbox == "strict"
+    total = (
+        0
+        if refused
+        else sum(int(n) for folder in job.inputs.values() for n in (folder / "numbers.txt").read_text().split())
+    )
     if job.rank == 0:
         (job.out / "numbers.txt").write_text(f"{int(total * job.params.scale)}\n")
-    return {"total": total * job.params.scale, "world_size": job.world_size}
+    return {"total": total * job.params.scale, "world_size": job.world_size, "refused": refused}
