@@ -44,7 +44,7 @@ class _Refused(Exception):
 
 
 def calculate(expression: str) -> str | None:
-    """`str()` of the expression's value, as Python would print it; None for anything that has no such value here.
+    """The expression's value as text, see shown(); None for anything that has no such value here.
 
     Thousands separators (1,000) are read as such where no string literal is involved.
     """
@@ -58,7 +58,17 @@ def calculate(expression: str) -> str | None:
         value = _evaluate(ast.parse(expression, mode="eval").body, MAX_DEPTH)
     except (_Refused, ArithmeticError, SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
-    return None if isinstance(value, str) else str(value)
+    return None if isinstance(value, str) else shown(value)
+
+
+def shown(value: int | float) -> str:
+    """As GSM8K writes the results of its calls (27,175 of 27,998 in these very letters): 48/2 is 24, 70*.01*90 is 63.
+
+    Whole numbers without a point, others with at most twelve digits; True and False by name.
+    """
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else format(value, ".12g")
+    return str(value)
 
 
 def _evaluate(node: ast.expr, depth: int) -> int | float | str:
