@@ -85,7 +85,9 @@ def make_plan(
     for name, stage in dag.stages.items():
         if name in inner:
             fresh = online and name in (force or [])
-            steps[name] = _look(stage, steps, store, online, endpoint, fresh)
+            steps[name] = step = _look(stage, steps, store, online, endpoint, fresh)
+            if step.artifact is not None and stage.pin is None:
+                step.why = step.lacks = _lacks(step.artifact, stage, steps, force or [])
     _decide(steps, set(chosen), set(only or []), set(force or []))
     newest = _newest_by_stage(store) if any(step.action != "cached" for step in steps.values()) else {}
     for step in steps.values():
@@ -126,16 +128,19 @@ def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, endp
         step.why = f"damaged: {error}"
     if step.artifact is None and step.key != step.wanted and stage.pin is None:
         step.key = step.wanted  # what was accepted is gone
-    if step.artifact is not None and stage.pin is None:
-        step.why = step.lacks = _lacks(step.artifact, stage, steps)
     return step
 
 
-def _lacks(artifact: Artifact, stage: Stage, steps: dict[str, Step]) -> str:
-    """Its module says so, or something that it was made of is made again."""
+def _lacks(artifact: Artifact, stage: Stage, steps: dict[str, Step], force: list[str]) -> str:
+    """Its module says so; or what may have lacked something, and it was made of, is made again or was since."""
     if (hook := getattr(stage.module, "lacks", None)) and (said := hook(artifact.metrics, stage.launch)):
         return str(said)
-    again = [source for source in dict.fromkeys(stage.inputs.values()) if steps[source].lacks]
+    again, since = [], artifact.record.get("started", float("inf"))
+    for source in dict.fromkeys(stage.inputs.values()):
+        step = steps[source]
+        remade = source in force or (step.artifact is not None and step.artifact.record.get("finished", 0.0) > since)
+        if step.lacks or (remade and hasattr(step.stage.module, "lacks")):
+            again.append(source)
     return f"{', '.join(again)} {'is' if len(again) == 1 else 'are'} made again" if again else ""
 
 

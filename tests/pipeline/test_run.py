@@ -177,6 +177,8 @@ def test_what_was_refused_is_made_when_it_may_be_with_what_reads_it(served: Chat
     served.run(*ask)
     first = records(served.store)
     assert first["c"]["metrics"]["refused"] and first["d"]["metrics"]["total"] == 0
+    served.run(*ask, "launch.sandbox=weak", "until=c")  # as if the run had ended before its reader
+    assert "c is made again" in served.run("plan", *ask)
     served.run(*ask, "launch.sandbox=weak")
     second = records(served.store)
     assert second["d"]["metrics"]["total"] == 32
@@ -184,6 +186,8 @@ def test_what_was_refused_is_made_when_it_may_be_with_what_reads_it(served: Chat
     assert all(second[name]["key"] == first[name]["key"] for name in first)
     served.run(*ask, "launch.sandbox=weak")
     assert records(served.store) == second
+    served.run(*ask, "launch.sandbox=weak", "force=[c]")
+    assert records(served.store)["d"]["finished"] > second["d"]["finished"]
 
 
 @pytest.mark.parametrize("who", [pytest.param("worker", marks=pytest.mark.full), "launcher"])
