@@ -109,9 +109,10 @@ class Batch:
             logits, cap = self.model.head(hidden), None
         else:
             logits, cap = self.decoder.logits(hidden), self.model.cap
-        if self.logprobs and cap is not None:  # probabilities need all of them
-            logits, cap = cap(logits), None
-        return self.sampler.draw(logits, slots, cap), logits if self.logprobs else None
+        tokens = self.sampler.draw(logits, slots, cap)
+        if not self.logprobs:
+            return tokens, None
+        return tokens, logits if cap is None else cap(logits)
 
     def _take(self, slots: list[int], tokens: Tensor, logits: Tensor | None) -> None:
         """The rows in these slots go on with what was drawn for them, or with what they must."""

@@ -51,6 +51,9 @@ def uniforms(seed: int, sample: int, count: int) -> Tensor:
     return torch.rand(count, generator=generator)
 
 
+Cap = Callable[[Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class Plan:
     """Which calls a draw takes: what matters at all of the settings of the rows there are."""
@@ -138,7 +141,7 @@ class Sampler:
         self.flags[:, : len(rows)] = torch.tensor([greedy, free])
         numbers = [
             [max(row.temperature, SMALLEST) if row.temperature else 1.0 for row in rows],
-            [max(row.top_p or 1.0, SMALLEST) for row in rows],
+            [max(row.top_p, SMALLEST) if row.top_p else 2.0 for row in rows],
             [row.min_p or 0.0 for row in rows],
             [row.repetition_penalty for row in rows],
             widths,
@@ -154,17 +157,13 @@ class Sampler:
         """logits (N, vocab) of these rows at their temperatures (those of greedy rows as they are)."""
         return logits / self._of(rows, self.temperature) if self.plan.any_temperature else logits
 
-    def draw(self, logits: Tensor, rows: list[int], cap: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def draw(self, logits: Tensor, rows: list[int], cap: Cap | None = None) -> Tensor:
         """(N,) int64 from the logits (N, vocab) float32 of these rows, which are left as they are; saw() follows.
 
         cap: is still to be applied to the logits; it keeps their order, so most of them never need it.
         """
-        if self.plan.any_penalty:  # of what the model says: it changes the order, so a cap cannot wait for it
-            if cap is not None:
-                logits, cap = cap(logits), None
-            penalty = self._of(rows, self.penalty)
-            penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
-            logits = torch.where(self._of(rows, self.seen), penalised, logits)
+        if self.plan.any_penalty:
+            logits, cap = self._penalise(logits, rows, cap)
         if self.plan.all_greedy:
             tokens = logits.argmax(-1)
         else:
@@ -177,6 +176,14 @@ class Sampler:
             self.drawn[torch.tensor(rows, device=self.device)] += 1
         return tokens
 
+    def _penalise(self, logits: Tensor, rows: list[int], cap: Cap | None) -> tuple[Tensor, Cap | None]:
+        """A penalty is of what the model says, and changes the order: rows that have one cannot wait for the cap."""
+        penalty, said = self._of(rows, self.penalty), logits if cap is None else cap(logits)
+        penalised = torch.where(said < 0, said * penalty, said / penalty)
+        mine = penalty != 1.0
+        logits = torch.where(mine, torch.where(self._of(rows, self.seen), penalised, said), logits)
+        return logits, None if cap is None else lambda some: torch.where(mine, some, cap(some))
+
     def saw(self, rows: list[int], tokens: list[int]) -> None:
         """These rows went on with these tokens, drawn or forced: what a repetition penalty goes by."""
         if self.seen is not None:
@@ -187,7 +194,7 @@ class Sampler:
         """The lines of a setting that belong to the rows."""
         return setting if len(rows) == len(self.settings) else setting[torch.tensor(rows, device=self.device)]
 
-    def _sample(self, logits: Tensor, rows: list[int], cap: Callable[[Tensor], Tensor] | None) -> Tensor:
+    def _sample(self, logits: Tensor, rows: list[int], cap: Cap | None) -> Tensor:
         """Which of the two ways a row is drawn depends on its own settings alone, or its neighbours would change it."""
         if self.plan.all_free:
             return self._sample_free(logits, rows, cap)
@@ -196,12 +203,12 @@ class Sampler:
             tokens = torch.where(self._of(rows, self.free), self._sample_free(logits, rows, cap), tokens)
         return tokens
 
-    def _sample_free(self, logits: Tensor, rows: list[int], cap: Callable[[Tensor], Tensor] | None) -> Tensor:
+    def _sample_free(self, logits: Tensor, rows: list[int], cap: Cap | None) -> Tensor:
         """Over the whole vocabulary, in its order: nothing needs sorting."""
         weights = self.cool(logits if cap is None else cap(logits), rows).softmax(-1)
         return self._place(weights.cumsum(-1, dtype=self.exact), rows)[:, 0]
 
-    def _sample_limited(self, logits: Tensor, rows: list[int], cap: Callable[[Tensor], Tensor] | None) -> Tensor:
+    def _sample_limited(self, logits: Tensor, rows: list[int], cap: Cap | None) -> Tensor:
         """Width by width: which of equal logits come first, and in 16 bits many are equal, may depend on the width."""
         first, *others = self.plan.widths
         tokens = self._sample_likeliest(first, logits, rows, cap)
@@ -210,9 +217,7 @@ class Sampler:
             tokens = torch.where(alike, self._sample_likeliest(width, logits, rows, cap), tokens)
         return tokens
 
-    def _sample_likeliest(
-        self, width: int, logits: Tensor, rows: list[int], cap: Callable[[Tensor], Tensor] | None
-    ) -> Tensor:
+    def _sample_likeliest(self, width: int, logits: Tensor, rows: list[int], cap: Cap | None) -> Tensor:
         logits, ids = logits.topk(width)  # (N, width), likeliest first
         logits = self.cool(logits if cap is None else cap(logits), rows)
         weights = logits.softmax(-1)

@@ -347,6 +347,23 @@ def test_which_of_equal_logits_is_drawn_does_not_depend_on_the_neighbours():
     assert first(one) == first(one, Sampling(top_k=1500, max_tokens=40)) == first(one, Sampling(top_k=None, top_p=0.9))
 
 
+def test_logits_that_a_cap_makes_equal_are_drawn_alike_whoever_stands_beside():
+    logits, cap = 100 + 50 * torch.randn(2, 300, generator=torch.Generator().manual_seed(0)), MODELS["base"].cap
+    assert len(set(cap(logits)[0].tolist())) < 200
+
+    def first(*settings: Sampling) -> list[int]:
+        sampler = Sampler(len(settings), 60, 300, "cpu")
+        for row, one in enumerate(settings):
+            sampler.assign(row, one, 0, [0])
+        sampler.ready()
+        rows = list(range(len(settings)))
+        return [int(sampler.draw(logits[: len(rows)], rows, cap)[0]) for _ in range(60)]
+
+    one = Sampling(top_k=40, max_tokens=60)
+    beside = [Sampling(repetition_penalty=1.3, max_tokens=60), Sampling(top_p=0.9), Sampling(min_p=0.1, top_k=None)]
+    assert all(first(one, other) == first(one) for other in beside)
+
+
 def test_a_repetition_penalty_makes_seen_tokens_less_likely():
     logits = torch.tensor([[2.0, 1.9, -1.0]])
     sampler = Sampler(1, 4, 3, "cpu")
