@@ -28,7 +28,8 @@ class Resplit:
     """sources: files in the order they are read. column: of parquet and jsonl sources.
 
     shard_chars: a shard is closed once it holds this many characters. val_fraction: of the documents, chosen by their
-    own text; the very first is always held out, so that there is one. max_shards: stop after so many; None: never.
+    own text; the very first is always held out, wherever it stands again, so that there is one. max_shards: stop after
+    so many; None: never.
     """
 
     sources: list[Path]
@@ -46,6 +47,7 @@ class Resplit:
         document is left to train on.
         """
         position = self._load()
+        first = next((text for _, _, text in self._read(Position())), None)
         train: list[str] = []
         val: list[str] = []
         chars = 0
@@ -54,7 +56,7 @@ class Resplit:
                 on_source(source)
                 if should_stop():
                     return False
-            if held_out(text, self.val_fraction) or (source, document) == (0, 0):
+            if held_out(text, self.val_fraction) or text == first:
                 val.append(text)
             else:
                 train.append(text)

@@ -72,7 +72,11 @@ def _open(path: Path, column: str) -> Any:
         near = difflib.get_close_matches(column, file.schema_arrow.names, n=1)
         hint = f"Did you mean data.column={near[0]}?" if near else f"It has {', '.join(file.schema_arrow.names)}."
         raise DataMistake(f"{path}: has no column {column!r}. {hint}")
+    if file.schema_arrow.names.count(column) > 1:
+        raise DataMistake(f"{path}: has more than one column {column!r}. Name another as data.column.")
     kind = file.schema_arrow.field(column).type
+    if pa.types.is_dictionary(kind):  # texts kept once each, as pandas writes a category
+        kind = kind.value_type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise DataMistake(f"{path}: the column {column!r} holds {kind}, not text. Name another as data.column.")
     return file

@@ -34,7 +34,7 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
 def _document_of(line: bytes, column: str, where: str) -> str:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the second: lists in lists in lists
         raise DataMistake(f"{where}: is not JSON ({error}).") from None
     if not isinstance(row, dict):
         raise DataMistake(f"{where}: is not an object with {column!r}, or with 'prompt' and 'completion'.")
@@ -67,7 +67,9 @@ def _read_txt(path: Path) -> Iterator[str]:
     size = 0
     for line in _lines(path):
         if not line.strip() and size >= PAGE_CHARS:
-            yield "".join(paragraphs).strip("\n")
+            page = "".join(paragraphs).strip("\n")
+            if page:
+                yield page
             paragraphs, size = [], 0
         paragraphs.append(line)
         size += len(line)

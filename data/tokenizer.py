@@ -102,7 +102,8 @@ def byte_characters() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
-_LONG_SPACE = re.compile(rf"\s{{{LONGEST_SPACE},}}")
+# From where a run starts: tried from each of its characters, one that is too short would cost its length squared.
+_LONG_SPACE = re.compile(rf"(?<!\s)\s{{{LONGEST_SPACE},}}")
 
 
 def _pieces(text: str) -> list[str]:

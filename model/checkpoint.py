@@ -71,16 +71,19 @@ class Checkpointer:
     def _write(self, step: int, parts: dict[str, dict[str, Tensor]], about: dict[str, Any]) -> None:
         aside = self.folder / f".step-{step:07d}"
         failure = ""
-        if self.world.leads:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
+        try:
+            if self.world.leads:
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
+        except OSError as error:  # the others are at the meeting and would meet every later save one too late
+            failure = str(error)
         self.world.meet_aside(0)
         try:
             check_finite(parts.get("model.safetensors", {}))
             for name, tensors in parts.items():
                 write_part(aside / name, tensors)
         except (OSError, SafetensorError) as error:
-            failure = str(error)
+            failure = failure or str(error)
         failed = self.world.meet_aside(int(bool(failure)))
         if not self.world.leads:
             self.last_step = self.last_step if failed else step
@@ -102,9 +105,12 @@ class Checkpointer:
             digest.unlink()
         write_synced(aside / MARKER, json.dumps(about | {"files": files}, indent=1))
         final = folder_of(self.folder, step)
-        remove(final)
-        os.replace(aside, final)
-        sync_folder(self.folder)
+        if step == self.last_step and (final / MARKER).exists():  # the same state: stopped where it saved or went on
+            shutil.rmtree(aside)
+        else:
+            remove(final)
+            os.replace(aside, final)
+            sync_folder(self.folder)
         self.last_step = step
         self._forget()
 

@@ -188,6 +188,14 @@ class OptimConfig:
             raise ModelError(f"optim.name {self.name!r} is not muon, adamw, sgd or the import path of a class")
         if "." in self.name:
             check_named(self.name, "optim.name")
+        rates = [f.name for f in dataclasses.fields(self) if f.name.endswith("_lr")]
+        _check_numbers(self, "optim", [*rates, "init_lr_frac", "eps", "weight_decay"], 0)
+        _check_numbers(self, "optim", ["iterations", "width_ref"], 1)
+        betas = ("betas", "embedding_betas", "unembedding_betas", "scalar_betas")
+        below_one = {name: getattr(self, name) or () for name in betas} | {"normuon_beta2": (self.normuon_beta2,)}
+        for name, values in below_one.items():
+            if not all(0 <= value < 1 for value in values):
+                raise ModelError(f"optim.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -202,3 +210,16 @@ class ScheduleConfig:
     momentum_final: float | None = None  # null: no change in the warm-down
     weight_decay_to_zero: bool = False  # linear over all steps
     scale_lr_with_batch: bool = False  # every rate times sqrt(total_batch_tokens / 2^19); starves small runs
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, "schedule", ["warmup_steps", "warmdown_frac", "final_lr_frac", "momentum_steps"], 0)
+        if self.warmdown_frac > 1:
+            raise ModelError(f"schedule.warmdown_frac is {self.warmdown_frac}; it is a part of all steps, at most 1")
+
+
+def _check_numbers(config: OptimConfig | ScheduleConfig, group: str, names: list[str], least: int) -> None:
+    """Raises ModelError for the first of these settings that is below `least`, or no number; null is none."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value >= least:
+            raise ModelError(f"{group}.{name} is {value}; it must be at least {least}")

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 IGNORE = -1
+HALF_SCALE = 256.0  # of float16 gradients of logits, which lie within +-1: small ones keep their digits
 CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 28}  # held at once; fewer waste a GPU, more waste a CPU's caches
 
 
@@ -82,6 +83,8 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor, softcap: float) -> tuple
     chunk = _Chunk(logits, targets, softcap)
     loss = chunk.losses().sum()
     gradient, scale = chunk.gradient()
+    if logits.dtype == torch.float16:  # ends at 65,504: neither exp nor its sum over the vocabulary fits
+        gradient, scale = gradient.mul_(scale * HALF_SCALE), torch.full_like(scale, 1 / HALF_SCALE)
     return loss, gradient.to(logits.dtype), scale.to(logits.dtype)
 
 

@@ -26,7 +26,7 @@ class SavedState(Protocol):
         """Elements [first, first + count) of state "PARAMETER.NAME"; ModelError when they are not all there."""
 
     def all_of(self, parameter: str) -> dict[str, Tensor]:
-        """Every state of one parameter by NAME, flat."""
+        """Every state of one parameter by NAME, in the shapes it was saved in."""
 
 
 class Rule(Protocol):
@@ -154,16 +154,12 @@ class External:
     def pieces(self) -> Iterator[Piece]:
         for number, state in self.inner.state_dict()["state"].items():
             for key, value in state.items():
-                yield f"{self.names[number]}.{key}", 0, torch.as_tensor(value).flatten()
+                yield f"{self.names[number]}.{key}", 0, torch.as_tensor(value)
 
     def load(self, saved: SavedState) -> None:
         whole = self.inner.state_dict()
-        parameters = [p for group in self.inner.param_groups for p in group["params"]]
-        for number, (name, parameter) in enumerate(zip(self.names, parameters)):
-            whole["state"][number] = {
-                key: value.view(parameter.shape) if value.numel() == parameter.numel() else value.squeeze()
-                for key, value in saved.all_of(name).items()
-            }
+        for number, name in enumerate(self.names):
+            whole["state"][number] = saved.all_of(name)
         self.inner.load_state_dict(whole)
 
 

@@ -148,7 +148,8 @@ class Trainer:
         progress.tokens += count
         save = bool(save) or self._due(self.settings.save_every)
         logged, evaluated = self._due(self.settings.log_every), self._due(self.settings.eval_every)
-        loss = self._mean_loss(losses, norm, count) if logged or evaluated or save else math.nan
+        logged = logged and count > 0  # without a target there is no loss, and a loss of 0 would count as one
+        loss = self._mean_loss(losses, norm, count) if count and (logged or evaluated or save) else math.nan
         self._count_time(time.perf_counter() - started, batch.tokens.numel() * self.world.size)
         progress.record = self._measure(loss, norm) if logged else {}
         if logged:
@@ -203,7 +204,7 @@ class Trainer:
     def _mean_loss(self, losses: Tensor, norm: Tensor, count: int) -> float:
         """Nats per target of the step that has just ended. The only place where the host waits for the device."""
         self.world.sum(losses)
-        loss = float(losses) / max(count, 1)
+        loss = float(losses) / count
         if wrong := self._what_is_wrong(loss, norm):
             saved = self.saver.wait()
             good = f"the last good checkpoint is of step {saved}" if saved is not None else "there is no checkpoint yet"

@@ -83,7 +83,12 @@ def _describe(sources: dict[str, Path], memory: dict[str, Any]) -> dict[str, dic
 def _file_by_file(found: dict[str, Path], request: Request) -> Made | None:
     """Each file one shard: parquet as it is, the others converted."""
     params = request.params
-    shards = {str(PurePosixPath(name).with_suffix(".parquet")).replace("/", "--"): name for name in found}
+    shards: dict[str, str] = {}
+    for name in found:
+        shard = str(PurePosixPath(name).with_suffix(".parquet")).replace("/", "--")
+        if shard in shards:
+            raise DataMistake(f"{found[name]} and {found[shards[shard]]}: would both be {shard}. Rename one of them.")
+        shards[shard] = name
     val = next((shard for shard, name in shards.items() if params.val_shard in (shard, name)), None)
     if val is None:
         raise DataMistake(f"data.val_shard: {params.val_shard} is none of {', '.join(found)}.")

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.job import Job, Stopped
@@ -41,7 +41,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
         raise Stopped("stopped between shards; those that are done are kept")
     listing = []
     for shard, file in zip(shards, made):
-        name = Path(shard.name).stem
+        name = _flat(shard.name)
         link(Path(file.folder) / "tokens.npy", job.out / f"{name}.tokens.npy")
         link(Path(file.folder) / "offsets.npy", job.out / f"{name}.offsets.npy")
         entry = {"name": name, "sha256": file.shard_sha256, "split": shard.split}
@@ -57,6 +57,11 @@ def main(job: Job[Params]) -> dict[str, Any]:
     total = sum(file.tokens for file in made)
     job.say(f"{total:,} tokens in {len(shards)} shards, {progress.tokens:,} of them new")
     return {"shards": len(shards), "train_tokens": train, "val_tokens": total - train} | progress.speed()
+
+
+def _flat(name: str) -> str:
+    """A shard's name without its suffix, and in one folder: train/0.parquet and val/0.parquet stay two."""
+    return str(PurePosixPath(name).with_suffix("")).replace("/", "--")
 
 
 def _shards(job: Job[Params]) -> list[_Shard]:

@@ -4,6 +4,8 @@ import json
 import tempfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,6 +82,32 @@ def test_with_a_named_validation_file_each_file_is_a_shard(tmp_path):
     assert len(read(out / "b.parquet")) == 80
     _, without = run_download(tmp_path / "tokenizer_text", **params, train_shards=1, validation=False)
     assert without["train"] == ["a.parquet"] and without["val"] is None
+
+
+def test_files_that_would_be_one_shard_are_refused(tmp_path):
+    sources = write_sources(tmp_path / "mine")
+    (sources / "b.txt").write_text("Neither of the two may be left out.")
+    with pytest.raises(DataError, match=r"b\.txt and .*b\.jsonl: would both be b\.parquet"):
+        run_download(tmp_path / "work", source="data.sources.local", paths=[str(sources)], val_shard="c.txt")
+
+
+@pytest.mark.parametrize("before", [b"", b"\n" * 30_000])
+def test_the_first_document_is_held_out_wherever_it_stands(tmp_path, before):
+    sources = tmp_path / "mine"
+    sources.mkdir()
+    (sources / "a.txt").write_bytes(before)
+    (sources / "b.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ("x", "y", "x", "z")))
+    out, listing = run_download(tmp_path / "work", source="data.sources.local", paths=[str(sources)])
+    assert read(out / listing["val"]) == ["x", "x"] and read(out / listing["train"][0]) == ["y", "z"]
+
+
+def test_text_that_is_kept_once_each_is_read_and_columns_of_one_name_are_refused(tmp_path):
+    texts = pa.array(["one", "two", "", None, "one"])
+    pq.write_table(pa.table({"text": texts.dictionary_encode()}), tmp_path / "once.parquet")
+    pq.write_table(pa.table([texts, texts], names=["text", "text"]), tmp_path / "twice.parquet")
+    assert read(tmp_path / "once.parquet") == ["one", "two", "one"]
+    with pytest.raises(DataError, match=r"twice\.parquet: has more than one column 'text'"):
+        read(tmp_path / "twice.parquet")
 
 
 def test_another_folder_with_the_same_bytes_is_the_same_data(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -123,6 +124,12 @@ def test_halves_of_characters_and_endless_space_do_no_harm(ours):
     assert ours.decode(ours.encode("a\ud800b")) == "a\ufffdb"
     for text in (" " * 1_200_000, "x" + "\n" * (LONGEST_SPACE * 2 + 5) + "y", "a" * 300_000):
         assert ours.decode(ours.encode(text)) == text
+
+
+def test_runs_of_white_space_of_any_length_cost_no_more_than_other_text(ours):
+    started = time.process_time()
+    ours.encode((" " * (LONGEST_SPACE - 10) + "x") * 20)
+    assert time.process_time() - started < 5  # half a minute where each space looks for all that follow it
 
 
 def test_the_evaluation_says_what_it_could_not_compare(folder):

@@ -2,9 +2,11 @@
 
 import errno
 import json
+import os
 import random
 import resource
 import signal
+import threading
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
@@ -57,7 +59,9 @@ def same(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("optim", [{"normuon": True}, {"name": "adamw"}, {"name": "torch.optim.Adagrad"}])
+@pytest.mark.parametrize(
+    "optim", [{"normuon": True}, {"name": "adamw"}, {"name": "torch.optim.Adagrad"}, {"name": "torch.optim.Adafactor"}]
+)
 def test_a_restored_run_goes_on_to_the_same_bits(tmp_path, optim):
     straight = Run(tmp_path / "a", **optim).train(0, 6).weights()
     Run(tmp_path / "b", **optim).train(0, 3).save(3)
@@ -123,6 +127,58 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_says_so(tmp_path, monkeyp
     assert "space left" in run.words[-1] and steps_in(tmp_path) == [1] and run.saver.last_step == 1
     assert not list(tmp_path.glob(".step*"))
     assert run.save(3).saver.last_step == 3 and steps_in(tmp_path) == [3]
+
+
+def test_a_folder_that_cannot_be_made_keeps_the_previous_checkpoint_and_says_so(tmp_path, monkeypatch):
+    """And meets the other processes as often as ever: they would be one meeting behind for the rest of the run."""
+    run, met = Run(tmp_path).save(1), []
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving.World, "meet_aside", lambda _, value: met.append(value) or value)
+        patch.setattr(saving.Path, "mkdir", refuse)
+        run.save(2)
+    assert met == [0, 1] and run.saver.last_step == 1
+    assert "step 2 could not be saved" in run.words[-1] and "No space left" in run.words[-1]
+    assert run.save(3).saver.last_step == 3
+
+
+@pytest.mark.parametrize("call", range(30))
+def test_a_step_that_is_saved_already_is_never_lost_by_saving_it_again(tmp_path, monkeypatch, call):
+    """As when a run is asked to stop right after it saved or went on, and killed in the middle of that."""
+    run, calls = Run(tmp_path).save(1), []
+
+    class Killed(BaseException):
+        pass
+
+    def until_killed(function):
+        def counted(*args, **kwargs):
+            calls.append(function)
+            if len(calls) > call:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return counted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "excepthook", lambda _: None)
+        for owner, name in ((os, "replace"), (os, "fsync"), (os, "unlink"), (os, "rmdir"), (saving, "save_file")):
+            patch.setattr(owner, name, until_killed(getattr(owner, name)))
+        run.save(1)
+    assert Run(tmp_path, seed=1).resume().step == 1
+
+
+def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path):
+    Run(tmp_path).train(0, 1).save(1).train(1, 2).save(2)
+    weights = tmp_path / "step-0000002" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    again = Run(tmp_path, seed=1)
+    again.saver.last_step = again.resume().step
+    assert again.saver.last_step == 1
+    again.train(1, 2).save(2)
+    assert Run(tmp_path, seed=1).resume().step == 2
 
 
 @contextmanager

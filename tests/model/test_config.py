@@ -1,6 +1,6 @@
 import pytest
 
-from model.config import GPTConfig
+from model.config import GPTConfig, OptimConfig, ScheduleConfig
 from model.errors import ModelError
 
 FACTS = [  # depth, parameters, FLOPs per token (three digits), at vocab 65,536 and context 2,048
@@ -51,3 +51,21 @@ def test_a_vocabulary_other_than_the_tokenizers_is_an_error():
     assert GPTConfig(depth=2).resolved(vocab_size=300).vocab_size == 300
     with pytest.raises(ModelError, match="tokenizer has 300"):
         GPTConfig(depth=2, vocab_size=400).resolved(vocab_size=300)
+
+
+@pytest.mark.parametrize(
+    "kind, settings, said",
+    [
+        (ScheduleConfig, {"warmdown_frac": -0.2}, "schedule.warmdown_frac is -0.2; it must be at least 0"),
+        (ScheduleConfig, {"warmdown_frac": 20.0}, "schedule.warmdown_frac is 20.0; it is a part of all steps"),
+        (ScheduleConfig, {"warmup_steps": -1}, "schedule.warmup_steps"),
+        (ScheduleConfig, {"final_lr_frac": float("nan")}, "schedule.final_lr_frac is nan"),
+        (OptimConfig, {"matrix_lr": -0.02}, "optim.matrix_lr is -0.02; it must be at least 0"),
+        (OptimConfig, {"iterations": 0}, "optim.iterations is 0; it must be at least 1"),
+        (OptimConfig, {"width_ref": -768}, "optim.width_ref"),
+        (OptimConfig, {"betas": (0.8, 1.0)}, "optim.betas"),
+    ],
+)
+def test_rates_that_would_climb_or_divide_by_zero_are_named(kind, settings, said):
+    with pytest.raises(ModelError, match=said):
+        kind(**settings)

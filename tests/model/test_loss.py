@@ -68,6 +68,16 @@ def test_bfloat16_hidden_states_give_a_float32_loss_and_a_float32_gradient_of_th
     assert close(rounded.grad, d_hidden, 2e-2) and close(weight.grad, d_weight, 2e-2)
 
 
+@pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])
+def test_float16_hidden_states_give_a_finite_gradient_however_sure_the_model_is(spread):
+    hidden, weight, targets = case(64, 32, 4000)
+    weight = (weight.detach() * spread).requires_grad_()
+    rounded = hidden.detach().half().requires_grad_()
+    softcap_cross_entropy(rounded, weight, targets, 15.0).backward()
+    _, d_hidden, d_weight = reference(rounded, weight.half(), targets, 15.0)
+    assert close(rounded.grad, d_hidden, 1e-2) and close(weight.grad, d_weight, 1e-2)
+
+
 def test_no_gradient_is_made_where_none_is_wanted():
     hidden, weight, targets = case(5, 8, 20)
     with torch.no_grad():

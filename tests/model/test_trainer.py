@@ -90,6 +90,12 @@ def test_a_step_with_nothing_to_train_on_is_skipped_and_counted(tmp_path):
     assert "step 2 had no target" in session.words[0]
 
 
+def test_steps_with_nothing_to_train_on_are_no_loss_of_zero_and_no_reason_to_see_a_jump_after_them(tmp_path):
+    session = Session(tmp_path, masked(range(12, 34)), steps=40, log_every=1)
+    assert session.run() and [step for step, _ in session.logged] == [*range(1, 13), *range(35, 41)]
+    assert all(metrics["loss"] > 3 for _, metrics in session.logged)
+
+
 def test_each_step_is_logged_then_saved_then_evaluated(tmp_path):
     session = Session(tmp_path, evaluate=lambda: {"bpb": 1.0}, eval_every=4, save_every=4)
     session.run()

@@ -152,6 +152,21 @@ def test_a_damaged_page_inside_a_shard_is_named(tmp_path, vocabulary):
         run(tokenize, tmp_path / "w", tokenize.Params(), {"shards": text, "tokenizer": vocabulary}, tmp_path / "store")
 
 
+def test_shards_of_one_name_in_two_folders_stay_two(tmp_path, vocabulary):
+    text = tmp_path / "text"
+    names = ["train/0.parquet", "val/0.parquet"]
+    for i, name in enumerate(names):
+        (text / name).parent.mkdir(parents=True)
+        write_shard(text / name, some_documents(40, i))
+    (text / "shards.json").write_text(json.dumps({"train": names[:1], "val": names[1], "column": "text"}))
+    tokens = run(tokenize, tmp_path / "tokens", tokenize.Params(), {"shards": text, "tokenizer": vocabulary}, tmp_path)
+    packed = run(pack, tmp_path / "pack", pack.Params("bestfit", 32), {"tokens": tokens}, tmp_path)
+    decode, bos = Tokenizer.load(vocabulary).decode, "<|bos|>"
+    for rows, name in ((PackedRows(tokens, packed), names[0]), (ValidationRows(tokens, 32), names[1])):
+        written = "".join(bos + document for part in documents(text / name) for document in part)
+        assert decode(rows.gather(np.array([0]))[0][0][:20].tolist()) in written
+
+
 def test_a_shard_without_text_is_named(tmp_path, vocabulary):
     text = write_text(tmp_path / "text", 1)
     write_shard(text / "shard_00000.parquet", ["", ""])
