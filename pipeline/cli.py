@@ -6,6 +6,7 @@ is needed, so that planning and looking stay fast.
 
 import argparse
 import difflib
+import io
 import os
 import sys
 from typing import NoReturn
@@ -41,9 +42,12 @@ VERBS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 fine, 1 a failure, 2 a user's mistake, 3 a guard, 130 stopped."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)  # modules of the user's own lie where the command is given
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that does not know a character ends no run
     try:
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.append(here)  # modules of the user's own lie where the command is given
         return _dispatch(arguments)
     except Guarded as error:
         return _complain(str(error), GUARD)
@@ -52,6 +56,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):
+            return 0  # rich has seen it first
+        raise
     except OSError as error:
         return _complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILURE)
     except Exception as error:
@@ -65,6 +73,9 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[:1] and arguments[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise UserError(f"{argument!a} is not UTF-8", fix="Set LC_ALL=C.UTF-8, or name it in other letters.")
     verb = "run"
     if arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
         verb = arguments.pop(0)

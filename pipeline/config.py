@@ -151,8 +151,9 @@ def compose(overrides: list[str]) -> dict[str, Any]:
         composed = plain(hydra_compose("config", overrides=as_hydra_takes(outer)))
     for override in inner:
         _set_inner(composed, override)
-    listed = composed["pipeline"]["stages"]
-    listed += [name for o in overrides if (found := ADDED.match(o)) and (name := found[1]) not in listed]
+    listed = typed.build(PipelineConfig, composed.get("pipeline"), "pipeline").stages
+    listed = listed + [name for o in overrides if (found := ADDED.match(o)) and (name := found[1]) not in listed]
+    composed["pipeline"]["stages"] = listed
     return composed
 
 
@@ -226,7 +227,7 @@ def plain(composed: Any) -> dict[str, Any]:
 def settings(composed: dict[str, Any]) -> Settings:
     """Type and check a composed config; a name nobody declared is an error, however it came in."""
     known = {f.name for f in dataclasses.fields(Settings)} - {"stages"}
-    names = composed.get("pipeline", {}).get("stages", [])
+    names = typed.build(PipelineConfig, composed.get("pipeline"), "pipeline").stages
     for name in composed:
         if name not in known and name not in names:
             if isinstance(composed[name], dict) and "run" in composed[name]:

@@ -1,5 +1,7 @@
 """What a run looks like on the terminal: a live line a stage, plain lines where the output is no terminal."""
 
+import os
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -52,11 +54,19 @@ def _why(step: Step) -> str:
     return step.why
 
 
+class RunConsole(Console):
+    """Falls silent when nobody reads it any more; a run goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class RunView:
     """Shows a run as it goes. Its methods come from several threads."""
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console()
+        self.console = console or RunConsole()
         self.live = self.console.is_terminal
         self.progress = Progress(
             TextColumn("{task.description:<16}"),

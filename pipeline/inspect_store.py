@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from contextlib import suppress
@@ -16,9 +17,11 @@ from rich.text import Text
 from pipeline.errors import UserError
 from pipeline.plan import Plan, Step
 from pipeline.report.words import duration, money
-from pipeline.store import Artifact, Store
+from pipeline.store import RECORD, Artifact, Store
 
 RESULT_NEUTRAL = "shows what is stored"
+
+SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
 
 CHAT_MODULES = ("rl", "finetune", "pretrain")
 
@@ -132,9 +135,11 @@ def find_unfinished(store: Store, name: str, by_stage: bool = False) -> Path | N
 def remove(store: Store, names: list[str]) -> list[str]:
     """Delete artifacts, and unfinished work named by its key; what was removed. Raises UserError before it begins."""
     found = [find_unfinished(store, name) or store.find_by_name(name) for name in names]
-    for work in found:
-        if isinstance(work, Path) and _alive(store, work):
-            raise UserError("is being made now", work.name, "Stop that run first.")
+    for item in found:
+        if isinstance(item, Path) and _alive(store, item):
+            raise UserError("is being made now", item.name, "Stop that run first.")
+        if isinstance(item, Artifact) and (reader := _reader(store, item)):
+            raise UserError(f"is being read by {reader} now", f"{item.module}/{item.key}", "Stop that run first.")
     removed = []
     for item in found:
         if isinstance(item, Path):
@@ -216,18 +221,17 @@ def _names_by_artifact(store: Store) -> dict[tuple[str, str], list[str]]:
 def collect_garbage(store: Store, dry_run: bool) -> list[tuple[Path, int]]:
     """Delete what no artifact needs and no process holds; returns the places with the bytes they took.
 
-    Unfinished work whose artifact exists, quarantine, trash, and downloads and token files that no artifact links to.
+    Unfinished work whose artifact exists or that only compared, quarantine, trash, and downloads and token files that
+    no artifact links to and no unfinished work will; none of these while anything is being made, which may be about to.
     """
     places = [p for name in ("quarantine", "trash") for p in (store.root / name).glob("*")]
     for work in (store.root / "work").glob("*"):
         module, _, key = work.name.rpartition("-")
-        finished = (store.artifacts / module / key / "artifact.json").exists()
-        if finished and not _alive(store, work):
+        # With an out of its own it is being made once more, and goes on.
+        finished = (store.artifacts / module / key / "artifact.json").exists() and not (work / "out").exists()
+        if (finished or module.startswith("verify-resume")) and not _alive(store, work):
             places.append(work)
-    places += [p for p in (store.root / "blobs").glob("*") if p.is_file() and p.stat().st_nlink == 1]
-    for shard in (store.root / "tokens").glob("*/*"):
-        if shard.is_dir() and all(p.stat().st_nlink == 1 for p in shard.glob("*.npy")):
-            places.append(shard)
+    places += _unused_files(store, done=set(places))
     freed = []
     for path in places:
         files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
@@ -235,6 +239,34 @@ def collect_garbage(store: Store, dry_run: bool) -> list[tuple[Path, int]]:
         if not dry_run:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     return freed
+
+
+def _unused_files(store: Store, done: set[Path]) -> list[Path]:
+    """Downloads and token files, whole or begun, that nothing needs. done: work that goes on no more."""
+    works = [work for work in (store.root / "work").glob("*") if work not in done]
+    if any(_alive(store, work) for work in works):
+        return []
+    needed: set[str] = set()
+    for work in works:
+        folders = [Path(folder) for folder in _json(work / "job.json").get("inputs", {}).values()]
+        for path in (work / "job.json", *(folder / RECORD for folder in folders)):
+            with suppress(OSError):
+                needed |= set(SHA256.findall(path.read_text()))
+    found = [p for p in (store.root / "blobs").glob("*") if p.is_file() and p.stat().st_nlink == 1]
+    found += [p for p in (store.root / "blobs" / "tmp").glob("*") if p.suffix != ".lock"]
+    for shard in (store.root / "tokens").glob("*/*"):
+        if shard.is_dir() and all(p.stat().st_nlink == 1 for p in shard.glob("*.npy")):
+            found.append(shard)
+    return [path for path in found if path.name.partition(".")[0] not in needed]
+
+
+def _reader(store: Store, artifact: Artifact) -> str | None:
+    """The stage that is being made of the artifact now, if any is."""
+    for work in (store.root / "work").glob("*"):
+        job = _json(work / "job.json")
+        if str(artifact.folder) in job.get("inputs", {}).values() and _alive(store, work):
+            return str(job["stage"])
+    return None
 
 
 def _alive(store: Store, work: Path) -> bool:

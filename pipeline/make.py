@@ -19,7 +19,7 @@ from pipeline.dag import Stage
 from pipeline.errors import Corrupt, Interrupted, StageFailed, UserError
 from pipeline.keys import ROOT
 from pipeline.locks import Lock, wait_for_orphans
-from pipeline.plan import Step
+from pipeline.plan import Step, lacks
 from pipeline.store import Artifact, Store
 
 RESULT_NEUTRAL = "runs stages and stores what they made"
@@ -76,12 +76,15 @@ class Maker:
         lock = Lock(self.store.lock_path(stage.run, step.key), who, self._on_wait(step), self._stopping)
         with ExitStack() as held:
             held.enter_context(lock)
-            if not force or ((artifact := self._look(step)) and artifact.record["started"] >= since):
-                artifact = self._look(step)
-                if artifact:
-                    self.events.ended(stage.name, "made by another run", 0.0)
-                    self.store.note_use(artifact, stage.name)
-                    return artifact
+            found = self._look(step)
+            behind_it = max((artifact.remade for artifact in inputs.values()), default=0.0)
+            due = found is None or (
+                found.record["started"] < since if force else lacks(found, stage) != "" or found.remade < behind_it
+            )
+            if found and not due:
+                self.events.ended(stage.name, "made by another run", 0.0)
+                self.store.note_use(found, stage.name)
+                return found
             # GPUs come before a slot, so that who waits for them keeps nobody from other work.
             wait = partial(self.events.waiting, stage.name)
             env = held.enter_context(gpus.taken_by(stage, wait, self._stopping))
@@ -91,7 +94,10 @@ class Maker:
             self.events.started(stage.name, step.why, work / "log.txt")
             outcome = self._run(step, self._job(step, inputs, behind, work), work, env, lock, on_progress)
             lock.check()
-            artifact = self.store.publish(work, self._record(step, outcome, work))
+            record = self._record(step, outcome, work)
+            if found:
+                behind_it = max(behind_it, found.remade, record["finished"] if lacks(found, stage) else 0.0)
+            artifact = self.store.publish(work, record | {"remade": behind_it})
             self.events.ended(stage.name, "made", artifact.record["seconds"])
             return artifact
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pipeline import keys
 from pipeline.dag import Dag, Stage, check_launch, params_behind
 from pipeline.errors import Corrupt, Guarded, UserError
-from pipeline.store import Artifact, Store
+from pipeline.store import RECORD, Artifact, Store
 
 RESULT_NEUTRAL = "decides what runs; makes nothing"
 
@@ -32,6 +32,7 @@ class Step:
     identity: dict[str, Any] | None = None
     artifact: Artifact | None = None
     lacks: str = ""  # why the artifact is made again although it is whole
+    remade: float = 0.0  # when something behind it was last made again for what it lacked
     action: Action = "cached"
     why: str = ""
     code_only: bool = False
@@ -77,17 +78,19 @@ def make_plan(
     online: whether data that was never seen may be looked up over the network. Raises UserError for unknown stages, for
     `only` when an input of a chosen stage is missing, and for processes or rows that a stage which runs cannot use.
     """
+    if until and only:
+        raise UserError("cannot be combined", "until, only", "only=[...] alone names the stages to make.")
     chosen = ([until] if until else None) or only or targets or dag.targets()
     dag.check_names(chosen, "until" if until else "only" if only else "stages")
     dag.check_names(force or [], "force")
     inner = dag.behind(chosen)
+    _check_force(dag, inner, set(only or inner), force or [])
     steps: dict[str, Step] = {}
     for name, stage in dag.stages.items():
         if name in inner:
-            fresh = online and name in (force or [])
-            steps[name] = step = _look(stage, steps, store, online, endpoint, fresh)
-            if step.artifact is not None and stage.pin is None:
-                step.why = step.lacks = _lacks(step.artifact, stage, steps, force or [])
+            step = steps[name] = _look(stage, steps, store, online, endpoint, name in (force or []))
+            if only and name not in only:
+                _take_as_it_is(step)
     _decide(steps, set(chosen), set(only or []), set(force or []))
     newest = _newest_by_stage(store) if any(step.action != "cached" for step in steps.values()) else {}
     for step in steps.values():
@@ -99,8 +102,17 @@ def make_plan(
     return Plan(steps, chosen)
 
 
-def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, endpoint: str | None, fresh: bool) -> Step:
-    """The key of a stage and what the store has under it. fresh: as in _identity."""
+def _check_force(dag: Dag, inner: set[str], made: set[str], force: list[str]) -> None:
+    """Raises UserError for stages in `force` that the run would not make all the same."""
+    for name in force:
+        if dag.stages[name].pin is not None:
+            raise UserError(f"{name} is pinned and cannot be made", "force", f"Drop {name}.pin, or {name} here.")
+        if name not in inner & made:
+            raise UserError(f"this run does not make {name}", "force", "Drop it here, or choose other stages.")
+
+
+def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, endpoint: str | None, force: bool) -> Step:
+    """The key of a stage and what the store has under it. force: it is made again, its data looked up afresh."""
     step = Step(stage)
     if stage.pin is not None:
         found = store.find_by_name(stage.pin)
@@ -109,7 +121,7 @@ def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, endp
         step.key = step.wanted = found.key
     else:
         sources = {name: steps[source].key for name, source in stage.inputs.items()}
-        identity = _identity(stage, store, online, endpoint, fresh)
+        identity = _identity(stage, store, online, endpoint, fresh=force and online)
         unknown = [name for name, key in sources.items() if key is None]
         if unknown or identity is UNKNOWN:
             step.why = "unknown until download"
@@ -121,27 +133,53 @@ def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, endp
         code = keys.code_of(stage.run, params)
         step.content = {"params": params, "inputs": sources, "identity": files, "code": code}
         step.wanted = keys.stage_key(stage.run, params, sources, files, code)  # type: ignore[arg-type]
-        step.key = store.accepted(stage.run, step.wanted)
+        # What is made now is made by this code, and gets the key that says so.
+        own = force or (store.folder(stage.run, step.wanted) / RECORD).exists()
+        step.key = step.wanted if own else store.accepted(stage.run, step.wanted)
     try:
         step.artifact = store.find(stage.run, step.key)
     except Corrupt as error:
+        if stage.pin is not None:
+            raise UserError(f"is damaged: {error}", f"{stage.name}.pin={stage.pin}", "Pin another, or none.") from None
         step.why = f"damaged: {error}"
     if step.artifact is None and step.key != step.wanted and stage.pin is None:
         step.key = step.wanted  # what was accepted is gone
+    if stage.pin is None:
+        _compare(step, steps)
+    elif step.artifact is not None:
+        step.remade = step.artifact.remade
     return step
 
 
-def _lacks(artifact: Artifact, stage: Stage, steps: dict[str, Step], force: list[str]) -> str:
-    """Its module says so; or what may have lacked something, and it was made of, is made again or was since."""
-    if (hook := getattr(stage.module, "lacks", None)) and (said := hook(artifact.metrics, stage.launch)):
-        return str(said)
-    again, since = [], artifact.record.get("started", float("inf"))
-    for source in dict.fromkeys(stage.inputs.values()):
-        step = steps[source]
-        remade = source in force or (step.artifact is not None and step.artifact.record.get("finished", 0.0) > since)
-        if step.lacks or (remade and hasattr(step.stage.module, "lacks")):
-            again.append(source)
-    return f"{', '.join(again)} {'is' if len(again) == 1 else 'are'} made again" if again else ""
+def _compare(step: Step, steps: dict[str, Step]) -> None:
+    """Whether what is there is made again: its module says so, or what it was made of is, or was since."""
+    artifact, sources = step.artifact, list(dict.fromkeys(step.stage.inputs.values()))
+    step.remade = max((steps[source].remade for source in sources), default=0.0)
+    again = [source for source in sources if steps[source].lacks]
+    since = [source for source in sources if artifact and steps[source].remade > artifact.remade]
+    if artifact is not None:
+        step.remade = max(step.remade, artifact.remade)
+        step.lacks = lacks(artifact, step.stage)
+    if not step.lacks and again:
+        step.lacks = f"{', '.join(again)} {'is' if len(again) == 1 else 'are'} made again"
+    elif not step.lacks and since:
+        step.lacks = f"{', '.join(since)} {'was' if len(since) == 1 else 'were'} made again since"
+    if artifact is not None:
+        step.why = step.lacks
+        if step.lacks and step.key != step.wanted:  # an accepted one is not made again by other code
+            step.key, step.artifact = step.wanted, None
+
+
+def _take_as_it_is(step: Step) -> None:
+    if step.lacks and step.artifact:
+        step.why = ""
+    step.lacks, step.remade = "", step.artifact.remade if step.artifact else 0.0
+
+
+def lacks(artifact: Artifact, stage: Stage) -> str:
+    """Why the stage's module wants the artifact made again; empty when it does not."""
+    hook = getattr(stage.module, "lacks", None)
+    return str(hook(artifact.metrics, stage.launch) or "") if hook else ""
 
 
 UNKNOWN = object()

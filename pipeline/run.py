@@ -95,8 +95,8 @@ class Run:
 
         sources = self.session.dag.behind([step.name])
         behind = {name: artifact for name, artifact in self.artifacts.items() if name in sources}
-        again = step.name in self.session.settings.force or step.lacks != ""
-        return self.maker.make(step, inputs, behind, again, on_progress)
+        force = step.name in self.session.settings.force
+        return self.maker.make(step, inputs, behind, force, on_progress)
 
     def _keep(self, step: Step, artifact: Artifact | None) -> Artifact:
         """Remember what stands for the stage in this run, and under run.name in later ones."""
@@ -104,9 +104,8 @@ class Run:
         with self._lock:
             self.artifacts[step.name] = artifact
             if name := self.session.settings.run.name:
-                names = self.session.store.memory("names")
-                entry = names.get(name, {}) | {step.name: [artifact.module, artifact.key]}
-                self.session.store.remember("names", names | {name: entry})
+                with self.session.store.memory_of("names") as names:
+                    names.setdefault(name, {})[step.name] = [artifact.module, artifact.key]
         return artifact
 
     def raise_failures(self) -> None:

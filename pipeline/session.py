@@ -36,9 +36,13 @@ class Session:
         return cls(settings, composed, dag.build(settings), open_store(settings), os.environ.get("HF_ENDPOINT"))
 
     def plan(self, online: bool, targets: Iterable[str] = ()) -> Plan:
+        """Stages that a command names (`targets`) stand above those that settings choose."""
         s = self.settings
-        wanted = list(targets) or s.pipeline.targets
-        return plan.make_plan(self.dag, self.store, online, self.endpoint, s.until, s.only, s.force, wanted, s.recipe)
+        until, only, force, wanted = s.until, s.only, s.force, s.pipeline.targets
+        if named := list(targets):
+            until, only, wanted = None, [], named
+            force = [name for name in force if name in self.dag.behind(named)]
+        return plan.make_plan(self.dag, self.store, online, self.endpoint, until, only, force, wanted, s.recipe)
 
     def checked_plan(self) -> tuple[Plan, list[str]]:
         """A plan whose running stages read only verified files, and what was found damaged on the way."""
@@ -60,6 +64,9 @@ class Session:
                     self.store.verify(artifact)
                 except Corrupt as error:
                     self.store.quarantine(artifact.folder, str(error))
+                    if pin := made.steps[name].stage.pin:
+                        where = f"{name}.pin={pin}"
+                        raise UserError(f"{error}; moved to quarantine", where, "Pin another, or none.") from None
                     return f"{name}: {error}; moved to quarantine, making it again"
         return None
 

@@ -6,6 +6,7 @@ quarantine/            what was found damaged, with the reason
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +52,11 @@ class Artifact:
     @property
     def metrics(self) -> dict[str, Any]:
         return dict(self.record.get("metrics") or {})
+
+    @property
+    def remade(self) -> float:
+        """When it, or something behind it, was last made again for what it lacked; 0 when never."""
+        return float(self.record.get("remade") or 0.0)
 
     @property
     def bytes(self) -> int:
@@ -94,10 +101,14 @@ class Store:
         """What artifact.json in `folder` says; None where there is none. Raises Corrupt when it cannot be read."""
         try:
             record = json.loads((folder / RECORD).read_bytes())
-            return Artifact(folder, record) if record["files"] is not None else None
+            if missing := {"key", "module", "stages", "finished"} - record.keys():
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+            if not all({"bytes", "sha256"} <= entry.keys() for entry in record["files"].values()):
+                raise ValueError("it does not say what its files are")
+            return Artifact(folder, record)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Corrupt(f"{folder / RECORD} cannot be read ({error})") from None
 
     def all(self) -> Iterator[Artifact]:
@@ -111,6 +122,16 @@ class Store:
             if artifact:
                 found.append(artifact)
         yield from sorted(found, key=lambda a: a.record["finished"], reverse=True)
+
+    def unreadable(self) -> list[tuple[Path, str]]:
+        """Folders whose artifact.json cannot be read, with what is wrong."""
+        found = []
+        for path in sorted(self.artifacts.glob(f"*/*/{RECORD}")):
+            try:
+                self.read(path.parent)
+            except Corrupt as error:
+                found.append((path.parent, str(error)))
+        return found
 
     # --- verifying
 
@@ -190,6 +211,16 @@ class Store:
         path = self.root / "memory" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_json(path, content)
+
+    @contextmanager
+    def memory_of(self, name: str) -> Iterator[dict[str, Any]]:
+        """What is remembered, to be changed in place; others who change it wait, so that nothing gets lost."""
+        (self.root / "locks").mkdir(parents=True, exist_ok=True)
+        with open(self.root / "locks" / f"memory-{name}.lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            content = self.memory(name)
+            yield content
+            self.remember(name, content)
 
     def accepted(self, module: str, key: str) -> str:
         """The key of the artifact that somebody declared equal to `key`, else `key` itself."""

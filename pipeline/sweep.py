@@ -27,7 +27,7 @@ def sweep(overrides: list[str]) -> int:
         if codes[-1] == 130:
             raise KeyboardInterrupt
 
-    folder = store_root(config.StoreConfig.root) / "runs" / "sweeps"
+    folder = _root(overrides) / "runs" / "sweeps"
     before = sys.argv
     sys.argv = [before[0], "-m", *config.as_hydra_takes(overrides), f"hydra.sweep.dir={folder}/${{now:%Y%m%d-%H%M%S}}"]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -37,3 +37,15 @@ def sweep(overrides: list[str]) -> int:
     finally:
         sys.argv = before
     return next((code for code in codes if code), 0)
+
+
+def _root(overrides: list[str]) -> Path:
+    """The store of the sweep's runs; the usual one where they have several."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    root = config.StoreConfig.root
+    with config.explained(overrides):
+        for override in OverridesParser.create().parse_overrides([o for o in overrides if "store.root=" in o]):
+            if override.key_or_group == "store.root" and not override.is_sweep_override():
+                root = str(override.value())
+    return store_root(root)

@@ -47,11 +47,9 @@ def run(flags: argparse.Namespace, overrides: list[str]) -> int:
 
 def run_once(overrides: list[str]) -> int:
     """Make what the overrides ask for; nothing is started when everything is there."""
-    from rich.console import Console
+    from pipeline.console import RunConsole, plan_table
 
-    from pipeline.console import plan_table
-
-    console = Console()
+    console = RunConsole()
     session = Session.open(overrides)
     plan, damaged = session.checked_plan()
     for line in damaged:
@@ -185,7 +183,11 @@ def verify(flags: argparse.Namespace, overrides: list[str]) -> int:
     store = Session.open(overrides).store
     chosen = [store.find_by_name(name) for name in flags.names] or list(store.all())
     bad = 0
-    if not chosen:
+    for folder, error in store.unreadable() if not flags.names else ():
+        bad += 1
+        print(f"BAD   {folder.parent.name}/{folder.name}  {error}; moved to quarantine")
+        store.quarantine(folder, error)
+    if not chosen and not bad:
         print(f"{store.root} holds nothing yet.")
     for artifact in chosen:
         try:

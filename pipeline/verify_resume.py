@@ -18,6 +18,7 @@ import psutil
 from pipeline import gpus, hardware, launch
 from pipeline.dag import Stage, check_launch
 from pipeline.errors import StageFailed, UserError
+from pipeline.locks import Lock
 from pipeline.make import job_file
 from pipeline.session import Session
 
@@ -93,14 +94,16 @@ def verify_resume(session: Session, name: str, steps: int, say: Say, seed: int |
     draw = random.Random(seed)
     (session.store.root / "work").mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="verify-resume-", dir=session.store.root / "work"))
+    lock = Lock(session.store.root / "locks" / f"{folder.name}.lock", {"stage": name})  # without it, `gc` cleans up
     try:
-        say(f"{name}: {stage.params.steps} steps without a stop")
-        straight = Trial(session, stage, inputs, folder / "straight")
-        finish(straight)
-        killed = Trial(session, stage, inputs, folder / "killed")
-        interrupt(killed, draw, say)
-        finish(killed)
-        return compare(straight, killed, say)
+        with lock:
+            say(f"{name}: {stage.params.steps} steps without a stop")
+            straight = Trial(session, stage, inputs, folder / "straight")
+            finish(straight)
+            killed = Trial(session, stage, inputs, folder / "killed")
+            interrupt(killed, draw, say)
+            finish(killed)
+            return compare(straight, killed, say)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -3,7 +3,9 @@
 import ast
 import dataclasses
 import importlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.job import Launch
 from pipeline.plan import Step, make_plan
 from pipeline.session import Session
-from pipeline.store import Store
+from pipeline.store import RECORD, Store
 from tests.toys import source, total
 
 ROOT = Path(config.__file__).resolve().parent.parent
@@ -343,6 +345,81 @@ def test_an_artifact_that_lacks_something_is_made_again_with_what_reads_it(tmp_p
     assert not make_plan(found, store, online=True, until="c").running()
 
 
+def test_what_reads_an_artifact_made_again_is_made_again_later_if_not_at_once(tmp_path, monkeypatch) -> None:
+    """As after `until=`, or a kill in between; also where what lies between is gone."""
+    found, store = make_dag({"a": [], "b": ["a"], "c": ["b"], "d": ["c"]}), Store(tmp_path)
+    keys_of = publish_all(found, store)
+    folder = store.folder("total", keys_of["b"])
+    record = json.loads((folder / RECORD).read_text())
+    (folder / RECORD).write_text(json.dumps(record | {"remade": 2.0}))
+    plan = make_plan(found, store, online=True)
+    assert {step.name: step.why for step in plan.running()} == {
+        "c": "b was made again since",
+        "d": "c is made again",
+    }
+    assert [step.name for step in make_plan(found, store, online=True, only=["d"]).running()] == []
+    store.discard(store.folder("total", keys_of["c"]))
+    assert [step.name for step in make_plan(found, store, online=True).running()] == ["c", "d"]
+    for name in ("c", "d"):
+        folder = store.folder("total", keys_of[name])
+        folder.mkdir(exist_ok=True)
+        facts = {"module": "total", "key": keys_of[name], "stages": [name], "finished": 3.0, "files": {}}
+        (folder / RECORD).write_text(json.dumps(facts | {"remade": 2.0}))
+    assert not make_plan(found, store, online=True).running()
+
+
+def test_only_takes_what_it_does_not_name_as_it_is(tmp_path, monkeypatch) -> None:
+    found, store = make_dag(DIAMOND), Store(tmp_path)
+    publish_all(found, store)
+    monkeypatch.setattr(total, "lacks", lambda metrics, launch: "it is weak" if launch.sandbox == "weak" else "")
+    found.stages["b"] = dataclasses.replace(found.stages["b"], launch=Launch(sandbox="weak"))
+    plan = make_plan(found, store, online=True, only=["d"])
+    assert not plan.running() and not plan.steps["b"].why
+
+
+def test_what_was_accepted_is_kept_when_it_is_made_again_by_other_code(tmp_path, monkeypatch) -> None:
+    found, store = make_dag(DIAMOND), Store(tmp_path)
+    old = publish_all(found, store)
+    with monkeypatch.context() as changed:
+        changed.setattr(keys, "code_of", lambda module, params=None: {module: {"main": "other"}})
+        wanted = make_plan(found, store, online=True).steps["a"].wanted
+        assert wanted and wanted != old["a"]
+        store.accept("tests.toys.source", wanted, old["a"], "same")
+        assert make_plan(found, store, online=True).steps["a"].key == old["a"]
+        forced = make_plan(found, store, online=True, force=["a"]).steps["a"]
+        assert (forced.key, forced.action) == (wanted, "run")
+        publish_all(found, store)  # reads the accepted one
+        shutil.copytree(store.folder("source", old["a"]), store.folder("source", wanted))
+        assert make_plan(found, store, online=True).steps["a"].key == wanted
+    assert {name: step.key for name, step in make_plan(found, store, online=True).steps.items()} == old
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ({"until": "a", "force": ["d"]}, "force: this run does not make d"),
+        ({"only": ["d"], "force": ["b"]}, "force: this run does not make b"),
+        ({"until": "d", "only": ["b"]}, "until, only: cannot be combined"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_not_passed_over(tmp_path, chosen, said) -> None:
+    with pytest.raises(UserError, match=said):
+        make_plan(make_dag(DIAMOND), Store(tmp_path), online=True, **chosen)
+
+
+def test_a_pinned_artifact_that_is_damaged_or_forced_is_a_mistake_of_the_users(tmp_path: Path) -> None:
+    found, store = make_dag(DIAMOND), Store(tmp_path)
+    key = publish_all(found, store)["b"]
+    found.stages["b"] = dataclasses.replace(found.stages["b"], pin=key)
+    with pytest.raises(UserError, match="force: b is pinned"):
+        make_plan(found, store, online=True, force=["b"])
+    record = json.loads((store.folder("total", key) / RECORD).read_text())
+    record["files"] = {"numbers.txt": {"bytes": 1, "sha256": ""}}
+    (store.folder("total", key) / RECORD).write_text(json.dumps(record))
+    with pytest.raises(UserError, match=rf"b\.pin={key}: is damaged: .*numbers\.txt is missing"):
+        make_plan(found, store, online=True)
+
+
 def test_how_a_stage_that_does_not_run_would_be_started_matters_to_nobody(tmp_path: Path) -> None:
     session = Session.open(["pretrain.launch.nproc=3", "until=tokenizer", f"store.root={tmp_path}"])
     assert {step.name for step in session.plan(online=False).running()} == {"tokenizer_text", "tokenizer"}
@@ -367,6 +444,9 @@ def test_every_recipe_can_be_started_on_every_kind_of_machine(recipe: str, launc
         ("store.root=", r"store\.root: is '', which is no folder"),
         ("store.root=/dev/null", r"store\.root: is '/dev/null', which is no folder"),
         ("force=[sfft]", r"force: there is no stage 'sfft'\. Did you mean sft"),
+        ("sft.run=", r"sft\.run: is '', which is no module"),
+        ("pipeline.stages=sft", r"pipeline\.stages: is 'sft', but a list is needed"),
+        ("pipeline=null", r"pipeline: is empty, but a group of settings is needed"),
         ("data.source=data.sources.hubb", r"data\.source=data\.sources\.hubb: No module"),
     ],
 )

@@ -177,17 +177,65 @@ def test_what_was_refused_is_made_when_it_may_be_with_what_reads_it(served: Chat
     served.run(*ask)
     first = records(served.store)
     assert first["c"]["metrics"]["refused"] and first["d"]["metrics"]["total"] == 0
-    served.run(*ask, "launch.sandbox=weak", "until=c")  # as if the run had ended before its reader
-    assert "c is made again" in served.run("plan", *ask)
-    served.run(*ask, "launch.sandbox=weak")
+    served.run(*ask, "launch.sandbox=weak", "until=c")
+    assert records(served.store)["d"] == first["d"]
+    runs = [served.start(*ask, "launch.sandbox=weak") for _ in range(2)]
+    for process in runs:
+        assert process.wait() == 0, process.communicate()
     second = records(served.store)
     assert second["d"]["metrics"]["total"] == 32
     assert {name for name in first if second[name] == first[name]} == {"a", "b"}
     assert all(second[name]["key"] == first[name]["key"] for name in first)
     served.run(*ask, "launch.sandbox=weak")
     assert records(served.store) == second
-    served.run(*ask, "launch.sandbox=weak", "force=[c]")
-    assert records(served.store)["d"]["finished"] > second["d"]["finished"]
+
+
+def test_two_runs_at_once_make_what_lacks_something_once(served: Chatmill, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    risky = f"+c={{run: tests.toys.total, inputs: {{a: a, b: b}}, params: {{risky: true, gate: {gate}}}}}"
+    ask = [*toys()[:-1], risky]
+    served.run(*ask)
+    gate.unlink()
+    first = served.start(*ask, "launch.sandbox=weak")
+    wait_for(lambda: paused(served.store, "total"), first)
+    second = served.start(*ask, "launch.sandbox=weak")
+    assert second.stdout is not None
+    while "waits for run" not in (line := second.stdout.readline()):
+        assert line, "the second run does not wait"
+    gate.touch()
+    assert first.wait() == 0
+    assert "made by another run" in second.communicate()[0]
+    assert second.returncode == 0
+
+
+def test_an_input_of_what_is_being_made_is_not_removed(served: Chatmill, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    reader = f"+c={{run: tests.toys.source, inputs: {{a: a}}, params: {{pause_at: 2, gate: {gate}}}}}"
+    ask = ["store.min_free_gb=0", "pipeline.stages=[a,c]", "+a={run: tests.toys.source, params: {n: 7}}", reader]
+    process = served.start(*ask)
+    wait_for(lambda: paused(served.store), process)
+    assert "is being read by c now" in served.run("rm", "a", code=2)
+    gate.touch()
+    assert process.wait() == 0
+    served.run("rm", "a")
+
+
+@pytest.mark.parametrize("verb", [["plan"], []])
+def test_a_reader_who_has_seen_enough_ends_no_run(served: Chatmill, verb: list[str]) -> None:
+    read, written = os.pipe()
+    os.close(read)
+    env = os.environ | {"CHATMILL_STORE": str(served.store)}
+    line = [sys.executable, "flows.py", *verb, *toys()]
+    assert subprocess.run(line, cwd=ROOT, env=env, stdout=written, check=False).returncode == 0
+    os.close(written)
+    assert len(records(served.store)) == (0 if verb else 3)
+
+
+def test_a_terminal_without_some_letters_and_bytes_that_are_no_text(chatmill: Chatmill) -> None:
+    name = "a.params.gate='日本'"
+    assert "would run" in chatmill.run("plan", *toys(), name, PYTHONIOENCODING="latin-1")
+    assert "is not UTF-8" in chatmill.run("plan", *toys(), "a.params.gate=\udce4", code=2)
 
 
 @pytest.mark.parametrize("who", [pytest.param("worker", marks=pytest.mark.full), "launcher"])
@@ -318,6 +366,9 @@ def test_a_sweep_makes_what_its_runs_share_once(served: Chatmill) -> None:
     assert totals == [16, 32, 64]
     assert len(all_records(served.store, "source")) == 2
     assert out.count("===") == 3
+    other = served.store.with_name("other")
+    served.run("-m", *toys(), f"store.root={other}", "until=a,b")
+    assert set(records(other)) == {"a", "b"} and (other / "runs" / "sweeps").is_dir()
 
 
 @pytest.mark.parametrize(

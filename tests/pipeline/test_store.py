@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pipeline import store as store_module
 from pipeline.errors import Corrupt, UserError
 from pipeline.inspect_store import collect_garbage
+from pipeline.locks import Lock
 from pipeline.store import Store
 
 RECORD: dict[str, Any] = {"module": "toy", "key": "a" * 16, "stages": ["one"], "run": "r", "finished": 1.0}
@@ -159,6 +160,44 @@ def test_an_unreadable_record_is_damage_not_absence(store: Store) -> None:
     assert store.find("toy", RECORD["key"]) is None
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"files": {}}', '{"files": {"x.txt": 1}}'])
+def test_a_manifest_that_cannot_be_used_is_damage(store: Store, text: str) -> None:
+    artifact = publish(store, {"x.txt": b"1"})
+    (artifact.folder / store_module.RECORD).write_text(text)
+    with pytest.raises(Corrupt):
+        store.find("toy", artifact.key)
+    assert list(store.all()) == []
+    assert [folder for folder, _ in store.unreadable()] == [artifact.folder]
+
+
+def test_what_is_remembered_by_several_at_once_is_not_lost(store: Store) -> None:
+    code = "import sys; from pathlib import Path; from pipeline.store import Store\n"
+    code += "for i in range(50):\n  with Store(Path(sys.argv[1])).memory_of('names') as n: n[f'{sys.argv[2]}{i}'] = {}"
+    ran = [subprocess.Popen([sys.executable, "-c", code, str(store.root), name]) for name in "abc"]
+    assert [process.wait() for process in ran] == [0, 0, 0]
+    assert len(store.memory("names")) == 150
+
+
+def test_gc_keeps_what_unfinished_work_has_fetched_and_tokenised(store: Store) -> None:
+    fetched, half, tokenised, other = (letter * 64 for letter in "abcd")
+    shards = publish(store, {"shard": b"1"}, module="download", key="d" * 16, identity={"shard": tokenised})
+    download, tokenize = store.work("download", "e" * 16), store.work("tokenize", "f" * 16)
+    identity = {"files": {"0": {"sha256": fetched}, "1": {"sha256": half}}}
+    for work, job in (download, {"identity": identity}), (tokenize, {"inputs": {"shards": str(shards.folder)}}):
+        work.mkdir(parents=True)
+        (work / "job.json").write_text(json.dumps(job))
+    blobs, tokens = store.root / "blobs", store.root / "tokens" / "t"
+    needed = [blobs / fetched, blobs / "tmp" / half, tokens / tokenised]
+    unneeded = [blobs / other, blobs / "tmp" / other, tokens / other]
+    for path in (*needed, *unneeded):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir() if path.parent == tokens else path.write_bytes(b"1")
+    with Lock(store.lock_path("download", "e" * 16), {}):
+        assert collect_garbage(store, dry_run=False) == []
+    assert sorted(path for path, _ in collect_garbage(store, dry_run=False)) == sorted(unneeded)
+    assert all(path.exists() for path in needed)
+
+
 def test_gc_deletes_what_nothing_refers_to_and_nothing_else(store: Store) -> None:
     blobs, shard = store.root / "blobs", store.root / "tokens" / "t" / "s"
     shard.mkdir(parents=True)
@@ -171,9 +210,13 @@ def test_gc_deletes_what_nothing_refers_to_and_nothing_else(store: Store) -> Non
     store.work("toy", RECORD["key"]).mkdir(parents=True)  # as a crash after publishing leaves it
     unfinished = store.work("toy", "b" * 16)
     unfinished.mkdir()
+    killed = store.root / "work" / "verify-resume-x1"
+    killed.mkdir()
+    once_more = publish(store, {"own": b"1"}, key="c" * 16)  # and is being made again
+    (store.work("toy", once_more.key) / "out").mkdir(parents=True)
     planned = [path for path, _ in collect_garbage(store, dry_run=True)]
-    assert sorted(planned) == sorted([blobs / "unused", store.work("toy", RECORD["key"])])
+    assert sorted(planned) == sorted([blobs / "unused", killed, store.work("toy", RECORD["key"])])
     assert [path for path, _ in collect_garbage(store, dry_run=False)] == planned
-    assert unfinished.exists()
+    assert unfinished.exists() and store.work("toy", once_more.key).exists()
     store.discard(artifact.folder)
     assert {path for path, _ in collect_garbage(store, dry_run=False)} == {blobs / "used", shard}

@@ -1,6 +1,8 @@
 """A stage that adds up what its inputs wrote, with ranks."""
 
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.job import Job, Launch
 
@@ -11,6 +13,7 @@ RANKS = True
 class Params:
     scale: float = 1.0
     risky: bool = False  # adds nothing up unless launch.sandbox=weak
+    gate: str = ""  # wait until this file exists
 
 
 def lacks(metrics: dict[str, float], launch: Launch) -> str:
@@ -18,6 +21,9 @@ def lacks(metrics: dict[str, float], launch: Launch) -> str:
 
 
 def main(job: Job[Params]) -> dict[str, float]:
+    while job.params.gate and not Path(job.params.gate).exists():
+        job.progress(2, 3, "numbers")
+        time.sleep(0.02)
     refused = job.params.risky and job.launch.sandbox == "strict"
     total = (
         0
