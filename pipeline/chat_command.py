@@ -1,7 +1,6 @@
 """`chat`: the app, an answer on the terminal, or a conversation there."""
 
 import argparse
-import io
 import sys
 
 from pipeline.errors import UserError
@@ -47,8 +46,6 @@ def chat(session: Session, flags: argparse.Namespace) -> int:
     settings = ChatSettings(flags.temperature, flags.top_k, flags.top_p, flags.max_tokens, flags.seed)
     settings.check()
     loaded = ChatSession.load(models[0].folder, models[0].tokenizer, device)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal's encoding has not
     if flags.prompt is not None:
         return answer_once(loaded, flags.prompt, settings, flags.system)
     return talk(loaded, settings, flags.system, models[0].label)

@@ -127,7 +127,7 @@ def _told_of(where: str) -> Iterator[None]:
 
 def stage_module(run: str, name: str) -> ModuleType:
     if not all(part.isidentifier() for part in run.split(".")):
-        raise UserError(f"is {run!r}, which is no module", f"{name}.run")
+        raise UserError(f"is {run!r}, which is no module", f"{name}.run", "Name one, as pipeline.stages.pretrain.")
     try:
         module = importlib.import_module(run)
     except ModuleNotFoundError as error:

@@ -22,7 +22,9 @@ def find_model(store: Store, name: str) -> ModelChoice:
         except UserError:
             if not folder.is_dir():
                 raise
-        raise UserError("holds neither artifact.json nor, as `export` writes it, chatmill.json", str(folder))
+        raise UserError(
+            "holds neither artifact.json nor, as `export` writes it, chatmill.json", str(folder), "`ls` shows models."
+        )
     if artifact.module not in MODULES:
         raise UserError(f"is a {artifact.module}, no model", str(folder), f"Models are made by {', '.join(MODULES)}.")
     return choice(Store(artifact.folder.parents[2]), artifact)  # its own store, which may be another

@@ -210,7 +210,7 @@ def build_page(sessions: Sessions) -> gr.Blocks:
 def _settings(values: list[Any]) -> ChatSettings:
     """Raises UserError for a seed that is no whole number, and for an empty field."""
     if None in values:
-        raise UserError("a number is missing", "settings")
+        raise UserError("a number is missing", "settings", "Fill in every field at the side.")
     temperature, top_k, top_p, max_tokens, seed = values
     try:
         number = int(seed) if seed.strip() else None

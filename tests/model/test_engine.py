@@ -332,36 +332,28 @@ def test_the_limits_of_a_row_hold_beside_rows_without_any():
     assert set(tokens[1::2].tolist()) == {1, 2} and set(tokens[::2].tolist()) == {0, 1, 2, 3, 4}
 
 
+def drawn_first(logits: torch.Tensor, *settings: Sampling, cap=None) -> list[int]:
+    """60 draws of the first row, with the others beside it."""
+    sampler, rows = Sampler(len(settings), 60, logits.numel(), "cpu"), list(range(len(settings)))
+    for row, one in enumerate(settings):
+        sampler.assign(row, one, 0, [0])
+    sampler.ready()
+    return [int(sampler.draw(logits.repeat(len(rows), 1), rows, cap)[0]) for _ in range(60)]
+
+
 def test_which_of_equal_logits_is_drawn_does_not_depend_on_the_neighbours():
     logits = (3 * torch.randn(2048, generator=torch.Generator().manual_seed(0))).bfloat16().float()
-
-    def first(*settings: Sampling) -> list[int]:
-        sampler = Sampler(len(settings), 40, 2048, "cpu")
-        for row, one in enumerate(settings):
-            sampler.assign(row, one, 0, [0])
-        sampler.ready()
-        rows = list(range(len(settings)))
-        return [int(sampler.draw(logits.expand(len(rows), -1).contiguous(), rows)[0]) for _ in range(40)]
-
-    one = Sampling(top_k=50, max_tokens=40)
-    assert first(one) == first(one, Sampling(top_k=1500, max_tokens=40)) == first(one, Sampling(top_k=None, top_p=0.9))
+    one = Sampling(top_k=50, max_tokens=60)
+    for other in (Sampling(top_k=1500, max_tokens=60), Sampling(top_k=None, top_p=0.9, max_tokens=60)):
+        assert drawn_first(logits, one, other) == drawn_first(logits, one)
 
 
 def test_logits_that_a_cap_makes_equal_are_drawn_alike_whoever_stands_beside():
-    logits, cap = 100 + 50 * torch.randn(2, 300, generator=torch.Generator().manual_seed(0)), MODELS["base"].cap
-    assert len(set(cap(logits)[0].tolist())) < 200
-
-    def first(*settings: Sampling) -> list[int]:
-        sampler = Sampler(len(settings), 60, 300, "cpu")
-        for row, one in enumerate(settings):
-            sampler.assign(row, one, 0, [0])
-        sampler.ready()
-        rows = list(range(len(settings)))
-        return [int(sampler.draw(logits[: len(rows)], rows, cap)[0]) for _ in range(60)]
-
+    logits, cap = 100 + 50 * torch.randn(300, generator=torch.Generator().manual_seed(0)), MODELS["base"].cap
+    assert len(set(cap(logits).tolist())) < 200
     one = Sampling(top_k=40, max_tokens=60)
-    beside = [Sampling(repetition_penalty=1.3, max_tokens=60), Sampling(top_p=0.9), Sampling(min_p=0.1, top_k=None)]
-    assert all(first(one, other) == first(one) for other in beside)
+    for other in (Sampling(repetition_penalty=1.3), Sampling(top_p=0.9), Sampling(min_p=0.1, top_k=None)):
+        assert drawn_first(logits, one, other, cap=cap) == drawn_first(logits, one, cap=cap)
 
 
 def test_a_repetition_penalty_makes_seen_tokens_less_likely():
