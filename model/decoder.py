@@ -18,45 +18,48 @@ from model.gpt import GPT, Block
 from model.graphs import Replay, span_for
 from model.kvcache import KVCache
 
-SPLIT_FROM = 2**14  # weights for each row that make it worth while to share a product out among threads, measured
+SHARED_OUT = 64  # rows up to which a CPU's threads each multiply by their own outputs, measured
+FEW = 8  # rows of which a product is turned, as the next one reads them several times as slowly otherwise, measured
 
 
 class Matrix:
-    """The weights of linear layers side by side, (in, out).
+    """The weights of linear layers side by side, (out, in).
 
-    On CPUs a row's weights follow each other in memory, with which a few tokens are multiplied up to 1.4 times as fast,
-    and each thread multiplies by its own columns: torch's own way of sharing out so small a product is up to half as
-    fast. in_place: as of Decoder.
+    On CPUs torch's own product of few rows is up to half as fast as one that is turned round, weights times rows, with
+    each thread at its own outputs. in_place: as of Decoder.
     """
 
     def __init__(self, layers: Sequence[nn.Linear], dtype: torch.dtype, in_place: bool = False) -> None:
         weights = [layer.weight.detach().to(dtype) for layer in layers]
-        self.whole = (torch.cat(weights) if len(weights) > 1 else weights[0]).t()
-        parts = 1
-        if self.whole.device.type == "cpu":
-            self.whole = self.whole.contiguous()
-            parts = _parts(self.whole.size(1))
-        self.parts = self.whole.unflatten(1, (parts, -1)).transpose(0, 1)  # (parts, in, out / parts)
-        self.split_rows = self.whole.numel() // SPLIT_FROM if parts > 1 and self.whole.numel() >= 8 * SPLIT_FROM else 0
+        self.whole = torch.cat(weights) if len(weights) > 1 else weights[0]
+        on_cpu = self.whole.device.type == "cpu"
+        self.shared_out = SHARED_OUT if on_cpu else 0
+        self.parts = self.whole.unflatten(0, (_parts(len(self.whole)) if on_cpu else 1, -1))  # (parts, out / parts, in)
         if in_place:
-            for layer, view in zip(layers, self.whole.t().split([layer.out_features for layer in layers])):
+            for layer, view in zip(layers, self.whole.split([layer.out_features for layer in layers])):
                 layer.weight.data = view
 
     def times(self, x: Tensor) -> Tensor:
         """(rows, in) -> (rows, out)."""
-        if len(x) > self.split_rows:
-            return torch.mm(x, self.whole)
-        product = torch.bmm(x.expand(len(self.parts), -1, -1), self.parts)
-        return product.view(1, -1) if len(x) == 1 else product.transpose(0, 1).reshape(len(x), -1)
+        product = self.product(x)
+        if len(x) == 1:
+            return product.view(1, -1)  # the same memory by other strides
+        return product.contiguous() if len(x) <= FEW else product
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """x (rows, out) + y (rows, in) times this."""
-        return torch.addmm(x, y, self.whole) if len(x) > self.split_rows else x + self.times(y)
+        return torch.addmm(x, y, self.whole.t()) if len(x) > self.shared_out else x + self.product(y)
+
+    def product(self, x: Tensor) -> Tensor:
+        """As times, in memory perhaps with the outputs before the rows."""
+        if len(x) > self.shared_out:
+            return F.linear(x, self.whole)
+        return torch.bmm(self.parts, x.t().expand(len(self.parts), -1, -1)).view(-1, len(x)).t()
 
 
-def _parts(columns: int) -> int:
-    """One for each thread, if they are wide enough and come out even."""
-    return max(n for n in range(1, torch.get_num_threads() + 1) if columns % n == 0 and (n == 1 or columns // n >= 64))
+def _parts(outputs: int) -> int:
+    """One for each thread, if they are large enough and come out even."""
+    return max(n for n in range(1, torch.get_num_threads() + 1) if outputs % n == 0 and (n == 1 or outputs // n >= 64))
 
 
 @dataclass
@@ -149,7 +152,7 @@ class Decoder:
 
     def _heads(self, normed: Tensor, layer: _Layer, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """As SelfAttention.heads, for (rows, C): q (rows, H, 1, D), k and v (rows, H_kv, 1, D)."""
-        heads = layer.joint.times(normed).view(len(normed), -1, 1, self.head_dim)
+        heads = layer.joint.times(normed).contiguous().view(len(normed), -1, 1, self.head_dim)
         both, v = heads.split_with_sizes([self.heads + self.kv_heads, self.kv_heads], 1)
         both = self._norm(torch.addcmul(both * turn[0], both.roll(self.head_dim // 2, -1), turn[1]))
         if self.qk_gain != 1.0:
@@ -172,19 +175,9 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, vocab) float32 of hidden (rows, C), still without GPT.cap."""
-        return self.lm_head.times(hidden).float()
+        return self.lm_head.product(hidden).float()
 
 
 def decoder_of(model: nn.Module, in_place: bool = False) -> Decoder | None:
     """None for a model that may compute something else than GPT does."""
     return Decoder(model, in_place) if type(model) is GPT else None
-
-
-def lay_out_for_decoding(model: nn.Module) -> Decoder | None:
-    """Store a model's matrices as decoding reads them fastest, in place; see Decoder."""
-    decoder = decoder_of(model, in_place=True)
-    if decoder is None:
-        for module in model.modules():
-            if isinstance(module, nn.Linear):
-                Matrix([module], module.weight.dtype, in_place=True)
-    return decoder

@@ -38,7 +38,6 @@ def measure(bench: Bench) -> Result:
     """By task, and of all. bench.items: of each task."""
     from data.tokenizer import Tokenizer
     from evals.core import Core, CoreSettings
-    from model.decoder import lay_out_for_decoding
 
     settings = bench.settings
     if settings.bundle is None:
@@ -51,7 +50,6 @@ def measure(bench: Bench) -> Result:
         core_settings = CoreSettings(settings.items, batch_tokens, settings.threads or 1)
         core = Core(unpacked(Path(settings.bundle), Path(folder)), core_settings)
         model = decode.build(case(tok, settings.tiny), bench.device)
-        lay_out_for_decoding(model)
         paths = Paths(core, model, tok, Path(folder))
         rounds = [paths.round(bench, number) for number in range(1 if settings.tiny else max(1, settings.repeats // 2))]
     result: Result = {label: rates(paths, rounds, [label]) for label in rounds[0]}

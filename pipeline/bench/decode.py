@@ -3,12 +3,14 @@
 `tok_s` is model.engine.Engine.generate on random weights laid out as evaluation does, with ends that never come: new
 tokens of all rows over the seconds of the whole call. `bound_tok_s` is one token's matmuls, attention over half of
 what a row holds in the end and top-k sampling, called one after the other on tensors that are there already, without
-anything between them; on GPUs replayed as a graph. `matmul_tok_s` is the matmuls alone. Both multiply as torch does by
-itself, so that an engine that shares a product out better (see model.decoder) can pass them.
+anything between them; on GPUs replayed as a graph. `matmul_tok_s` is the matmuls alone. Both are taken with torch's own
+products and with the decoder's, and the faster counts.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.bench.registry import Result
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from model.gpt import GPT
 
 RESULT_NEUTRAL = "measures; makes nothing"
+
+Products = list[Callable[[], object]]
 
 PROMPT_TOKENS = 16
 TOP_K = 50
@@ -47,26 +51,26 @@ CASES = {
 
 def measure(bench: Bench) -> Result:
     """By model and batch."""
-    from model.decoder import lay_out_for_decoding
+    from model.decoder import Decoder
 
     result: Result = {}
     for name, case in CASES["tiny" if bench.settings.tiny else bench.device.type].items():
         model = build(case, bench.device)
-        decoder = lay_out_for_decoding(model)
+        decoder = Decoder(model, in_place=True)
         for rows in case.batches:
-            cases = {
-                "engine": _generate(model, decoder, case, rows),
-                "bound": captured(_one_token(model, case, rows, everything=True), bench.device),
-                "matmuls": captured(_one_token(model, case, rows, everything=False), bench.device),
-            }
+            cases = {"engine": _generate(model, decoder, case, rows)}
+            for way, products in _ways_to_multiply(model, decoder, rows).items():
+                cases[f"bound, {way}"] = captured(_one_token(model, products, case, rows), bench.device)
+                cases[f"matmuls, {way}"] = captured(_all_of(products), bench.device)
             seconds = medians(in_turns(cases, bench.settings.repeats, bench.device))
+            bound, matmuls = (min(seconds[c] for c in cases if c.startswith(what)) for what in ("bound", "matmuls"))
             rate = rows * case.new_tokens / seconds["engine"]
             result[f"{name} batch {rows}"] = {
                 "tok_s": rate,
-                "bound_tok_s": rows / seconds["bound"],
-                "of_bound": rate * seconds["bound"] / rows,
-                "matmul_tok_s": rows / seconds["matmuls"],
-                "of_matmuls": rate * seconds["matmuls"] / rows,
+                "bound_tok_s": rows / bound,
+                "of_bound": rate * bound / rows,
+                "matmul_tok_s": rows / matmuls,
+                "of_matmuls": rate * matmuls / rows,
                 "new_tokens": case.new_tokens,
             }
     return result
@@ -96,7 +100,7 @@ def build(case: Case, device: "torch.device") -> "GPT":
     return model.to(device=device, dtype=dtype).eval()
 
 
-def _generate(model: "GPT", decoder: "Decoder | None", case: Case, rows: int) -> Callable[[], object]:
+def _generate(model: "GPT", decoder: "Decoder", case: Case, rows: int) -> Callable[[], object]:
     from data.tokenizer import SPECIAL_TOKENS
     from model.engine import Engine
     from model.sampling import Sampling
@@ -113,7 +117,35 @@ def _generate(model: "GPT", decoder: "Decoder | None", case: Case, rows: int) ->
     return generate
 
 
-def _one_token(model: "GPT", case: Case, rows: int, everything: bool) -> Callable[[], object]:
+def _ways_to_multiply(model: "GPT", decoder: "Decoder", rows: int) -> dict[str, Products]:
+    """All products of one token, by torch alone and as the decoder makes them."""
+    import torch
+    from torch.nn import functional as F
+
+    head = model.lm_head.weight
+    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    layers = [(layer.joint, layer.out, layer.up, layer.down) for layer in decoder.layers]
+    matrices = [*itertools.chain.from_iterable(layers), decoder.lm_head]
+    widths = {linear.in_features for linear in linears}
+    x = {width: torch.randn(rows, width, device=head.device, dtype=head.dtype) for width in widths}
+    return {
+        "torch": [partial(F.linear, x[linear.in_features], linear.weight) for linear in linears],
+        "decoder": [partial(matrix.product, x[matrix.whole.size(1)]) for matrix in matrices],
+    }
+
+
+def _all_of(products: Products) -> Callable[[], object]:
+    import torch
+
+    @torch.inference_mode()
+    def multiply() -> None:
+        for product in products:
+            product()
+
+    return multiply
+
+
+def _one_token(model: "GPT", products: Products, case: Case, rows: int) -> Callable[[], object]:
     import torch
     from torch.nn import functional as F
 
@@ -124,33 +156,21 @@ def _one_token(model: "GPT", case: Case, rows: int, everything: bool) -> Callabl
     def drawn(*shape: int) -> "torch.Tensor":
         return torch.randn(shape, device=head.device, dtype=head.dtype)
 
-    inputs = {matrix.in_features: drawn(rows, matrix.in_features) for matrix in _matrices(model)}
-    weights = [(inputs[matrix.in_features], matrix.weight) for matrix in _matrices(model)]
     q = drawn(rows, config.heads, 1, config.head_dim)
     pairs = drawn(config.depth, 2, rows, config.kv_heads, held, config.head_dim)
     logits = drawn(rows, case.vocab_size).float()
-
-    @torch.inference_mode()
-    def matmuls() -> None:
-        for x, weight in weights:
-            F.linear(x, weight)
+    multiply = _all_of(products)
 
     @torch.inference_mode()
     def token() -> None:
-        matmuls()
+        multiply()
         for k, v in pairs:
             F.scaled_dot_product_attention(q, k, v, enable_gqa=config.heads != config.kv_heads)
         best, ids = logits.topk(TOP_K)
         reached = best.softmax(-1).cumsum(-1)
         ids.gather(1, (reached <= 0.5).sum(-1, keepdim=True).clamp(max=TOP_K - 1))
 
-    return token if everything else matmuls
-
-
-def _matrices(model: "GPT") -> "list[torch.nn.Linear]":
-    import torch
-
-    return [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    return token
 
 
 def captured(call: Callable[[], object], device: "torch.device") -> Callable[[], object]:

@@ -79,7 +79,7 @@ class Bench:
         from data.calculator import calculate
         from data.tokenizer import Tokenizer
         from evals.ledger import Ledger
-        from model.decoder import lay_out_for_decoding
+        from model.decoder import decoder_of
         from model.distributed import choose_device
         from model.engine import Engine, rows_that_fit
         from model.gpt import load_model
@@ -92,7 +92,7 @@ class Bench:
             torch.cuda.set_device(self.device)  # the one that graphs are captured on
         keep_freed_memory()
         self.model = load_model(job.inputs["model"], self.device, resolve_dtype(params.dtype, self.device))
-        decoder = lay_out_for_decoding(self.model)
+        decoder = decoder_of(self.model, in_place=True)
         self.tokenizer = tok = Tokenizer.load(job.inputs["tokenizer"])
         rows = job.launch.device_batch_size
         rows = rows_that_fit(self.model) if rows == "auto" else int(rows)

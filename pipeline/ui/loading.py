@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data.calculator import calculate
 from data.tokenizer import Tokenizer
-from model.decoder import lay_out_for_decoding
+from model.decoder import decoder_of
 from model.distributed import choose_device
 from model.engine import Engine
 from model.gpt import load_model
@@ -23,7 +23,7 @@ def load(model: Path, tokenizer: Path, device: str = "auto") -> tuple[Generate, 
     where = choose_device(device)
     network = load_model(model, where, resolve_dtype("auto", where))
     codec = vocabulary.decode_bytes, vocabulary.encode
-    engine = Engine(network, vocabulary.special, *codec, calculate, rows=1, decoder=lay_out_for_decoding(network))
+    engine = Engine(network, vocabulary.special, *codec, calculate, rows=1, decoder=decoder_of(network, in_place=True))
 
     def generate(prompt: list[int], settings: ChatSettings, should_stop: Callable[[], bool]) -> Iterator[Event]:
         sampling = Sampling(

@@ -183,7 +183,7 @@ def test_draws_are_those_of_an_engine_without_graphs(changes, logprobs, monkeypa
         made = engine.generate(prompts, wanted, samples=3, logprobs=logprobs)
         assert [completion.tokens for completion in made] == [completion.tokens for completion in plain]
         for one, other in zip(made, plain):
-            assert not logprobs or one.logprobs == pytest.approx(other.logprobs, abs=1e-6)
+            assert not logprobs or one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
     assert any(tape.replays for tape in tapes(decoder).values())
 
 
