@@ -10,7 +10,7 @@ from torch import Tensor
 from model.decoder import Decoder
 from model.graphs import Drawn, rows_for
 from model.kvcache import KVCache
-from model.sampling import Sampler, Sampling
+from model.sampling import Cap, Sampler, Sampling
 from model.streaming import Pieces
 
 if TYPE_CHECKING:
@@ -61,7 +61,12 @@ class Batch:
             vocab_size = self.model.lm_head.weight.size(0)
             self.sampler = Sampler(slots, max(row.room for row in rows), vocab_size, engine.device)
         self.slots: list[Row | None] = [None] * slots
+        self._resized()
         self._admit()
+
+    def _resized(self) -> None:
+        """There are as many slots as there are now."""
+        self.decode = self.decoder.step(len(self.slots), self.replay) if self.decoder is not None else None
 
     @property
     def active(self) -> bool:
@@ -97,18 +102,13 @@ class Batch:
 
     def _step(self, feed: Tensor) -> Drawn:
         """What follows the tokens (rows,) of all slots."""
-        if self.decoder is not None:
-            hidden = self.decoder.hidden(feed, self.cache)
-        else:
-            hidden = self.model.hidden(feed[:, None], self.cache)[:, 0]
-        return self._draw(hidden, list(range(len(feed))))
+        slots = list(range(len(feed)))
+        if self.decode is None:
+            return self._draw(self.model.head(self.model.hidden(feed[:, None], self.cache)[:, 0]), slots)
+        return self._draw(self.decode.logits(self.decode.hidden(feed, self.cache)), slots, self.model.cap)
 
-    def _draw(self, hidden: Tensor, slots: list[int]) -> Drawn:
-        """A token for each of these slots, as its line of hidden (N, C) has it."""
-        if self.decoder is None:
-            logits, cap = self.model.head(hidden), None
-        else:
-            logits, cap = self.decoder.logits(hidden), self.model.cap
+    def _draw(self, logits: Tensor, slots: list[int], cap: Cap | None = None) -> Drawn:
+        """A token for each of these slots, as its line of logits (N, vocab) has it; cap: as of Sampler.draw."""
         tokens = self.sampler.draw(logits, slots, cap)
         if not self.logprobs:
             return tokens, None
@@ -145,6 +145,7 @@ class Batch:
         self.slots = [self.slots[slot] for slot in taken] + [None] * spare
         for slot in range(len(taken), len(kept)):
             self.cache.clear(slot)
+        self._resized()
 
     def _admit(self) -> None:
         """Read waiting prompts, each once however many samples it has, and give their rows a slot and a first token."""
@@ -169,7 +170,7 @@ class Batch:
         for slot, row in rows.items():
             self.sampler.assign(slot, row.sampling, row.sample, row.prompt)
         self.sampler.ready()
-        self._take(list(rows), *self._draw(hidden[at], list(rows)))
+        self._take(list(rows), *self._draw(self.model.head(hidden[at]), list(rows)))
 
     def _prefill(self, prompts: list[list[int]]) -> tuple[Tensor, KVCache]:
         """The hidden state after each prompt (rows, C), and the cache that holds them."""

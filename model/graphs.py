@@ -45,18 +45,18 @@ class FixedCache(KVCache):
     def restart(self, rows: int) -> None:
         """There are `rows` rows now, all empty."""
         pairs, embeddings, numbers = self.whole
-        self.pairs, self.embeddings, self.row = pairs[:, :, :rows], embeddings[:rows], numbers[:rows]
+        self.pairs, self.embeddings, self.row = pairs[:, :rows], embeddings[:rows], numbers[:rows]
         self.lengths = [-1] * rows
 
     def aim(self) -> None:
         """Let the next step look as far as it must."""
-        self.span = min(span_for(self.extent + 1), self.pairs.size(4))
+        self.span = min(span_for(self.extent + 1), self.pairs.size(3))
 
     def begin(self, count: int) -> Tensor:
         assert count == 1, "reading a prompt is for other caches"
         self.masks = {}
         self.start = self.held = self.span
-        self.keys, self.values = (part.unbind() for part in self.pairs.narrow(4, 0, self.span))
+        self.keys, self.values = self._layers(0, self.span)
         self.at = self.positions(1)
         return self.at
 
@@ -70,7 +70,7 @@ class FixedCache(KVCache):
 
     def select(self, rows: list[int]) -> None:
         places, count, held = torch.tensor(rows, device=self.device), len(rows), self.extent
-        self.pairs[:, :, :count, :, :held] = self.pairs[:, :, places, :, :held]
+        self.pairs[:, :count, :, :held] = self.pairs[:, places, :, :held]
         self.embeddings[:count] = self.embeddings[places]
         lengths = [self.lengths[row] for row in rows]
         self.restart(count)
@@ -87,6 +87,7 @@ class Replay:
         self.cache = FixedCache(config, rows, length, device, dtype)
         self.sampler = Sampler(rows, length, config.vocab_size, device)
         self.tokens = torch.zeros(rows, dtype=torch.long, device=device)
+        self.steps: dict[int, Any] = {}  # by rows: what else a graph's memory belongs to, kept as long
         self.calls: Counter[Hashable] = Counter()
         self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Drawn]] = {}
         self.captures = True

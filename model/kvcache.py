@@ -1,5 +1,7 @@
 """A static key-value cache whose rows hold sequences of different lengths."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,9 +22,8 @@ class KVCache:
         self, config: GPTConfig, rows: int, length: int, device: torch.device | str, dtype: torch.dtype
     ) -> None:
         # Zeros, not whatever memory holds: a masked NaN would still be a NaN.
-        self.pairs = torch.zeros(
-            (2, config.depth, rows, config.kv_heads, length, config.head_dim), device=device, dtype=dtype
-        )
+        shape = 2 * config.depth, rows, config.kv_heads, length, config.head_dim
+        self.pairs = torch.zeros(shape, device=device, dtype=dtype)  # keys of all layers, then values of all layers
         self.embeddings = torch.zeros(rows, config.width, device=device, dtype=dtype)  # of the last token, for smear
         self.grouped = config.heads != config.kv_heads
         self.lengths = [0] * rows  # known without asking the device; -1: nobody's, see clear()
@@ -44,13 +45,18 @@ class KVCache:
         self.start = self.extent
         self.held = self.start + count
         # Views of all layers are made at once: with one token a row, making them takes longer than using them.
-        self.keys, self.values = (part.unbind() for part in self.pairs.narrow(4, 0, self.held))
+        self.keys, self.values = self._layers(0, self.held)
         self.together = {self.start, -1}.issuperset(self.lengths)
         if self.together:
-            self.new_keys, self.new_values = (part.unbind() for part in self.pairs.narrow(4, self.start, count))
+            self.new_keys, self.new_values = self._layers(self.start, count)
             return slice(self.start, self.held)
         self.row, self.at = torch.arange(len(self.lengths), device=self.device)[:, None], self.positions(count)
         return self.at
+
+    def _layers(self, start: int, count: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Keys and values of each layer at these places, (rows, H_kv, count, D)."""
+        both = self.pairs.narrow(3, start, count).unbind()
+        return both[: len(both) // 2], both[len(both) // 2 :]
 
     def positions(self, count: int) -> Tensor:
         """(rows, count): where the next `count` tokens of each row will stand."""
@@ -112,7 +118,7 @@ class KVCache:
     def adopt(self, rows: list[int], other: "KVCache", others: list[int]) -> None:
         """Row rows[i] starts again as a copy of row others[i] of another cache."""
         to, source = (torch.tensor(places, device=self.device) for places in (rows, others))
-        self.pairs[:, :, to, :, : other.extent] = other.pairs[:, :, source, :, : other.extent]
+        self.pairs[:, to, :, : other.extent] = other.pairs[:, source, :, : other.extent]
         self.embeddings[to] = other.embeddings[source]
         for row, place in zip(rows, others):
             self.lengths[row] = other.lengths[place]
@@ -124,5 +130,5 @@ class KVCache:
     def select(self, rows: list[int]) -> None:
         """Keep only these rows, in this order."""
         places = torch.tensor(rows, device=self.device)
-        self.pairs, self.embeddings = self.pairs[:, :, places], self.embeddings[places]
+        self.pairs, self.embeddings = self.pairs[:, places], self.embeddings[places]
         self.lengths = [self.lengths[row] for row in rows]

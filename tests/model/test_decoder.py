@@ -6,9 +6,10 @@ import pytest
 import torch
 from small import small_model
 
-from model.decoder import FEW, SHARED_OUT, Decoder, Matrix, decoder_of
+from model.decoder import Decoder, decoder_of
 from model.gpt import GPT
 from model.kvcache import KVCache
+from model.products import FEW, SHARED_OUT, Matrix, Product
 
 ARCHES = {
     "base": {"depth": 4},
@@ -45,7 +46,7 @@ def test_it_continues_rows_as_the_model_does(arch, lengths):
     steps = 160 if "window_pattern" in ARCHES[arch] else 4  # past the windows
     model = exact(**ARCHES[arch])
     caches = filled(model, lengths, steps), filled(model, lengths, steps)
-    decoder = Decoder(model)
+    decoder = Decoder(model).step(len(lengths))
     counts = [int(length >= 0) for length in lengths]
     for step in range(steps):
         tokens = torch.tensor([(7 * step + row) % 61 for row in range(len(lengths))])
@@ -58,21 +59,28 @@ def test_it_continues_rows_as_the_model_does(arch, lengths):
         torch.testing.assert_close(model.cap(decoder.logits(found)), model.head(found), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("rows", [1, 3, FEW + 1, SHARED_OUT + 1])
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @torch.inference_mode()
-def test_a_product_is_the_same_however_it_is_shared_out(threads, monkeypatch):
+def test_a_product_is_the_same_however_it_is_shared_out(threads, rows, dense, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     layers = [torch.nn.Linear(32, out, bias=False, dtype=torch.float64) for out in (192, 64, 128)]
     weight = torch.cat([layer.weight for layer in layers])
     matrix = Matrix(layers, torch.float64, in_place=True)
     assert torch.equal(torch.cat([layer.weight for layer in layers]), weight)
     assert len(matrix.parts) == {1: 1, 2: 2, 3: 3, 8: 6}[threads]
-    for rows in (1, 3, FEW + 1, SHARED_OUT + 1):
-        x, residual = torch.randn(rows, 32).double(), torch.randn(rows, 384).double()
-        wanted = x @ weight.t()
-        for given in (x, x.t().contiguous().t()):
-            for product in (matrix.times(given), matrix.product(given), matrix.add(residual, given) - residual):
-                torch.testing.assert_close(product, wanted, atol=1e-12, rtol=0)
+    product, total, wanted = Product(matrix, rows, dense), Product(matrix, rows), torch.zeros(rows, 384).double()
+    total.place.zero_()
+    x = torch.randn(rows, 32).double()
+    for given in (x, x, x.t().contiguous().t(), x + 1):  # of the second, the views are there
+        torch.testing.assert_close(product(given, matrix), given @ weight.t(), atol=1e-12, rtol=0)
+        assert product.place.is_contiguous() or not dense
+        total.add(given, matrix)
+        wanted += given @ weight.t()
+        torch.testing.assert_close(total.place, wanted, atol=1e-12, rtol=0)
+    given.zero_()
+    assert not product(given, matrix).any()  # the memory that the views show may change
 
 
 @torch.inference_mode()
@@ -109,7 +117,7 @@ def test_weights_are_cast_to_the_dtype_of_the_computation():
     model.compute_dtype = torch.bfloat16
     caches = filled(model, [9, 9], 1), filled(model, [9, 9], 1)
     tokens = torch.tensor([5, 6])
-    found, wanted = Decoder(model).hidden(tokens, caches[0]), model.hidden(tokens[:, None], caches[1])[:, 0]
+    found, wanted = Decoder(model).step(2).hidden(tokens, caches[0]), model.hidden(tokens[:, None], caches[1])[:, 0]
     assert found.dtype == torch.bfloat16
     assert float((found - wanted).float().norm() / wanted.float().norm()) < 0.03
 

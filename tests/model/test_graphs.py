@@ -29,9 +29,10 @@ class Tape(TorchDispatchMode):
         name = func.overloadpacket.__name__
         assert name not in ASKS_OR_SENDS or (name == "_to_copy" and kwargs.get("device") is None), name
         assert "device" not in {a.name for a in func._schema.arguments} or kwargs.get("device") is not None, name
-        for argument, given_argument in zip(func._schema.arguments, args):
+        by_name = dict(zip([argument.name for argument in func._schema.arguments], args)) | kwargs
+        for argument in func._schema.arguments:
             if argument.alias_info is not None and argument.alias_info.is_write:
-                self.overwritten.append((given_argument, given_argument.clone()))
+                self.overwritten.append((by_name[argument.name], by_name[argument.name].clone()))
         result = func(*args, **kwargs)
         self.calls.append((func, args, kwargs, result))
         return result

@@ -65,7 +65,7 @@ QUANTITIES = {
         "stream": {"rows_s", "share_of_step", "waited_share"},
         "bestfit": {"rows_s", "share_of_step", "waited_share"},
     },
-    "decode": {"tiny batch 3": {"tok_s", "bound_tok_s", "of_bound", "matmul_tok_s", "of_matmuls"}},
+    "decode": {"tiny batch 3": {"tok_s", "of_bound", "of_matmuls", "of_torch_bound", "of_torch_matmuls"}},
     "rollouts": {"smallest": {"tok_s", "one_prompt_tok_s", "times_one_prompt", "one_answer_tok_s", "times_one_answer"}},
 }
 
