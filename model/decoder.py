@@ -96,8 +96,8 @@ class Step:
     def __init__(self, decoder: Decoder, rows: int) -> None:
         self.decoder, self.rows, layer, config = decoder, rows, decoder.layers[0], decoder.config
         assert config.kv_heads
-        self.residual = Product(layer.out, rows)  # what the layers add to
-        self.joint = Product(layer.joint, rows, dense=True)
+        self.residual = Product(layer.down, rows)  # what the layers add to
+        self.joint = Product(layer.joint, rows, fixed=True, dense=True)
         self.up = Product(layer.up, rows, dense=rows <= FEW)
         self.head = Product(decoder.lm_head, rows)
         x, heads = self.residual.place, self.joint.place.view(rows, -1, 1, config.head_dim)
@@ -158,13 +158,13 @@ class Step:
 
     def _in_rows(self, attended: Tensor) -> Tensor:
         """(rows, H, 1, D) -> (rows, C), where the next product finds it with no new view, if it takes any."""
-        if not self.residual.turned:
+        if not (self.residual.turned or self.residual.packs):
             return attended.reshape(self.attended_rows.shape)
         self.attended.copy_(attended)
         return self.attended_rows
 
     def _norm(self, x: Tensor, place: Tensor | None = None, gain: float = 1.0) -> Tensor:
-        """gain * norm(x); where it takes three calls, x sqrt(C) / hypot(|x|, sqrt(C eps)), at a place if one is given."""
+        """gain * norm(x). Where it takes three calls, x sqrt(C) / hypot(|x|, sqrt(C eps)), it is at the place given."""
         decoder, size = self.decoder, x.size(-1)
         if not decoder.quick:
             return norm(x) if gain == 1.0 else norm(x) * gain

@@ -21,6 +21,7 @@ from model.errors import ModelError
 from model.functional import norm, rotate, squared_relu
 from model.kvcache import KVCache
 from model.loss import softcap_cross_entropy
+from model.matmul import linear
 
 SOFTCAP = 15.0
 
@@ -37,7 +38,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.to(x.dtype)
-        return fp8.linear(x, weight) if self.fp8 and torch.is_grad_enabled() else F.linear(x, weight)
+        return fp8.linear(x, weight) if self.fp8 and torch.is_grad_enabled() else linear(x, weight)
 
 
 class Embedding(nn.Embedding):

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from model.matmul import add_mm, mm
+
 IGNORE = -1
 HALF_SCALE = 256.0  # of float16 gradients of logits, which lie within +-1: small ones keep their digits
 CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 28}  # held at once; fewer waste a GPU, more waste a CPU's caches
@@ -43,7 +45,7 @@ def _chunks(hidden: Tensor, weight: Tensor) -> list[tuple[int, int]]:
 def _logits(hidden: Tensor, head: Tensor, softcap: float) -> Tensor:
     """What the sigmoid of _Chunk takes: (N, V), the logits before the cap times 2 / softcap. Scaling the hidden state
     is scaling C numbers a row instead of V."""
-    return (hidden * (2 / softcap)) @ head.T
+    return mm(hidden * (2 / softcap), head.T)
 
 
 class _Chunk:
@@ -106,9 +108,9 @@ class _Fused(torch.autograd.Function):
             rows = hidden[start:stop]
             loss, d_logits, scale = kernel(_logits(rows, head, softcap), targets[start:stop], softcap)
             total += loss
-            torch.mul(d_logits @ head, scale, out=d_hidden[start:stop])
+            torch.mul(mm(d_logits, head), scale, out=d_hidden[start:stop])
             if head.dtype == d_weight.dtype:
-                d_weight.addmm_(d_logits.T, rows * scale)
+                add_mm(d_weight, d_logits.T, rows * scale)
             else:
                 d_weight += d_logits.T @ (rows * scale)
         ctx.save_for_backward(d_hidden, d_weight)

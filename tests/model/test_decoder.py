@@ -70,7 +70,7 @@ def test_a_product_is_the_same_however_it_is_shared_out(threads, rows, dense, mo
     matrix = Matrix(layers, torch.float64, in_place=True)
     assert torch.equal(torch.cat([layer.weight for layer in layers]), weight)
     assert len(matrix.parts) == {1: 1, 2: 2, 3: 3, 8: 6}[threads]
-    product, total, wanted = Product(matrix, rows, dense), Product(matrix, rows), torch.zeros(rows, 384).double()
+    product, total, wanted = Product(matrix, rows, dense=dense), Product(matrix, rows), torch.zeros(rows, 384).double()
     total.place.zero_()
     x = torch.randn(rows, 32).double()
     for given in (x, x, x.t().contiguous().t(), x + 1):  # of the second, the views are there
