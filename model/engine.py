@@ -136,8 +136,8 @@ class Engine:
         pieces = Pieces(self.special, self.decode_bytes, sampling.stop)
         read = 0
         for _ in self.decode([row]):
-            for token in row.tokens[read:]:
-                yield from pieces.feed(token)
+            for token, forced in zip(row.tokens[read:], row.forced[read:]):
+                yield from pieces.feed(token, forced)
             read = len(row.tokens)
             if should_stop is not None and row.finish is None and should_stop():
                 break
@@ -154,7 +154,7 @@ class Engine:
         row.room -= 1
         if not forced:
             self._react(row, token)
-        if row.pieces is not None and row.finish is None and self._stopped(row.pieces, token):
+        if row.pieces is not None and row.finish is None and self._stopped(row.pieces, token, forced):
             row.finish = "stop"
         if row.finish is None and row.room <= 0:
             row.finish = "length"
@@ -174,9 +174,9 @@ class Engine:
         elif row.call is not None:
             row.call.append(token)
 
-    def _stopped(self, pieces: Pieces, token: int) -> bool:
+    def _stopped(self, pieces: Pieces, token: int, forced: bool) -> bool:
         """Whether the text that is said holds a stop text now; calls, their results and special tokens are no text."""
-        for _ in pieces.feed(token):
+        for _ in pieces.feed(token, forced):
             pass
         return pieces.stopped
 

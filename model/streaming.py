@@ -40,9 +40,9 @@ class Pieces:
         self.held = ""
         self.stopped = False
 
-    def feed(self, token: int) -> Iterator[Event]:
-        """The events that one more token brings."""
-        if token in self.begins:
+    def feed(self, token: int, forced: bool) -> Iterator[Event]:
+        """The events that one more token brings. forced: it is a tool's; a result that the model makes up is text."""
+        if token in self.begins and (forced or self.begins[token] == "tool_call"):
             yield from self._close()
             self.inside = self.begins[token]
         elif token in self.ends and self.inside is not None:

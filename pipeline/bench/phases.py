@@ -15,7 +15,7 @@ RESULT_NEUTRAL = "measures; makes nothing"
 # Parts of the names of operators and kernels; the first that is found counts.
 KINDS = {
     "attention": ("scaled_dot_product", "flash", "fmha", "attention", "flex"),
-    "matmul": ("aten::mm", "aten::addmm", "bmm", "gemm", "nvjet", "cutlass", "xmma", "cublas", "mkldnn_linear", "linear_pointwise"),
+    "matmul": ("aten::mm", "aten::addmm", "bmm", "gemm", "nvjet", "cutlass", "xmma", "cublas", "_linear"),
     "compiled": ("triton_", "compiledfx", "cpp_fused", "torch-compiled", "compiledfunction"),
     "copy": ("copy_", "memcpy", "memset", "aten::cat", "clone", "zero_", "fill_"),
     "lookup": ("embedding", "index", "gather", "scatter"),

@@ -205,6 +205,13 @@ def test_streaming_sends_whole_characters_calls_and_results():
     assert (events[-1].finish, events[-1].tokens) == ("end", len(script))
 
 
+def test_a_result_that_the_model_makes_up_is_not_shown_as_a_tool_s():
+    script = [CALL, *b"?", CALL_END, OUT, *b"7", OUT_END, *b"!", END]
+    events = list(make_engine(Scripted(script, 1), tools=lambda text: None).stream([BOS], Sampling(temperature=0)))
+
+    assert [(e.kind, e.text) for e in events[:-1]] == [("tool_call", "?"), ("text", "7"), ("text", "!")]
+
+
 def test_a_broken_character_at_the_end_is_shown_as_such():
     events = list(make_engine(Scripted([*"🙂".encode()[:2], END], 1)).stream([BOS], Sampling(temperature=0)))
 
