@@ -21,6 +21,7 @@ ADDED = re.compile(r"\+stage@(\w+)=")  # a stage beside those that pipeline.stag
 UNDECLARED = re.compile(r"\w+\.(pin|(launch|params)\.\w+)=")  # what a stage has although its YAML need not name it
 SEVERAL = "-m runs one after the other; 'NAME=[a,b]' is a list."
 INNER = re.compile(r"(?:\+\+)?(\w+\.params(?:\.\w+)+)\.(\w+)=")  # a setting of a group of a stage's params
+UNUSED = re.compile(r"\+*hydra\.(run|job|output_subdir)\b")  # Hydra would take it, and nothing of it be seen
 
 
 @dataclass
@@ -143,6 +144,9 @@ def compose(overrides: list[str]) -> dict[str, Any]:
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
+    for override in overrides:
+        if UNUSED.match(override):
+            raise UserError("decides nothing here", override, "What a run leaves is in the store: store.root=FOLDER.")
     OmegaConf.register_new_resolver("least", _least, replace=True)
     GlobalHydra.instance().clear()
     inner = [o for o in overrides if INNER.match(o)]
@@ -243,6 +247,8 @@ def settings(composed: dict[str, Any]) -> Settings:
     values = {name: composed[name] for name in known if name in composed}
     built = typed.build(Settings, values | {"stages": {}})
     built.stages = stages
+    if built.run.name and "/" in built.run.name:
+        raise UserError(f"is {built.run.name!r}, but a name with / in it would be taken for a folder's", "run.name")
     return built
 
 

@@ -212,6 +212,7 @@ def make_saver(
     """Knows what a later resume must meet to be exact; says what this one does not."""
     import torch
 
+    from model import matmul
     from model.checkpoint import Checkpointer, Keep
 
     keep = Keep(job.launch.keep_last, job.launch.keep_every)
@@ -223,6 +224,7 @@ def make_saver(
         "threads": torch.get_num_threads(),
         "dtype": str(settings.dtype),
         "device": torch.cuda.get_device_name(world.device) if cuda else world.device.type,
+        "products": "torch's" if cuda or not matmul.available() else "oneDNN's",
         "attention": model.attention_backend,
         "torch": torch.__version__,
         "compile": job.launch.compile,

@@ -150,6 +150,8 @@ def composed_with(stages: dict[str, Any]) -> dict[str, Any]:
         ("model=3", "no model called '3' in .*conf/model"),
         ("model.depth=[", r"model\.depth=\[: cannot be read"),
         ("model.depth=2,3", "-m runs"),
+        ("hydra.run.dir=here", "hydra.run.dir=here: decides nothing here"),
+        ("run.name=a/b", "run.name: is 'a/b'"),
     ],
 )
 def test_a_wrong_name_is_an_error_with_the_nearest_right_one(override: str, said: str) -> None:
