@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from model import matmul
 
-SHARED_OUT = 256  # rows up to which a CPU's threads each multiply by their own outputs, measured
+SHARED_OUT = 64  # rows up to which a CPU's threads each multiply by their own outputs, measured
 FEW = 8  # rows of which a product is made dense, as the next one reads them several times as slowly otherwise, measured
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model.errors import ModelError
 
+GROUP = 8  # logits that likeliest() looks at together
 SMALLEST = 1e-30  # temperature or top_p: by less, float32 cannot divide a logit
 
 
@@ -49,6 +50,24 @@ def uniforms(seed: int, sample: int, count: int) -> Tensor:
     digest = hashlib.blake2b(f"{seed}/{sample}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
     return torch.rand(count, generator=generator)
+
+
+def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The values and places (N, count) of the largest of logits (N, vocab), in descending order.
+
+    On CPUs topk looks for many of few in a slower way, up to half as fast as going by groups first: the largest are in
+    groups that have one of the largest maxima. Which way is taken depends on the sizes alone, as equals may be picked
+    differently.
+    """
+    rows, size = logits.shape
+    worth = count >= 2 * GROUP and 2 * GROUP * count <= size <= 64 * count and size % GROUP == 0
+    if not (worth and logits.device.type == "cpu"):
+        return logits.topk(count)
+    groups = logits.unflatten(1, (GROUP, -1))
+    best = groups.amax(1).topk(count, sorted=False).indices
+    among = groups.gather(2, best[:, None].expand(-1, GROUP, -1)).view(rows, GROUP * count)
+    values, places = among.topk(count)
+    return values, best.gather(1, places % count) + places // count * (size // GROUP)
 
 
 Cap = Callable[[Tensor], Tensor]
@@ -218,7 +237,7 @@ class Sampler:
         return tokens
 
     def _sample_likeliest(self, width: int, logits: Tensor, rows: list[int], cap: Cap | None) -> Tensor:
-        logits, ids = logits.topk(width)  # (N, width), likeliest first
+        logits, ids = likeliest(logits, width)
         logits = self.cool(logits if cap is None else cap(logits), rows)
         weights = logits.softmax(-1)
         if self.plan.any_top_p:

@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 from small import small_model
+from torch.nn import functional as F
 
+from model import kvcache
 from model.decoder import Decoder, decoder_of
 from model.gpt import GPT
 from model.kvcache import KVCache
@@ -39,10 +41,12 @@ def filled(model: GPT, lengths: list[int], room: int) -> KVCache:
     return cache
 
 
+@pytest.mark.parametrize("many", [0, 10**6])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 @pytest.mark.parametrize("arch", ARCHES)
 @torch.inference_mode()
-def test_it_continues_rows_as_the_model_does(arch, lengths):
+def test_it_continues_rows_as_the_model_does(arch, lengths, many, monkeypatch):
+    monkeypatch.setattr(kvcache, "MANY", many)  # rows from which on attention is batched products
     steps = 160 if "window_pattern" in ARCHES[arch] else 4  # past the windows
     model = exact(**ARCHES[arch])
     caches = filled(model, lengths, steps), filled(model, lengths, steps)
@@ -132,3 +136,15 @@ def test_a_model_that_may_compute_something_else_has_none():
     before = [weight.clone() for weight in own.state_dict().values()]
     assert decoder_of(own) is None
     assert all(torch.equal(a, b) for a, b in zip(before, own.state_dict().values()))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@torch.inference_mode()
+def test_attention_of_one_query_is_that_of_torch(masked):
+    q, keys, values = (torch.randn(3, 2, length, 8).double() for length in (1, 12, 12))
+    keys, values, mask = keys[:, :, :9], values[:, :, :9], None
+    if masked:
+        mask = torch.where(torch.rand(3, 1, 1, 9) < 0.5, 0.0, -torch.inf).double()
+        mask[..., 0] = 0.0
+    wanted = F.scaled_dot_product_attention(q, keys, values, mask)
+    torch.testing.assert_close(kvcache.attend_once(q, keys, values, mask), wanted, atol=1e-12, rtol=0)

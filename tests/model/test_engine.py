@@ -12,7 +12,7 @@ from model.config import GPTConfig
 from model.engine import Engine, drop_oldest_turns
 from model.errors import ModelError
 from model.gpt import GPT
-from model.sampling import Sampler, Sampling, uniforms
+from model.sampling import Sampler, Sampling, likeliest, uniforms
 
 prompts_strategy = st.lists(
     st.lists(st.integers(0, 255), min_size=1, max_size=60).map(lambda ids: [BOS, *ids]), min_size=1, max_size=6
@@ -399,3 +399,18 @@ def test_uniforms_are_a_function_of_seed_and_sample():
     assert all(torch.equal(uniforms(3, 1, 600)[:count], uniforms(3, 1, count)) for count in range(1, 600, 7))
     assert not torch.equal(uniforms(3, 1, 8), uniforms(-3, 1, 8))
     assert not torch.equal(uniforms(3, 1, 8), uniforms(3, 2, 8))
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [(2048, 50), (512, 16), (512, 32), (513, 16), (2048, 500), (8192, 50), (64, 64)]
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_likeliest_are_those_of_topk(size, count, turned):
+    logits = torch.randn(size, 9).t() if turned else torch.randn(9, size)
+    values, places = likeliest(logits, count)
+    wanted = logits.topk(count)
+    assert torch.equal(values, wanted.values) and torch.equal(places, wanted.indices)
+    few = torch.randint(0, 5, logits.shape).float()  # many are equal: any of them will do, but each only once
+    values, places = likeliest(few, count)
+    assert torch.equal(values, few.topk(count).values) and torch.equal(few.gather(1, places), values)
+    assert all(len(set(row)) == count for row in places.tolist())
