@@ -66,7 +66,7 @@ class Batch:
 
     def _resized(self) -> None:
         """There are as many slots as there are now."""
-        self.decode = self.decoder.step(len(self.slots), self.replay) if self.decoder is not None else None
+        self.decoder_step = self.decoder.step(len(self.slots), self.replay) if self.decoder is not None else None
 
     @property
     def active(self) -> bool:
@@ -102,10 +102,10 @@ class Batch:
 
     def _step(self, feed: Tensor) -> Drawn:
         """What follows the tokens (rows,) of all slots."""
-        slots = list(range(len(feed)))
-        if self.decode is None:
+        slots, step = list(range(len(feed))), self.decoder_step
+        if step is None:
             return self._draw(self.model.head(self.model.hidden(feed[:, None], self.cache)[:, 0]), slots)
-        return self._draw(self.decode.logits(self.decode.hidden(feed, self.cache)), slots, self.model.cap)
+        return self._draw(step.logits(step.hidden(feed, self.cache)), slots, self.model.cap)
 
     def _draw(self, logits: Tensor, slots: list[int], cap: Cap | None = None) -> Drawn:
         """A token for each of these slots, as its line of logits (N, vocab) has it; cap: as of Sampler.draw."""
@@ -170,7 +170,11 @@ class Batch:
         for slot, row in rows.items():
             self.sampler.assign(slot, row.sampling, row.sample, row.prompt)
         self.sampler.ready()
-        self._take(list(rows), *self._draw(self.model.head(hidden[at]), list(rows)))
+        if self.decoder is None:
+            drawn = self._draw(self.model.head(hidden[at]), list(rows))
+        else:
+            drawn = self._draw(self.model.lm_head(hidden[at]).float(), list(rows), self.model.cap)
+        self._take(list(rows), *drawn)
 
     def _prefill(self, prompts: list[list[int]]) -> tuple[Tensor, KVCache]:
         """The hidden state after each prompt (rows, C), and the cache that holds them."""

@@ -32,6 +32,22 @@ class Layer:
     lambdas: tuple[float, float] | None
 
 
+class Norm:
+    """gain * model.functional.norm. On CPUs in four quick calls, x / (hypot(|x|, sqrt(C eps)) / (gain sqrt(C)))."""
+
+    def __init__(self, size: int, like: Tensor, gain: float = 1.0) -> None:
+        self.gain = gain
+        self.quick = like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64)
+        self.floor, self.part = like.new_full((), (size * EPS) ** 0.5), like.new_full((), size**-0.5 / gain)
+
+    def __call__(self, x: Tensor, place: Tensor | None = None) -> Tensor:
+        """At the place if it is quick, elsewhere if not."""
+        if not self.quick:
+            return norm(x) if self.gain == 1.0 else norm(x) * self.gain
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.floor).mul_(self.part)
+        return torch.div(x, length, out=place)
+
+
 class Decoder:
     """The weights of a model, joined, cast and laid out for decoding.
 
@@ -45,10 +61,8 @@ class Decoder:
         self.model, self.config, dtype = model, model.config, model.compute_dtype
         cos = model.cos.to(dtype)
         self.cos, self.sin = torch.cat([cos, cos], -1), model.sin.to(dtype)  # (context, 1, D) and (context, 1, D/2)
-        self.quick = cos.device.type == "cpu" and dtype in (torch.float32, torch.float64)
-        self.zero = cos.new_zeros(())
-        sizes = self.config.width, self.config.head_dim
-        self.floors = {size: cos.new_full((), (size * EPS) ** 0.5) for size in sizes}
+        self.norm = Norm(self.config.width, cos)
+        self.norm_heads = Norm(self.config.head_dim, cos, self.config.qk_gain)
         self.lm_head = Matrix([model.lm_head], dtype, in_place)
         self.layers = [self._layer(number, block, in_place) for number, block in enumerate(model.layers)]
         self.replays = in_place and cos.is_cuda
@@ -117,7 +131,7 @@ class Step:
         dtype, x = decoder.cos.dtype, self.residual.place
         places = cache.begin(1)
         turn = decoder.cos[places], decoder.sin[places]
-        first = self._norm(F.embedding(tokens, model.embed_tokens.weight).to(dtype))
+        first = decoder.norm(F.embedding(tokens, model.embed_tokens.weight).to(dtype))
         if config.smear:
             first = model.smear(first[:, None], cache)[:, 0]
         x.copy_(first)
@@ -125,19 +139,19 @@ class Step:
             if layer.lambdas is not None:
                 resid, x0 = layer.lambdas
                 x.mul_(resid).add_(first, alpha=x0)
-            normed = self._norm(x, self.normed)
+            normed = decoder.norm(x, self.normed)
             q, k, v = self._heads(normed, layer, *turn)
             if layer.value is not None:
                 v = self._with_value(v, normed, tokens, *layer.value)
             y = cache.attend_on(number, q, k, v, layer.window)
             self.residual.add(self._in_rows(y), layer.out)
-            up = self.up(self._norm(x, self.normed), layer.up).relu_()
+            up = self.up(decoder.norm(x, self.normed), layer.up).relu_()
             self.residual.add(torch.mul(up, up, out=up), layer.down)
             if config.backout and number == config.depth // 2:
                 middle = x.clone()
         if config.backout:
             x.sub_(model.backout_lambda.to(dtype) * middle)
-        return self._norm(x, self.normed)
+        return decoder.norm(x, self.normed)
 
     def _heads(self, normed: Tensor, layer: Layer, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As SelfAttention.heads, for (rows, C): q (rows, H, 1, D), k and v (rows, H_kv, 1, D)."""
@@ -146,8 +160,7 @@ class Step:
         torch.mul(self.both, cos, out=self.rotated)
         rotated_low.addcmul_(high, sin)
         rotated_high.addcmul_(low, sin, value=-1)
-        gain = self.decoder.config.qk_gain
-        both = self._norm(self.rotated, self.rotated, gain)
+        both = self.decoder.norm_heads(self.rotated, self.rotated)
         q, k = self.split if both is self.rotated else both.split_with_sizes(self.sizes, 1)
         return q, k, self.v
 
@@ -162,14 +175,6 @@ class Step:
             return attended.reshape(self.attended_rows.shape)
         self.attended.copy_(attended)
         return self.attended_rows
-
-    def _norm(self, x: Tensor, place: Tensor | None = None, gain: float = 1.0) -> Tensor:
-        """gain * norm(x). Where it takes three calls, x sqrt(C) / hypot(|x|, sqrt(C eps)), it is at the place given."""
-        decoder, size = self.decoder, x.size(-1)
-        if not decoder.quick:
-            return norm(x) if gain == 1.0 else norm(x) * gain
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(decoder.floors[size])
-        return torch.addcdiv(decoder.zero, x, length, value=gain * size**0.5, out=place)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, vocab) float32 of hidden (rows, C), still without GPT.cap; to be read before the next call."""
