@@ -1,7 +1,7 @@
 """Products of float32 matrices on CPUs, by oneDNN where it is the faster library.
 
 torch multiplies float32 with MKL, which uses AVX-512 on Intel's processors alone: on others that have it, oneDNN, which
-every build of torch for them holds too, is more than twice as fast. Numbers differ by rounding, as between processors.
+torch's builds hold too, is more than twice as fast. Numbers differ by rounding, as between processors.
 """
 
 import functools
