@@ -1,0 +1,76 @@
+"""Checks of what comes from outside: names, digests and sizes that a server, an archive or a manifest announces, and
+text that reaches a terminal."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from data.errors import DataError
+
+RESULT_NEUTRAL = "refuses or shows values; changes none that it accepts"
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # bidirectional overrides included
+LONGEST_NAME = 1024  # characters of a path
+
+
+def check_name(name: Any, where: str) -> str:
+    """Return `name` if it is a relative path of plain parts, in POSIX notation. where: who announced it.
+
+    Raises DataError for anything that could leave the directory it is joined to, or hide what it is: `..`, `.`, empty
+    parts, a leading `/`, a backslash, control characters, half a surrogate pair.
+    """
+    wrong = (
+        not isinstance(name, str)
+        or len(name) > LONGEST_NAME
+        or "\\" in name
+        or CONTROL.search(name)
+        or any("\ud800" <= character <= "\udfff" for character in name)
+        or any(part in ("", ".", "..") for part in name.split("/"))
+    )
+    if wrong:
+        raise DataError(f"{where} lists a file named {shown(name)}, which is not a plain relative path. Refused.")
+    return str(name)
+
+
+def below(folder: Path, name: Any, where: str) -> Path:
+    """`folder`/`name`, for a checked `name`. Raises DataError."""
+    return folder / check_name(name, where)
+
+
+def is_sha256(value: Any) -> bool:
+    """Return True for 64 lower-case hexadecimal digits."""
+    return isinstance(value, str) and SHA256.fullmatch(value) is not None
+
+
+def check_sha256(value: Any, where: str) -> str:
+    """Return `value` if it is a SHA-256 in hexadecimal. Raises DataError."""
+    if not is_sha256(value):
+        raise DataError(f"{where} announces {shown(value)} as a SHA-256, expected 64 hexadecimal digits. Refused.")
+    return str(value)
+
+
+def check_size(value: Any, where: str) -> int:
+    """Return `value` if it is a whole number of bytes, zero or more. Raises DataError."""
+    if type(value) is not int or value < 0:
+        raise DataError(f"{where} announces a size of {shown(value)}, expected a whole number of bytes. Refused.")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A foreign value for a message: as Python writes it, shortened, without control characters."""
+    text = ascii(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """`text` without what a terminal would obey: control characters other than those in `keep` become visible.
+
+    ESC becomes U+241B, other C0 characters their symbol in Unicode's Control Pictures block, the rest U+FFFD.
+    """
+    return CONTROL.sub(lambda found: found[0] if found[0] in keep else _picture(found[0]), text)
+
+
+def _picture(character: str) -> str:
+    code = ord(character)
+    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
