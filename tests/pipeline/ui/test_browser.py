@@ -1,8 +1,10 @@
 import pytest
 from browser import CHROMIUM, Browser
 
+from tests.services import service
+
 pytest.importorskip("websockets")
-pytestmark = [pytest.mark.full, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
+pytestmark = service("Chromium", CHROMIUM)
 
 READY = "!!document.querySelector('#box textarea') && document.querySelectorAll('#chat .example').length > 0"
 DONE = "document.querySelector('#status').innerText.includes('tokens/s')"
