@@ -27,39 +27,6 @@ PARTS = {
     "python_output": ("<|output_start|>", "<|output_end|>"),
 }
 
-# What `render` does, as the template that an exported tokenizer carries.
-CHAT_TEMPLATE = """\
-{{- '<|bos|>' -}}
-{%- set ns = namespace(system='') -%}
-{%- for message in messages -%}
-{%- if message['role'] == 'system' -%}
-{%- set ns.system = message['content'] + '\\n\\n' -%}
-{%- elif message['role'] == 'user' -%}
-{{- '<|user_start|>' + ns.system + message['content'] + '<|user_end|>' -}}
-{%- set ns.system = '' -%}
-{%- else -%}
-{{- '<|assistant_start|>' -}}
-{%- if message['content'] is string -%}
-{{- message['content'] -}}
-{%- else -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'python' -%}
-{{- '<|python_start|>' + part['text'] + '<|python_end|>' -}}
-{%- elif part['type'] == 'python_output' -%}
-{{- '<|output_start|>' + part['text'] + '<|output_end|>' -}}
-{%- else -%}
-{{- part['text'] -}}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{{- '<|assistant_end|>' -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- '<|assistant_start|>' -}}
-{%- endif -%}
-"""
-
 
 class Encoder(Protocol):
     """What rendering needs of a tokenizer."""

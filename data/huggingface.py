@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from data.conversation import ASSISTANT, BOS, CHAT_TEMPLATE
+from data.chat_template import CHAT_TEMPLATE
+from data.conversation import ASSISTANT, BOS
 
 
 def tokenizer_config(sequence_len: int) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _write(model: ModelChoice, artifact: Artifact, out: Path) -> None:
     described = config_json(config, tokenizer.bos, ends)
     tokens = {name: described[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     _write_json(out / "config.json", described)
-    _write_json(out / "generation_config.json", {**tokens, "max_new_tokens": config.sequence_len // 4})
+    _write_json(out / "generation_config.json", tokens)  # a length here would override the caller's
     _write_json(out / "tokenizer_config.json", tokenizer_config(config.sequence_len))
     shutil.copyfile(model.tokenizer / "tokenizer.json", out / "tokenizer.json")
     export_weights(model.folder, out)

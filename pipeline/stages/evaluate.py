@@ -31,7 +31,7 @@ class Params:
     sample_tokens: Count = 64  # of a continuation or an answer
     sample_temperature: Amount = 0.0
     keep: Natural = 4  # conversations of each task in results.json
-    max_new_tokens: Count = 256  # of an answer to a task's question
+    max_new_tokens: Count = 512  # of an answer to a task's question
     temperature: Amount = 0.0  # of these answers; 0: the likeliest token
     top_k: Count | None = 50
     samples: Count = 1  # answers to each question; with more than 1, pass@k is measured too

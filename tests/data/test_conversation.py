@@ -1,53 +1,18 @@
 """How a conversation becomes tokens, and which of them are trained on: by examples, token by token."""
 
-from typing import ClassVar
-
-import jinja2
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from data.conversation import CHAT_TEMPLATE, check, render, render_prompt, spoken
+from data.conversation import check, render, render_prompt, spoken
 from data.errors import DataError
-from data.tokenizer import SPECIAL_TOKENS
-
-
-class Letters:
-    """A tokenizer whose tokens are characters, so that examples can be read."""
-
-    special: ClassVar = {name: 0x110000 + i for i, name in enumerate(SPECIAL_TOKENS)}
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(character) for character in text]
-
-    def show(self, ids: list[int]) -> list[str]:
-        names = {token: name for name, token in self.special.items()}
-        return [names.get(token) or chr(token) for token in ids]
-
-
-letters = Letters()
-
-
-def from_template(messages, prompt=False, trim=True):
-    """What the exported template makes of it; trim: with the block trimming that transformers switches on."""
-    environment = jinja2.Environment(trim_blocks=trim, lstrip_blocks=trim, keep_trailing_newline=True)
-    return environment.from_string(CHAT_TEMPLATE).render(messages=messages, add_generation_prompt=prompt)
+from tests.data.templates import assistant, from_template, letters, mask_of, user
 
 
 def rendered(*messages):
     """The tokens, each with a star in front if it is trained on. The exported template must write the same ones."""
     ids, mask = render({"messages": list(messages)}, letters)
     assert len(ids) == len(mask)
-    assert from_template(list(messages)) == "".join(letters.show(ids))
+    assert from_template(list(messages)) == ("".join(letters.show(ids)), mask_of(letters, ids, mask))
     return [f"{'*' if m else ''}{token}" for token, m in zip(letters.show(ids), mask)]
-
-
-def user(content):
-    return {"role": "user", "content": content}
-
-
-def assistant(content):
-    return {"role": "assistant", "content": content}
 
 
 def test_a_question_and_its_answer():
@@ -122,7 +87,7 @@ def test_a_prompt_ends_where_the_assistant_is_to_speak():
     assert letters.show(prompt)[-4:] == ["<|user_start|>", "c", "<|user_end|>", "<|assistant_start|>"]
     ids, _ = render(answered, letters)
     assert ids[: len(prompt)] == prompt
-    assert from_template(asked["messages"], prompt=True) == "".join(letters.show(prompt))
+    assert from_template(asked["messages"], prompt=True)[0] == "".join(letters.show(prompt))
 
 
 @pytest.mark.parametrize(
@@ -148,24 +113,6 @@ def test_a_prompt_ends_where_the_assistant_is_to_speak():
 def test_what_is_no_conversation_is_said(conversation, complaint):
     with pytest.raises(DataError, match=complaint):
         check(conversation)
-
-
-texts = st.text(st.characters(codec="utf-8"), max_size=20)
-parts = st.lists(st.fixed_dictionaries({"type": st.sampled_from(["text", "python", "python_output"]), "text": texts}))
-exchanges = st.lists(st.tuples(texts, texts | parts), min_size=1, max_size=4)
-
-
-@given(st.none() | texts, exchanges, st.booleans(), st.booleans())
-def test_the_exported_template_says_the_same(system, turns, unanswered, trim):
-    messages = [] if system is None else [{"role": "system", "content": system}]
-    for question, answer in turns:
-        messages += [user(question), assistant(answer)]
-    if unanswered:
-        messages = messages[:-1]
-        ids = render_prompt({"messages": messages}, letters)
-    else:
-        ids, _ = render({"messages": messages}, letters)
-    assert from_template(messages, unanswered, trim) == "".join(letters.show(ids))
 
 
 def test_texts_side_by_side_are_encoded_as_the_one_text_that_the_template_makes_of_them():

@@ -13,7 +13,9 @@ import torch
 from data.tokenizer import Tokenizer
 from evals.core import score
 from evals.core_prompts import TaskItems, encode, read_bundle
+from model.engine import Engine
 from model.gpt import load_model
+from model.sampling import Sampling
 from pipeline.export import export_hf
 from pipeline.find_model import find_model
 from tests.pipeline.small_store import put_model, small_store
@@ -50,8 +52,8 @@ def harness(model, tmp_path_factory):
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("HF_DATASETS_OFFLINE", "1")
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("cache")))
-        pytest.importorskip("lm_eval")
-        pytest.importorskip("accelerate")
+        for name in ("lm_eval", "accelerate"):
+            pytest.importorskip(name, reason="needs lm-eval: pip install -e '.[compare]'")
         from lm_eval.models.huggingface import HFLM
 
         yield HFLM(pretrained=str(model[2]), add_bos_token=True, device="cpu", dtype="float32", batch_size=16)
@@ -80,6 +82,25 @@ def test_the_harness_agrees_item_by_item(shared_hub, model, harness, tmp_path, l
         verdict = sample["acc"] == 1.0 if exact else means.index(max(means)) == question.gold
         agreed += verdict == ours
     assert agreed >= ITEMS - 1 and not any(question.cropped for question in questions)
+
+
+@pytest.mark.parametrize("length", [5, 100])
+def test_an_answer_is_as_long_as_the_harness_asks(model, harness, length):
+    from lm_eval.api.instance import Instance
+
+    network, tokenizer, _ = model
+    engine = Engine(network, tokenizer.special, tokenizer.decode_bytes, tokenizer.encode, tools=None)
+    text = "The mill grinds"
+    wanted = {"until": ["no such text"], "max_gen_toks": length, "do_sample": False}
+
+    (expected,) = engine.generate(
+        [[tokenizer.bos, *tokenizer.encode(text)]], Sampling(temperature=0.0, max_tokens=length)
+    )
+    (found,) = harness.generate_until([Instance("generate_until", {}, (text, wanted), 0)], disable_tqdm=True)
+
+    assert len(expected.tokens) == length
+    special = set(tokenizer.special.values())
+    assert found == tokenizer.decode([token for token in expected.tokens if token not in special])
 
 
 def measure(harness, label, items, folder):

@@ -16,6 +16,7 @@ from data.errors import DataError
 from data.tokenizer import Tokenizer
 from model.config import GPTConfig
 from model.gpt import GPT, write_config
+from pipeline import config
 from tests.pipeline.trained import StageRun
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,3 +147,12 @@ def test_bits_per_byte_without_tokens_is_an_error_that_says_what_to_do(inputs, t
 
     with pytest.raises(DataError, match="needs the input tokens; add it, or set bpb_tokens to null"):
         StageRun("evaluate", tmp_path, without, PARAMS, {}).inside()
+
+
+@pytest.mark.parametrize("recipe", ["d12", "d20", "d26", "d32"])
+def test_real_recipes_let_an_answer_be_as_long_as_programs_are(recipe):
+    stages = config.settings(config.compose([f"recipe={recipe}"])).stages
+
+    found = {stage.params["max_new_tokens"] for stage in stages.values() if stage.run == "pipeline.stages.evaluate"}
+
+    assert found == {512}  # 35 of HumanEval's 164 solutions are longer than 256

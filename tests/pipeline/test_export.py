@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -94,10 +95,38 @@ def test_transformers_gives_the_same_logits_and_the_same_tokens_greedily(store, 
         assert written[0, len(prompt) :].tolist() == completion.tokens
 
 
+WORDS = ["a", "The", " mill", "\n", "  ", "1 + 1", "é", "日本", "\U0001f600", "don't", "{{ x }}", "<b>", "\t2,000"]
+
+
+def conversation(random: Random) -> list[dict]:
+    """Varied messages: with and without a system message, one to four turns, calls and their results in any place."""
+
+    def text(least: int = 0) -> str:
+        return "".join(random.choices(WORDS, k=random.randint(least, 8)))
+
+    def answer() -> str | list[dict]:
+        kinds = random.choices(["text", "python", "python_output"], k=random.randint(1, 6))
+        parts = [{"type": kind, "text": text()} for kind in kinds]
+        return text() if random.random() < 0.5 else parts
+
+    turns = [({"role": "user", "content": text()}, {"role": "assistant", "content": answer()}) for _ in range(4)]
+    system = [{"role": "system", "content": text()}] if random.random() < 0.3 else []
+    return system + [message for turn in turns[: random.randint(1, 4)] for message in turn]
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.full)])
+def test_ids_and_the_mask_of_what_is_trained_on_are_ours(theirs, ours, count):
+    for number in range(count):
+        messages = conversation(Random(number))
+        found = theirs.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        assert (found["input_ids"], found["assistant_masks"]) == render({"messages": messages}, ours)
+
+
 def test_a_turn_ends_there_where_the_engine_ends_it(exported, ours):
     generation = json.loads((exported / "sft" / "generation_config.json").read_text())
 
     assert set(generation["eos_token_id"]) == {ours.special["<|assistant_end|>"], ours.bos}
+    assert not any("max" in name for name in generation)  # the caller decides how long an answer may get
 
 
 texts = st.text(st.characters(codec="utf-8"), max_size=60) | st.text(" \n\t\r12345'saZ.é", max_size=60)

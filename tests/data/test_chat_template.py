@@ -1,0 +1,119 @@
+"""The template that exported tokenizers carry: the text and the mask of render, and what other tools' clients send."""
+
+import jinja2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.conversation import render, render_prompt
+from tests.data.templates import END, START, assistant, from_template, letters, mask_of, tool, user
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters=START + END), max_size=20)
+parts = st.lists(st.fixed_dictionaries({"type": st.sampled_from(["text", "python", "python_output"]), "text": texts}))
+exchanges = st.lists(st.tuples(texts, texts | parts), min_size=1, max_size=4)
+
+
+def wrapped(messages):
+    """Every plain text as a list of one part, as vLLM hands it on."""
+    return [
+        message | {"content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message["content"], str)
+        else message
+        for message in messages
+    ]
+
+
+@given(st.none() | texts, exchanges, st.booleans(), st.booleans())
+def test_it_writes_and_marks_what_we_render(system, turns, unanswered, trim):
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    for question, answer in turns:
+        messages += [user(question), assistant(answer)]
+    if unanswered:
+        messages = messages[:-1]
+        ids = render_prompt({"messages": messages}, letters)
+        expected = "".join(letters.show(ids))
+        assert from_template(messages, unanswered, trim)[0] == expected
+        assert from_template(wrapped(messages), unanswered, trim)[0] == expected
+    else:
+        ids, mask = render({"messages": messages}, letters)
+        expected = "".join(letters.show(ids)), mask_of(letters, ids, mask)
+        assert from_template(messages, unanswered, trim) == expected
+        assert from_template(wrapped(messages), unanswered, trim) == expected
+
+
+def calculating(expression, name="python", wrap=True):
+    function = {"name": name, "arguments": {"expression": expression}}
+    return {"tool_calls": [{"id": "1", "type": "function", "function": function} if wrap else function]}
+
+
+PARTS = [
+    {"type": "text", "text": "Let me see: "},
+    {"type": "python", "text": "1 + 1"},
+    {"type": "python_output", "text": "2"},
+    {"type": "text", "text": "It is 2."},
+]
+
+
+@pytest.mark.parametrize("name", ["python", "calculator"])
+@pytest.mark.parametrize("wrap", [True, False])
+def test_a_tool_call_and_its_result_are_parts_of_one_turn_and_only_the_call_is_marked(name, wrap):
+    asked = [user("?"), assistant("Let me see: ", **calculating("1 + 1", name, wrap)), tool("2")]
+    ids, mask = render({"messages": [user("?"), assistant(PARTS)]}, letters)
+
+    assert from_template([*asked, assistant("It is 2.")]) == ("".join(letters.show(ids)), mask_of(letters, ids, mask))
+
+
+@pytest.mark.parametrize("content", [None, "", []])
+def test_a_call_without_a_text_is_the_call_alone(content):
+    messages = [user("?"), assistant(content, **calculating("1")), tool([{"type": "text", "text": "1"}])]
+
+    assert from_template(messages, prompt=True)[0] == (
+        "<|bos|><|user_start|>?<|user_end|><|assistant_start|><|python_start|>1<|python_end|>"
+        "<|output_start|>1<|output_end|>"  # the turn is still open: no second start
+    )
+
+
+def test_calls_one_after_the_other_stay_in_one_turn():
+    messages = [user("?"), assistant("a", **calculating("1")), tool("1"), assistant("b", **calculating("2")), tool("2")]
+    calls = [{"type": "python", "text": "1"}, {"type": "python_output", "text": "1"}]
+    more = [{"type": "python", "text": "2"}, {"type": "python_output", "text": "2"}]
+    said = [{"type": "text", "text": name} for name in "abc"]
+    ids, mask = render({"messages": [user("?"), assistant([said[0], *calls, said[1], *more, said[2]])]}, letters)
+
+    assert from_template([*messages, assistant("c")]) == ("".join(letters.show(ids)), mask_of(letters, ids, mask))
+
+
+OTHER = {"tool_calls": [{"type": "function", "function": {"name": "search", "arguments": {"expression": "1"}}}]}
+AS_TEXT = {"tool_calls": [{"function": {"name": "python", "arguments": '{"expression": "1"}'}}]}
+TWO = {"tool_calls": calculating("1")["tool_calls"] * 2}
+
+
+@pytest.mark.parametrize(
+    ("messages", "complaint"),
+    [
+        ([], "at least one message"),
+        ([{"role": "system", "content": "s"}], "A system message alone"),
+        ([user("a"), user("b")], "Message 2 is by user where assistant is due"),
+        ([assistant("a")], "Message 1 is by assistant where user is due"),
+        ([{"role": "developer", "content": "a"}, user("b")], "Message 1 is by developer where user is due"),
+        ([user("a"), {"role": "system", "content": "s"}], "Message 2 is by system where assistant is due"),
+        ([user("a"), tool("b")], "Message 2 is by tool where assistant is due"),
+        ([user("a"), assistant("", **calculating("1")), assistant("1")], "Message 3 is by assistant where tool is due"),
+        ([user("a"), assistant("", **calculating("1"))], "The last message calls a tool. Add its result"),
+        ([user("a"), assistant("", **OTHER), tool("1")], "message 2 is not one of python"),
+        ([user("a"), assistant("", **AS_TEXT), tool("1")], "message 2 needs the arguments"),
+        ([user("a"), assistant("", **TWO), tool("1")], "of message 2 are several"),
+        ([user("a"), assistant(None)], "The content of message 2 is not text"),
+        ([user("a"), {"role": "assistant"}], "The content of message 2 is not text"),
+        ([user(None)], "The content of message 1 is not text"),
+        ([user(3)], "The content of message 1 is not text"),
+        ([user({"text": "a"})], "The content of message 1 is not text"),
+        ([user(["a"])], "message 1 has a part that is not"),
+        ([user([{"type": "image_url", "image_url": {"url": "x"}}])], "message 1 has a part that is not"),
+        ([user([{"type": "python", "text": "1"}])], "message 1 has a part that is not"),
+        ([user("a"), assistant([{"type": "python"}])], "message 2 has a part that is not"),
+    ],
+)
+def test_what_the_model_never_saw_is_refused_in_words(messages, complaint):
+    with pytest.raises(jinja2.TemplateError, match=complaint):
+        from_template(messages)
