@@ -9,6 +9,7 @@ import difflib
 import io
 import os
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 from pipeline.errors import Guarded, Interrupted, UserError
@@ -96,7 +97,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def _complain(text: str, code: int) -> int:
-    print(text, file=sys.stderr, flush=True)
+    with suppress(OSError):  # a terminal that has hung up
+        print(text, file=sys.stderr, flush=True)
     return code
 
 

@@ -55,7 +55,13 @@ def _why(step: Step) -> str:
 
 
 class RunConsole(Console):
-    """Falls silent when nobody reads it any more; a run goes on."""
+    """Falls silent when it cannot be written to (a closed pipe, a dropped terminal, a full disk); the run continues."""
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError:
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

@@ -25,8 +25,8 @@ from pipeline.dag import Dag, Stage
 from pipeline.errors import StageFailed, UserError
 from pipeline.export import read_marker
 from pipeline.find_model import find_model
-from pipeline.launch import StopSwitch
 from pipeline.session import Session, new_run_id
+from pipeline.signals import StopSwitch
 from pipeline.store import Artifact, Store
 from pipeline.ui.models import MODULES
 
@@ -241,7 +241,7 @@ def run(
         on_progress=lambda state: events.progress(NAME, state),
         on_say=lambda line: events.say(NAME, line),
         should_stop=lambda: switch.asked,
-        should_kill=lambda: switch.insisted,
+        why_kill=lambda: switch.why_kill,
     )
     with gpus.taken_by(stage, partial(events.waiting, NAME), lambda: switch.asked) as env:
         events.started(NAME, what, work / "log.txt")

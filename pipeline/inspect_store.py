@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ RESULT_NEUTRAL = "shows what is stored"
 SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
 
 CHAT_MODULES = ("rl", "finetune", "pretrain")
+
+FOLLOW_SECONDS = 0.3  # between looks at a log
 
 RESULT_COLUMNS = 110  # of a terminal, from which on `ls` also shows results
 
@@ -159,6 +162,22 @@ def find_log(store: Store, name: str) -> Path:
     if not path.exists():
         raise UserError("has no log", name)
     return path
+
+
+def read_log(store: Store, name: str, follow: bool) -> Iterator[str]:
+    """The log of a stage, piece by piece; follow: with what is added, until nobody makes the stage any more.
+
+    The open file stays the log when publishing moves it.
+    """
+    path = find_log(store, name)
+    with open(path, errors="replace") as file:
+        while True:
+            ending = not follow or not _alive(store, path.parent)  # asked first: what it wrote last is read as well
+            while text := file.read(1 << 16):
+                yield text
+            if ending:
+                return
+            time.sleep(FOLLOW_SECONDS)
 
 
 def print_artifact(console: Console, artifact: Artifact, as_json: bool) -> None:

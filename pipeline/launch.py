@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -45,7 +44,7 @@ class Watch:
     on_progress: Callable[[dict[str, Any]], None] = lambda state: None
     on_say: Callable[[str], None] = lambda line: None
     should_stop: Callable[[], bool] = lambda: False
-    should_kill: Callable[[], bool] = lambda: False  # the lock was lost, or the user asked twice
+    why_kill: Callable[[], str] = lambda: ""  # why to end the stage at once: asked twice, the lock was lost
 
 
 def command(job_path: Path, ranks: bool, nproc: int) -> list[str]:
@@ -80,11 +79,12 @@ def run(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        killed = ""
         try:
-            _follow(child, work, launch, watch)
+            killed = _follow(child, work, launch, watch)
         finally:
             _end_group(child)
-    outcome = _outcome(work, child.returncode)
+    outcome = _outcome(work, child.returncode, killed)
     outcome.seconds = time.monotonic() - started  # what was paid for: starting and ending included
     return outcome
 
@@ -121,8 +121,11 @@ def _environment(ranks: bool, launch: Launch) -> dict[str, str]:
     return env
 
 
-def _follow(child: "subprocess.Popen[bytes]", work: Path, launch: Launch, watch: Watch) -> None:
-    """Pass on what the stage tells until it ends, and to it what it is asked."""
+def _follow(child: "subprocess.Popen[bytes]", work: Path, launch: Launch, watch: Watch) -> str:
+    """Pass on what the stage tells until it ends, and to it what it is asked.
+
+    Returns why the stage must be killed; empty when it ended by itself.
+    """
     told, seen, asked_at, started = 0, b"", 0.0, time.monotonic()
     while True:
         ended = child.poll() is not None
@@ -137,13 +140,16 @@ def _follow(child: "subprocess.Popen[bytes]", work: Path, launch: Launch, watch:
                 watch.on_say(text)
             told = len(lines)
         if ended:
-            return
+            return ""
         overdue = launch.timeout_minutes is not None and time.monotonic() - started > 60 * launch.timeout_minutes
         if not asked_at and (overdue or watch.should_stop()):
             asked_at = time.monotonic()
             (work / "stop").touch()  # reaches every rank, whatever processes stand between
-        if watch.should_kill() or (asked_at and time.monotonic() - asked_at > launch.grace_seconds):
-            return
+        if why := watch.why_kill():
+            return why
+        if asked_at and time.monotonic() - asked_at > launch.grace_seconds:
+            after = "" if watch.should_stop() else f"launch.timeout_minutes={launch.timeout_minutes} had passed and "
+            return f"{after}it did not save within launch.grace_seconds={launch.grace_seconds:g}"
         time.sleep(POLL_SECONDS)
 
 
@@ -166,11 +172,14 @@ def _group_lives(group: int) -> bool:
     return True
 
 
-def _outcome(work: Path, returncode: int | None) -> Outcome:
-    try:
-        return Outcome(**json.loads((work / "outcome.json").read_text()))
-    except (OSError, ValueError):
-        pass
+def _outcome(work: Path, returncode: int | None, killed: str) -> Outcome:
+    """What the stage wrote of its end, else what its exit code tells. killed: why the launcher ended it, if it did."""
+    with suppress(OSError, ValueError):
+        outcome = Outcome(**json.loads((work / "outcome.json").read_text()))
+        if outcome.status != "failed" or not killed:  # ranks that lose the killed ones fail as well
+            return outcome
+    if killed:
+        return Outcome("stopped", "preempted", f"ended before it could save: {killed}")
     cause, message = "unknown", f"the process ended with exit code {returncode} and said nothing"
     if returncode is not None and returncode < 0:
         name = signal.Signals(-returncode).name
@@ -180,32 +189,3 @@ def _outcome(work: Path, returncode: int | None) -> Outcome:
     if shutil.disk_usage(work).free < 1 << 20:
         cause, message = "disk", "no disk space is left"
     return Outcome("failed", cause, message)
-
-
-class StopSwitch:
-    """Ctrl-C and SIGTERM for a whole run: once asks every stage to save and stop, twice ends them."""
-
-    def __init__(self) -> None:
-        self._asked = threading.Event()
-        self._insisted = threading.Event()
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSwitch":
-        for sig in (signal.SIGINT, signal.SIGTERM):
-            self._before[sig] = signal.signal(sig, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for sig, handler in self._before.items():
-            signal.signal(sig, handler)
-
-    def _on_signal(self, *_: object) -> None:
-        (self._insisted if self._asked.is_set() else self._asked).set()
-
-    @property
-    def asked(self) -> bool:
-        return self._asked.is_set()
-
-    @property
-    def insisted(self) -> bool:
-        return self._insisted.is_set()

@@ -20,6 +20,7 @@ from pipeline.errors import Corrupt, Interrupted, StageFailed, UserError
 from pipeline.keys import ROOT
 from pipeline.locks import Lock, wait_for_orphans
 from pipeline.plan import Step, lacks
+from pipeline.signals import StopSwitch
 from pipeline.store import Artifact, Store
 
 RESULT_NEUTRAL = "runs stages and stores what they made"
@@ -44,7 +45,7 @@ class Maker:
     """
 
     store: Store
-    switch: launch.StopSwitch
+    switch: StopSwitch
     events: Events
     provenance: dict[str, Any]
     logger: dict[str, Any]
@@ -160,7 +161,7 @@ class Maker:
             on_progress=tell,
             on_say=lambda line: self.events.say(stage.name, line),
             should_stop=self._stopping,
-            should_kill=lambda: self.switch.insisted or not lock.holds(),
+            why_kill=lambda: self.switch.why_kill or ("" if lock.holds() else "another run took over its work"),
         )
         for attempt in range(stage.launch.retries + 1):
             outcome = launch.run(work, job, stage.has_ranks, stage.launch, watch, env)

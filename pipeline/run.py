@@ -13,9 +13,9 @@ from typing import Any
 from pipeline import make
 from pipeline.console import RunView
 from pipeline.errors import Interrupted, StageFailed
-from pipeline.launch import StopSwitch
 from pipeline.plan import Plan, Step, check_guards
 from pipeline.session import Session, new_run_id
+from pipeline.signals import StopSwitch
 from pipeline.store import Artifact
 
 RESULT_NEUTRAL = "carries out a plan"

@@ -1,14 +1,12 @@
 """What each verb does. A verb gets its own flags parsed and the rest of the line as overrides."""
 
 import argparse
-import shutil
 import sys
-import time
 import webbrowser
 from collections.abc import Callable
 
 from pipeline import chat_command, evaluate_command, export, hardware, inspect_store
-from pipeline.cli import VERBS, Parser
+from pipeline.cli import STOPPED, VERBS, Parser
 from pipeline.errors import Corrupt, UserError
 from pipeline.session import Session
 
@@ -124,16 +122,13 @@ def status(flags: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def log(flags: argparse.Namespace, overrides: list[str]) -> int:
-    session = Session.open(overrides)
-    name = _one_name(flags, "log")
-    path = inspect_store.find_log(session.store, name)
-    with open(path, errors="replace") as file:
-        while True:
-            shutil.copyfileobj(file, sys.stdout)
-            if not flags.follow:
-                return 0
-            sys.stdout.flush()
-            time.sleep(0.3)
+    store = Session.open(overrides).store
+    try:
+        for text in inspect_store.read_log(store, _one_name(flags, "log"), flags.follow):
+            print(text, end="", flush=True)
+    except KeyboardInterrupt:
+        return STOPPED
+    return 0
 
 
 def show(flags: argparse.Namespace, overrides: list[str]) -> int:
@@ -284,7 +279,7 @@ ACTIONS: dict[str, tuple[Callable[[argparse.Namespace, list[str]], int], Declare
     "plan": (plan, _flags(("--config", "print all settings with their values instead"))),
     "why": (why, _flags(names=True)),
     "status": (status, _flags()),
-    "log": (log, _flags(("-f", "--follow", "go on with what is added, until Ctrl-C"), names=True)),
+    "log": (log, _flags(("-f", "--follow", "also print what is added, until the stage ends"), names=True)),
     "show": (show, _flags(("--json", "the manifest as it is stored"), names=True)),
     "ls": (ls, _flags(names=True)),
     "rm": (rm, _flags(names=True)),

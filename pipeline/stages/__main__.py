@@ -16,6 +16,7 @@ from typing import Any
 from pipeline import typed
 from pipeline.job import Job, Launch, Logger, Stopped
 from pipeline.locks import share_alive
+from pipeline.signals import stop_signals
 
 RESULT_NEUTRAL = "starts stages"
 
@@ -30,7 +31,8 @@ def main(job_path: Path) -> int:
     started = time.time()
     try:
         job = _open_job(described, work, rank)
-        signal.signal(signal.SIGTERM, lambda *_: setattr(job, "stop_requested", True))
+        for sig in stop_signals():
+            signal.signal(sig, lambda *_: setattr(job, "stop_requested", True))
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides what Ctrl-C means
         metrics = importlib.import_module(described["module"]).main(job)
         _write_outcome(work, rank, "done", None, "", metrics=metrics or {}, started=started)

@@ -13,6 +13,7 @@ class Params:
     fail_at: int | None = None  # raise before this number
     pause_at: int | None = None  # wait before this number until the file `gate` exists
     gate: str = ""
+    deaf: bool = False  # do not hear that it is asked to stop while it waits
 
 
 def main(job: Job[Params]) -> dict[str, int]:
@@ -22,7 +23,9 @@ def main(job: Job[Params]) -> dict[str, int]:
     for i in range(done, job.params.n):
         if job.params.fail_at == i:
             raise RuntimeError(f"number {i} cannot be written")
-        while job.params.pause_at == i and not Path(job.params.gate).exists() and not job.should_stop:
+        while job.params.pause_at == i and not Path(job.params.gate).exists():
+            if job.should_stop and not job.params.deaf:
+                break
             job.progress(i, job.params.n, "numbers")
             time.sleep(0.02)
         if job.should_stop:
@@ -31,4 +34,5 @@ def main(job: Job[Params]) -> dict[str, int]:
             file.write(f"{i}\n")
         job.log(i, value=i)
         job.progress(i + 1, job.params.n, "numbers")
+    print(f"{job.params.n} numbers are written")
     return {"numbers": job.params.n, "resumed_at": done}
