@@ -26,10 +26,8 @@ def chat(session: Session, flags: argparse.Namespace) -> int:
     from pipeline.find_model import find_model
     from pipeline.ui.models import find_models
 
-    models = find_models(session.store)
-    if flags.names:
-        chosen = find_model(session.store, flags.names[0])
-        models = [chosen, *(m for m in models if m.key != chosen.key)]
+    chosen = [find_model(session.store, name) for name in flags.names[:1]]
+    models = [*chosen, *(m for m in find_models(session.store) if m.key not in [c.key for c in chosen])]
     if not models:
         raise UserError("the store holds no model yet", str(session.store.root), "`python flows.py` trains one.")
     device = session.settings.launch.device
@@ -45,7 +43,7 @@ def chat(session: Session, flags: argparse.Namespace) -> int:
 
     settings = ChatSettings(flags.temperature, flags.top_k, flags.top_p, flags.max_tokens, flags.seed)
     settings.check()
-    loaded = ChatSession.load(models[0].folder, models[0].tokenizer, device)
+    loaded = ChatSession.load(*models[0].open(), device)
     if flags.prompt is not None:
         return answer_once(loaded, flags.prompt, settings, flags.system)
     return talk(loaded, settings, flags.system, models[0].label)

@@ -22,9 +22,13 @@ class Guarded(Exception):
 
 
 class Corrupt(Exception):
-    """A stored file that is not what its manifest says."""
+    """A stored file that is not what its manifest says: what is wrong, what to do. Exit code 1."""
 
     cause = "data"
+
+    def __init__(self, what: str, fix: str = ""):
+        self.what = what
+        super().__init__(". ".join(part for part in (what, fix) if part))
 
 
 class StageFailed(Exception):

@@ -106,7 +106,8 @@ class Subject:
             found = find_model(store, name)
             artifact = Store.read(found.folder)
             assert artifact is not None
-            store = Store(found.folder.parents[2])
+            found.open()
+            store = found.store or store
             return cls(found.label, found.folder, found.tokenizer, artifact.stages, store, artifact)
         turned = work / "imported"
         import_hf(folder, turned)
@@ -119,7 +120,7 @@ class Subject:
         while artifact is not None:
             inputs = artifact.record["inputs"]
             if "tokens" in inputs and (found := Store.read(self.store.folder("tokenize", inputs["tokens"]))):
-                return found.folder
+                return self.store.open(found)
             made = [self.store.folder(module, str(inputs.get("model"))) for module in MODULES]
             artifact = next((source for folder in made if (source := Store.read(folder))), None)
         raise UserError(
@@ -226,8 +227,7 @@ def fetch(session: Session, datasets: Dag, switch: StopSwitch, view: RunView) ->
     found = {}
     for step in made.steps.values():
         artifact = step.artifact or maker.make(step, {}, {}, False, lambda state: None)
-        session.store.verify(artifact)
-        found[step.name] = artifact.folder
+        found[step.name] = session.store.open(artifact)
     return found
 
 

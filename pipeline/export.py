@@ -40,9 +40,11 @@ def export(flags: argparse.Namespace, overrides: list[str]) -> int:
 def export_hf(model: ModelChoice, target: Path) -> None:
     """Write `target` as AutoModelForCausalLM and AutoTokenizer read it; an earlier export there is replaced.
 
-    Raises UserError where other files are in the way, ModelError for a model that the format cannot express.
+    Raises UserError where other files are in the way, ModelError for a model that the format cannot express, Corrupt
+    for a damaged one.
     """
     check_target(target)
+    model.open()
     artifact = Store.read(model.folder)
     assert artifact is not None
     target.parent.mkdir(parents=True, exist_ok=True)

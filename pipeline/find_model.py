@@ -27,4 +27,5 @@ def find_model(store: Store, name: str) -> ModelChoice:
         )
     if artifact.module not in MODULES:
         raise UserError(f"is a {artifact.module}, no model", str(folder), f"Models are made by {', '.join(MODULES)}.")
-    return choice(Store(artifact.folder.parents[2]), artifact)  # its own store, which may be another
+    root = artifact.folder.parents[2]  # its own store, which may be another
+    return choice(store if root == store.root else Store(root), artifact)

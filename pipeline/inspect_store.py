@@ -42,14 +42,14 @@ REMEDIES = {
 }
 
 
-def print_ending(console: Console, artifacts: list[Artifact]) -> None:
+def print_ending(console: Console, store: Store, artifacts: list[Artifact]) -> None:
     """What a run leaves the user with: the report's summary, and how to chat."""
     for artifact in artifacts:
         if artifact.module != "report":
             continue
         from pipeline.stages.report import summary
 
-        rows = summary(artifact.folder)
+        rows = summary(store.open(artifact))
         if rows:
             table = Table(box=None, pad_edge=False, header_style="dim")
             for i, column in enumerate(rows[0]):

@@ -91,6 +91,8 @@ class Maker:
             env = held.enter_context(gpus.taken_by(stage, wait, self._stopping))
             held.enter_context(self._slot(step))
             self._check_code(step)
+            for artifact in inputs.values():
+                self.store.open(artifact)  # planning verified it, perhaps hours ago
             work = self._open_work(step)
             self.events.started(stage.name, step.why, work / "log.txt")
             outcome = self._run(step, self._job(step, inputs, behind, work), work, env, lock, on_progress)

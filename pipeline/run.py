@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline import make
 from pipeline.console import RunView
-from pipeline.errors import Interrupted, StageFailed
+from pipeline.errors import Corrupt, Interrupted, StageFailed
 from pipeline.plan import Plan, Step, check_guards
 from pipeline.session import Session, new_run_id
 from pipeline.signals import StopSwitch
@@ -127,8 +127,8 @@ class Run:
         """The report this run ended with, as Markdown; empty when it made none."""
         for artifact in self.artifacts.values():
             if artifact.module == "report":
-                with suppress(OSError):
-                    return (artifact.folder / "report.md").read_text()
+                with suppress(OSError, Corrupt):
+                    return (self.session.store.open(artifact) / "report.md").read_text()
         return ""
 
     def plan_rows(self) -> list[dict[str, str]]:

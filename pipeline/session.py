@@ -61,13 +61,13 @@ class Session:
             artifact = made.steps[name].artifact
             if artifact is not None and made.steps[name].action == "cached":
                 try:
-                    self.store.verify(artifact)
+                    self.store.open(artifact)
                 except Corrupt as error:
-                    self.store.quarantine(artifact.folder, str(error))
                     if pin := made.steps[name].stage.pin:
-                        where = f"{name}.pin={pin}"
-                        raise UserError(f"{error}; moved to quarantine", where, "Pin another, or none.") from None
-                    return f"{name}: {error}; moved to quarantine, making it again"
+                        raise UserError(error.what, f"{name}.pin={pin}", "Pin another, or none.") from None
+                    if artifact.folder.exists():
+                        raise  # it could not be moved away, so that nothing can be made in its place
+                    return f"{name}: {error.what}, making it again"
         return None
 
 

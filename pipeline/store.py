@@ -12,55 +12,20 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifact import NAME, RECORD, Artifact, checked, read
 from pipeline.errors import Corrupt, UserError
 
 RESULT_NEUTRAL = "stores what was made"
 
-RECORD = "artifact.json"
 VERIFIED = "verified.json"
 OWN_FILES = {RECORD, VERIFIED, "_prefect.json"}
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A published folder. `record` is its artifact.json."""
-
-    folder: Path
-    record: dict[str, Any]
-
-    @property
-    def key(self) -> str:
-        return str(self.record["key"])
-
-    @property
-    def module(self) -> str:
-        return str(self.record["module"])
-
-    @property
-    def stages(self) -> list[str]:
-        """Names of the stages it was made or used for, the first maker first."""
-        return list(self.record["stages"])
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        return dict(self.record.get("metrics") or {})
-
-    @property
-    def remade(self) -> float:
-        """When it, or something behind it, was last made again for what it lacked; 0 when never."""
-        return float(self.record.get("remade") or 0.0)
-
-    @property
-    def bytes(self) -> int:
-        return sum(int(entry["bytes"]) for entry in self.record["files"].values())
 
 
 class Store:
@@ -85,7 +50,7 @@ class Store:
 
     def find(self, module: str, key: str) -> Artifact | None:
         """The artifact, if published and its files are there with their sizes. Raises Corrupt when they are not."""
-        artifact = self.read(self.folder(module, key))
+        artifact = self._in_place(self.folder(module, key))
         if artifact:
             for name, entry in artifact.record["files"].items():
                 try:
@@ -96,64 +61,79 @@ class Store:
                     raise Corrupt(f"{artifact.folder / name} has {size} bytes instead of {entry['bytes']}")
         return artifact
 
+    read = staticmethod(read)
+
     @staticmethod
-    def read(folder: Path) -> Artifact | None:
-        """What artifact.json in `folder` says; None where there is none. Raises Corrupt when it cannot be read."""
-        try:
-            record = json.loads((folder / RECORD).read_bytes())
-            if missing := {"key", "module", "stages", "finished"} - record.keys():
-                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-            if not all({"bytes", "sha256"} <= entry.keys() for entry in record["files"].values()):
-                raise ValueError("it does not say what its files are")
-            return Artifact(folder, record)
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Corrupt(f"{folder / RECORD} cannot be read ({error})") from None
+    def _in_place(folder: Path) -> Artifact | None:
+        """As `read`, for a folder of this store, which must be named as its manifest says."""
+        artifact = read(folder)
+        if artifact and (artifact.module, artifact.key) != (folder.parent.name, folder.name):
+            raise Corrupt(f"{folder / RECORD} is of {artifact.module}/{artifact.key}")
+        return artifact
 
     def all(self) -> Iterator[Artifact]:
         """Every readable artifact, newest first."""
-        found = []
-        for path in self.artifacts.glob(f"*/*/{RECORD}"):
-            try:
-                artifact = self.read(path.parent)
-            except Corrupt:
-                continue
-            if artifact:
-                found.append(artifact)
+        found = [artifact for _, artifact in self._everything() if isinstance(artifact, Artifact)]
         yield from sorted(found, key=lambda a: a.record["finished"], reverse=True)
 
     def unreadable(self) -> list[tuple[Path, str]]:
-        """Folders whose artifact.json cannot be read, with what is wrong."""
-        found = []
-        for path in sorted(self.artifacts.glob(f"*/*/{RECORD}")):
-            try:
-                self.read(path.parent)
-            except Corrupt as error:
-                found.append((path.parent, str(error)))
-        return found
+        """What cannot be an artifact where one should be, with what is wrong."""
+        return [(folder, error) for folder, error in self._everything() if isinstance(error, str)]
+
+    def _everything(self) -> Iterator[tuple[Path, Artifact | str | None]]:
+        for folder in sorted(self.artifacts.glob("*/*")):
+            if NAME.fullmatch(folder.name):
+                try:
+                    yield folder, self._in_place(folder)
+                except Corrupt as error:
+                    yield folder, str(error)
 
     # --- verifying
 
-    def verify(self, artifact: Artifact, everything: bool = False) -> int:
+    def open(self, artifact: Artifact, *names: str) -> Path:
+        """The artifact's folder, for reading: its files are what was published, by the rule of `verify`.
+
+        Everything that reads an artifact comes by here. names: the files that will be read; all when empty.
+        Raises Corrupt for a damaged one, saying what makes it again; it goes to quarantine where that can be written.
+        """
+        try:
+            self.verify(artifact, names=names)
+            return artifact.folder
+        except Corrupt as error:
+            raise Corrupt(self._set_aside(artifact, error.what), _again(artifact)) from None
+
+    def _set_aside(self, artifact: Artifact, error: str) -> str:
+        """Move a damaged artifact to quarantine if it is this store's and may be moved; what was done about it."""
+        if artifact.folder == self.folder(artifact.module, artifact.key):
+            with suppress(OSError):
+                self.quarantine(artifact.folder, error)
+                return f"{error}; moved to quarantine"
+        return error
+
+    def verify(self, artifact: Artifact, everything: bool = False, names: Iterable[str] = ()) -> int:
         """Hash the files not verified lately; returns how many were hashed. Raises Corrupt at the first bad one.
 
         A file counts as verified while device, inode, size, mtime and ctime are what they were when it was hashed.
+        names: of the files to verify; all when empty.
         """
+        files = artifact.record["files"]
         known = {} if everything else _read_json(artifact.folder / VERIFIED)
-        due = [n for n in artifact.record["files"] if not self._verified(artifact.folder / n, known.get(n))]
+        due = [n for n in names or files if n in files and not self._verified(artifact.folder / n, known.get(n))]
         with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:
             for name, found in zip(due, pool.map(lambda n: _state_and_sha256(artifact.folder / n), due)):
                 state, sha256 = found
-                if sha256 != artifact.record["files"][name]["sha256"]:
+                if sha256 != files[name]["sha256"]:
                     raise Corrupt(f"{artifact.folder / name} is not what was published (sha256 differs)")
                 known[name] = {"state": state, "at": time.time()}
         if due:
-            _write_json(artifact.folder / VERIFIED, known)
+            with suppress(OSError):  # read-only or full: it is hashed again the next time
+                _write_json(artifact.folder / VERIFIED, known)
         return len(due)
 
-    def _verified(self, path: Path, entry: dict[str, Any] | None) -> bool:
-        return bool(entry and entry["state"] == _file_state(path) and time.time() - entry["at"] < self.reverify_seconds)
+    def _verified(self, path: Path, entry: Any) -> bool:
+        if not isinstance(entry, dict) or not isinstance(at := entry.get("at"), (int, float)):
+            return False
+        return entry.get("state") == _file_state(path) and abs(time.time() - at) < self.reverify_seconds
 
     # --- changing
 
@@ -168,6 +148,7 @@ class Store:
         with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:
             hashed = dict(zip(names, pool.map(lambda n: _sync_and_hash(out / n), names)))
         record = record | {"files": {n: {"bytes": state[2], "sha256": sha} for n, (state, sha) in hashed.items()}}
+        record = checked(record, str(out))
         now = time.time()
         _write_json(out / VERIFIED, {n: {"state": state, "at": now} for n, (state, _) in hashed.items()})
         _write_json(out / RECORD, record, sync=True)
@@ -187,11 +168,13 @@ class Store:
             _write_json(artifact.folder / RECORD, artifact.record, sync=True)
 
     def quarantine(self, folder: Path, reason: str) -> Path:
-        """Move a damaged artifact out of the way, with the reason beside it."""
+        """Move a damaged artifact, or a file in its place, out of the way, with the reason beside it."""
         target = self.root / "quarantine" / f"{folder.parent.name}-{folder.name}-{time.time_ns()}"
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rename(folder, target)
-        (target / "reason.txt").write_text(reason + "\n")
+        reasons = target / "reason.txt" if target.is_dir() else target.with_suffix(".reason.txt")
+        with suppress(OSError):  # a full disk keeps nothing damaged in its place
+            reasons.write_text(reason + "\n")
         return target
 
     def discard(self, folder: Path) -> None:
@@ -266,6 +249,11 @@ class Store:
         raise UserError(f"the store has nothing{kind} called {name!r}", str(self.root), "`ls` shows what there is.")
 
 
+def _again(artifact: Artifact) -> str:
+    recipe = f" recipe={artifact.record['recipe']}" if artifact.record.get("recipe") else ""
+    return f"Run `python flows.py{recipe} until={artifact.stages[0]}`, with the settings of its run, to make it again."
+
+
 def _short(module: str) -> str:
     return module.rpartition(".")[2]
 
@@ -280,10 +268,15 @@ def _file_state(path: Path) -> list[int] | None:
 
 def _state_and_sha256(path: Path) -> tuple[list[int], str]:
     state = _file_state(path)
-    if state is None:
-        raise Corrupt(f"{path} is missing")
-    with open(path, "rb") as file:
-        return state, hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as file:
+            if state is not None:
+                return state, hashlib.file_digest(file, "sha256").hexdigest()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except IsADirectoryError:
+        raise Corrupt(f"{path} is a directory") from None
+    raise Corrupt(f"{path} is missing")
 
 
 def _sync_and_hash(path: Path) -> tuple[list[int], str]:

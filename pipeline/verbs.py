@@ -60,7 +60,7 @@ def run_once(overrides: list[str]) -> int:
         console.print(f"Nothing to do: what this run makes is in {session.store.root}.", soft_wrap=True)
         keys = {step.name: step.artifact.key for step in plan.steps.values() if step.artifact}
     found = [session.store.find(plan.steps[name].stage.run, key) for name, key in keys.items() if key]
-    inspect_store.print_ending(console, [artifact for artifact in found if artifact])
+    inspect_store.print_ending(console, session.store, [artifact for artifact in found if artifact])
     return 0
 
 
@@ -152,7 +152,7 @@ def report(flags: argparse.Namespace, overrides: list[str]) -> int:
     from rich.markdown import Markdown
 
     store = Session.open(overrides).store
-    folder = store.find_by_name(flags.names[0] if flags.names else "report", ("report",)).folder
+    folder = store.open(store.find_by_name(flags.names[0] if flags.names else "report", ("report",)))
     if flags.open:
         webbrowser.open((folder / "report.html").as_uri())
     else:

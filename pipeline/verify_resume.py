@@ -120,7 +120,7 @@ def trial_stage(session: Session, name: str, steps: int) -> tuple[dict[str, Path
     if missing := [stage.inputs[key] for key, artifact in artifacts.items() if artifact is None]:
         there = f"Make them: `python flows.py 'pipeline.targets=[{','.join(missing)}]'`."
         raise UserError(f"reads {', '.join(missing)}, which the store does not have", name, there)
-    inputs = {key: artifact.folder for key, artifact in artifacts.items() if artifact is not None}
+    inputs = {key: session.store.open(artifact) for key, artifact in artifacts.items() if artifact is not None}
     few = min(steps, stage.params.steps or steps)
     horizon: dict[str, Any] = {"tokens": None} if hasattr(stage.params, "tokens") else {}
     how = dataclasses.replace(

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifact import read as read_artifact
+
 EVALUATE = "evaluate_"
 TRAINED = ("pretrain", "finetune", "rl")  # modules that leave a model
 
@@ -85,8 +87,9 @@ def read(inputs: Mapping[str, Path], others: Mapping[str, Mapping[str, Any]] | N
     """
     found = []
     for name, folder in inputs.items():
-        record = json.loads((folder / "artifact.json").read_text())
-        names = record.get("stages") or [name]
+        artifact = read_artifact(folder)
+        assert artifact is not None
+        record, names = artifact.record, artifact.stages
         found.append(Made(name if name in names else names[0], folder, record))
     keys = {made.key for made in found}
     found += [Made(name, None, record) for name, record in (others or {}).items() if record["key"] not in keys]

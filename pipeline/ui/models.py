@@ -1,6 +1,6 @@
 """Which models of a store can be talked to, and what to ask them."""
 
-import json
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.durable import read_json
 from model.config import GPTConfig
-from pipeline.errors import UserError
+from pipeline.errors import Corrupt, UserError
 from pipeline.store import Artifact, Store
 
 RESULT_NEUTRAL = "finds finished models"
@@ -23,7 +24,10 @@ PROMPT_CHARACTERS = 120  # longer ones do not fit on a button
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A model to talk to: its artifact's folder, its tokenizer's, and what to show of it."""
+    """A model to talk to: its artifact's folder, its tokenizer's, and what to show of it.
+
+    store: what the folders are artifacts of; None where they are others.
+    """
 
     label: str
     key: str
@@ -31,6 +35,14 @@ class ModelChoice:
     tokenizer: Path
     facts: str = ""  # one line: size, context, when it was made
     prompts: tuple[str, ...] = PROMPTS
+    store: Store | None = None
+
+    def open(self) -> tuple[Path, Path]:
+        """The folders of the model and its tokenizer, for reading. Raises Corrupt if a file is damaged."""
+        for folder in (self.folder, self.tokenizer):
+            if self.store is not None and (artifact := Store.read(folder)):
+                self.store.open(artifact)
+        return self.folder, self.tokenizer
 
 
 def find_models(store: Store) -> list[ModelChoice]:
@@ -38,13 +50,17 @@ def find_models(store: Store) -> list[ModelChoice]:
     choices = []
     for artifact in sorted(store.all(), key=lambda a: a.module not in CHAT_MODULES):
         if artifact.module in MODULES:
-            with suppress(UserError):
+            try:
                 choices.append(choice(store, artifact))
+            except UserError:
+                continue
+            except Corrupt as error:
+                logging.getLogger(__name__).warning("%s", error)
     return choices
 
 
 def choice(store: Store, artifact: Artifact) -> ModelChoice:
-    """Raises UserError if the artifact is no model, or its tokenizer is gone."""
+    """Raises UserError if the artifact is no model, or its tokenizer is gone; Corrupt if its model.json is damaged."""
     where = f"{artifact.module}/{artifact.key}"
     if not (artifact.folder / "model.json").is_file():
         raise UserError("is no model to talk to", where, "`ls` shows what the store holds.")
@@ -54,12 +70,12 @@ def choice(store: Store, artifact: Artifact) -> ModelChoice:
     name = str(artifact.record.get("run_name") or "")
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(artifact.record["finished"]))
     label = " · ".join(part for part in (artifact.stages[0], name, artifact.key[:8]) if part)
-    facts = f"{_facts(artifact)} · made {made}"
-    return ModelChoice(label, artifact.key, artifact.folder, tokenizer, facts, _prompts(store, artifact))
+    facts = f"{_facts(store, artifact)} · made {made}"
+    return ModelChoice(label, artifact.key, artifact.folder, tokenizer, facts, _prompts(store, artifact), store)
 
 
-def _facts(artifact: Artifact) -> str:
-    config = GPTConfig.from_json(json.loads((artifact.folder / "model.json").read_text()))
+def _facts(store: Store, artifact: Artifact) -> str:
+    config = GPTConfig.from_json(read_json(store.open(artifact, "model.json") / "model.json", dict) or {})
     size = f"{_count(config.num_params())} parameters"
     parts = [size, f"{config.depth} layers", f"{config.sequence_len:,} tokens of context"]
     if artifact.module == "pretrain":
@@ -96,5 +112,5 @@ def _fits(prompt: str) -> bool:
 def _evaluations(store: Store, key: str) -> Iterator[dict[str, Any]]:
     for artifact in store.all():
         if artifact.module == "evaluate" and artifact.record["inputs"].get("model") == key:
-            with suppress(OSError, ValueError):
-                yield json.loads((artifact.folder / "results.json").read_text())
+            with suppress(Corrupt):
+                yield read_json(store.open(artifact, "results.json") / "results.json", dict) or {}

@@ -2,8 +2,9 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.errors import Corrupt, UserError
 from pipeline.ui.chat import ChatSession
 from pipeline.ui.models import ModelChoice
 
@@ -41,5 +42,12 @@ class Sessions:
         with self._lock:
             if self._loaded is None or self._loaded[0] != model.key:
                 self._loaded = None
-                self._loaded = (model.key, self._load(model.folder, model.tokenizer, self._device))
+                self._loaded = (model.key, self._load(*self._open(model), self._device))
             return self._loaded[1]
+
+    @staticmethod
+    def _open(model: ModelChoice) -> tuple[Path, Path]:
+        try:
+            return model.open()
+        except Corrupt as error:
+            raise UserError(str(error)) from None

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from data import bpe
+from data.blobs import file_sha256
 from model.config import GPTConfig
 from model.gpt import new_model, write_config
 from pipeline.store import Artifact, Store
@@ -25,12 +26,14 @@ def small_store(root: Path) -> Store:
     texts = [path.read_text() for path in sorted((ROOT / "data").glob("*.py"))]
     folder = put(store, "tokenizer", "tokenizer").folder
     tokenizer = bpe.save(bpe.train(texts, VOCAB), folder)
+    seal(folder)
     folder = put(store, "tokenize", "tokenize", tokenizer="tokenizer").folder
     stream = np.array([token for text in texts[:2] for token in [tokenizer.bos, *tokenizer.encode(text)]], np.uint16)
     np.save(folder / "v.tokens.npy", stream)
     shard = {"name": "v", "split": "val", "tokens": len(stream), "documents": 2, "sha256": ""}
     described = {"dtype": "uint16", "bos": tokenizer.bos, "vocab_size": VOCAB, "shards": [shard]}
     (folder / "tokens.json").write_text(json.dumps(described))
+    seal(folder)
     put_model(store, "pretrain", "pretrain", {"tokens": "tokenize"})
     put_model(store, "finetune", "sft", {"model": "pretrain"})
     return store
@@ -46,7 +49,7 @@ def put_model(store: Store, module: str, stage: str, inputs: dict[str, str], **s
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     save_file(model.state_dict(), artifact.folder / "model.safetensors")
     write_config(model.config, artifact.folder)
-    return artifact
+    return seal(artifact.folder)
 
 
 def put(store: Store, module: str, stage: str, **inputs: str) -> Artifact:
@@ -62,6 +65,18 @@ def put(store: Store, module: str, stage: str, **inputs: str) -> Artifact:
         "finished": time.time(),
         "files": {},
     }
+    (folder / "artifact.json").write_text(json.dumps(record))
+    return Artifact(folder, record)
+
+
+def seal(folder: Path) -> Artifact:
+    """List the files that are there in the record."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in folder.iterdir()
+        if path.name != "artifact.json"
+    }
+    record = json.loads((folder / "artifact.json").read_text()) | {"files": files}
     (folder / "artifact.json").write_text(json.dumps(record))
     return Artifact(folder, record)
 

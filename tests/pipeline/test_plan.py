@@ -228,6 +228,7 @@ NEUTRAL_OUTSIDE_PIPELINE = {
     "data/ratelimit.py",
     "data/source.py",
     "data/sources/hub.py",
+    "data/trust.py",
     "evals/ledger.py",
     "flows.py",
     "model/checkpoint.py",

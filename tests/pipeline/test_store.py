@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipeline import store as store_module
 from pipeline.errors import Corrupt, UserError
 from pipeline.inspect_store import collect_garbage
 from pipeline.locks import Lock
+from pipeline.store import RECORD as RECORD_FILE
 from pipeline.store import Store
 
 RECORD: dict[str, Any] = {"module": "toy", "key": "a" * 16, "stages": ["one"], "run": "r", "finished": 1.0}
@@ -79,6 +81,7 @@ def test_a_kill_at_any_step_of_publishing_leaves_nothing_or_the_whole(tmp_path: 
 import os, sys
 sys.path.insert(0, sys.argv[3])
 from pathlib import Path
+from pipeline.store import RECORD as RECORD_FILE
 from pipeline.store import Store
 left = int(sys.argv[2])
 def dying(call):
@@ -160,10 +163,91 @@ def test_an_unreadable_record_is_damage_not_absence(store: Store) -> None:
     assert store.find("toy", RECORD["key"]) is None
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"files": {}}', '{"files": {"x.txt": 1}}'])
+def test_opening_a_damaged_artifact_names_the_file_moves_it_away_and_says_what_makes_it_again(store: Store) -> None:
+    artifact = publish(store, {"x": b"1", "y": b"2"}, recipe="tiny", stages=["sft", "other"])
+    assert store.open(artifact) == artifact.folder
+    (artifact.folder / "y").write_bytes(b"3")
+    assert store.open(artifact, "x") == artifact.folder, "y is not read"
+    with pytest.raises(Corrupt, match=r"/y is not what .*moved to quarantine\. Run `.* recipe=tiny until=sft`"):
+        store.open(artifact)
+    assert not artifact.folder.exists() and store.find("toy", artifact.key) is None
+
+
+@pytest.mark.parametrize("with_what", ["missing", "directory", "link"])
+def test_whatever_stands_in_a_files_place_is_damage(store: Store, tmp_path: Path, with_what: str) -> None:
+    artifact = publish(store, {"x": b"1"})
+    path = artifact.folder / "x"
+    path.unlink()
+    if with_what == "directory":
+        path.mkdir()
+    elif with_what == "link":
+        (tmp_path / "other").write_bytes(b"2")
+        path.symlink_to(tmp_path / "other")
+    with pytest.raises(Corrupt, match="/x "):
+        store.open(artifact)
+
+
+def test_an_artifact_of_no_store_is_verified_and_left_where_it_is(store: Store, tmp_path: Path) -> None:
+    shutil.copytree(publish(store, {"x": b"1"}).folder, tmp_path / "copy")
+    copy = Store.read(tmp_path / "copy")
+    assert copy is not None
+    (copy.folder / "x").write_bytes(b"2")
+    with pytest.raises(Corrupt, match="sha256 differs") as raised:
+        store.open(copy)
+    assert "quarantine" not in str(raised.value) and copy.folder.exists()
+
+
+GOOD_FILE = {"bytes": 1, "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"files": {name: GOOD_FILE}} for name in ("../x", "/etc/passwd", "a//b", "", "a\\b", "a\nb", ".", "a/../b")),
+        *({"files": {"x": GOOD_FILE | {"bytes": size}}} for size in (-1, 1.0, "1", None, True)),
+        *({"files": {"x": GOOD_FILE | {"sha256": sha}}} for sha in ("../../x", "A" * 64, "0" * 63, 0, None)),
+        *({"files": files} for files in ([], None, {"x": 1})),
+        *({name: value} for name in ("module", "key") for value in ("../x", "a/b", "..", "", 1, None)),
+        {"key": "b" * 16},
+        {"inputs": {"tokenizer": "../../../x"}},
+        {"inputs": ["a" * 16]},
+        *({name: value} for name in ("finished", "seconds", "usd") for value in ("1", [], True, 1e300, float("nan"))),
+        *({"stages": value} for value in ([], "one", [1], ["\x1b[2J"])),
+        {"run": 1},
+        {"metrics": []},
+        {"code": {"model": "x"}},
+    ],
+    ids=str,
+)
+def test_a_manifest_from_elsewhere_is_checked_before_anything_of_it_is_used(
+    store: Store, wrong: dict[str, Any]
+) -> None:
+    artifact = publish(store, {"x.txt": b"1"})
+    (artifact.folder / RECORD_FILE).write_text(json.dumps(artifact.record | wrong))
+    with pytest.raises(Corrupt):
+        store.find("toy", artifact.key)
+    assert list(store.all()) == []
+    assert [folder for folder, _ in store.unreadable()] == [artifact.folder]
+
+
+def test_a_file_in_an_artifacts_place_is_damage_and_can_be_moved_away(store: Store) -> None:
+    artifact = publish(store, {"x": b"1"})
+    shutil.rmtree(artifact.folder)
+    artifact.folder.write_text("not a folder")
+    with pytest.raises(Corrupt, match="is a file"):
+        store.find("toy", artifact.key)
+    assert [folder for folder, _ in store.unreadable()] == [artifact.folder]
+    store.quarantine(artifact.folder, "because")
+    publish(store, {"x": b"1"})
+    assert store.find("toy", artifact.key) is not None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "3", "[" * 100_000, '{"files": {}}', '{"files": {"x.txt": 1}}']
+)
 def test_a_manifest_that_cannot_be_used_is_damage(store: Store, text: str) -> None:
     artifact = publish(store, {"x.txt": b"1"})
-    (artifact.folder / store_module.RECORD).write_text(text)
+    (artifact.folder / RECORD_FILE).write_text(text)
     with pytest.raises(Corrupt):
         store.find("toy", artifact.key)
     assert list(store.all()) == []
