@@ -417,7 +417,7 @@ def test_a_pinned_artifact_that_is_damaged_or_forced_is_a_mistake_of_the_users(t
     with pytest.raises(UserError, match="force: b is pinned"):
         make_plan(found, store, online=True, force=["b"])
     record = json.loads((store.folder("total", key) / RECORD).read_text())
-    record["files"] = {"numbers.txt": {"bytes": 1, "sha256": ""}}
+    record["files"] = {"numbers.txt": {"bytes": 1, "sha256": "0" * 64}}
     (store.folder("total", key) / RECORD).write_text(json.dumps(record))
     with pytest.raises(UserError, match=rf"b\.pin={key}: is damaged: .*numbers\.txt is missing"):
         make_plan(found, store, online=True)
