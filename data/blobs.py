@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data.durable import put_in_place
+from data.trust import check_sha256
 
 RESULT_NEUTRAL = "keeps files by their content; the content is not its doing"
 
@@ -29,11 +30,11 @@ class Blobs:
         (root / "tmp").mkdir(parents=True, exist_ok=True)
 
     def path(self, sha256: str) -> Path:
-        return self.root / sha256
+        return self.root / check_sha256(sha256, str(self.root))
 
     def partial(self, sha256: str) -> Path:
         """Where the file grows. It outlives a crash, so that fetching goes on where it was."""
-        return self.root / "tmp" / sha256
+        return self.root / "tmp" / check_sha256(sha256, str(self.root))
 
     def has(self, sha256: str) -> bool:
         """Whether the whole file is here, read and checked; a damaged one is removed."""
@@ -66,7 +67,7 @@ class Blobs:
 
     @contextmanager
     def lock(self, sha256: str) -> Iterator[None]:
-        with locked(self.root / "tmp" / f"{sha256}.lock"):
+        with locked(self.partial(sha256).with_suffix(".lock")):
             yield
 
 

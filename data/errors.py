@@ -4,9 +4,17 @@ RESULT_NEUTRAL = "only says what went wrong"
 
 
 class DataError(Exception):
-    """Something is wrong with the data itself; the message says what, where and what to do."""
+    """Something is wrong with the data itself; the message says what, where and what to do.
+
+    It is one line and holds nothing that a terminal obeys, whatever names or answers from outside are quoted in it.
+    """
 
     cause = "data"
+
+    def __init__(self, message: str):
+        from data.trust import printable  # which raises these
+
+        super().__init__(printable(message, keep=""))
 
 
 class DataMistake(DataError):

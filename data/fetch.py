@@ -1,33 +1,37 @@
 """Fetching files whole, however bad the line is: retried, resumed and checked against their sha256."""
 
-import errno
-import functools
 import hashlib
-import importlib
-import logging
 import queue
-import random
 import shutil
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from data.blobs import Blobs
 from data.errors import DataError, DiskFull
-from data.ratelimit import WAITS, Turnstile, asked_seconds
-
-Answer = TypeVar("Answer")
+from data.ratelimit import Turnstile
+from data.trust import check_sha256, check_size, is_sha256
+from data.web import (
+    Line,
+    check,
+    head,
+    headers,
+    http_errors,
+    patiently,
+    pause,
+    raise_if_final,
+    status_of,
+    stream,
+    unreachable,
+)
 
 RESULT_NEUTRAL = "fetches files that are checked against the sha256 in the key"
 
-TIMEOUT_SECONDS = 20.0  # of silence on a connection before it counts as dead
 ATTEMPTS = 8  # in a row without a byte of progress
-QUESTIONS = 4  # to a hub before it counts as unreachable
 DAMAGED_ATTEMPTS = 5  # whole files that came with other bytes than announced
-LONGEST_PAUSE_SECONDS = 20.0
+LARGEST_HASHED = 4 << 30  # bytes of a file that no server names the sha256 of: it is read to its end to know it
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,14 @@ class Wanted:
     sha256: str
     bytes: int
     own_token: bool = False  # send the user's hub token; only ever to the hub itself
+
+    def __post_init__(self) -> None:
+        check_sha256(self.sha256, self.name)
+        check_size(self.bytes, self.name)
+
+
+class TooLong(DataError):
+    """A server sends more than it announced."""
 
 
 class Sink(Protocol):
@@ -54,53 +66,20 @@ class Sink(Protocol):
 def describe_url(url: str, own_token: bool = False) -> dict[str, Any]:
     """{"sha256", "bytes"} of what a URL holds: from its ETag where that is a sha256, else by reading it all.
 
-    Raises DataError when it cannot be had.
+    Raises DataError when it cannot be had, or would have to be read and exceeds LARGEST_HASHED.
     """
-
-    def ask() -> Any:
-        response = _session().head(url, headers=_headers(own_token), timeout=TIMEOUT_SECONDS, follow_redirects=True)
-        _check(response)
-        return response
-
     try:
-        response = patiently(ask, url)
+        response = patiently(lambda: head(url, own_token), url)
     except http_errors() as error:
-        _raise_if_final(error, url)
+        raise_if_final(error, url)
         raise unreachable(url, error) from None
     etag = response.headers.get("ETag", "").removeprefix("W/").strip('"')
     size = response.headers.get("Content-Length")
-    if len(etag) == 64 and all(c in "0123456789abcdef" for c in etag) and size:
+    if is_sha256(etag) and size:
         return {"sha256": etag, "bytes": int(size)}
     sink = _HashSink()
     _transfer(url, sink, own_token, None, Line())
     return {"sha256": sink.digest.hexdigest(), "bytes": sink.size}
-
-
-def patiently(ask: Callable[[], Answer], url: str) -> Answer:
-    """ask(), again after a while when the line or the server fails; what the last failure raised when none succeeds."""
-    line = Line()
-    failures = refusals = 0
-    while True:
-        line.turnstile.pass_through(line.stop)
-        try:
-            return ask()
-        except http_errors() as error:
-            if _refused(error, refusals, line, url):
-                refusals += 1
-                continue
-            failures += 1
-            status = status_of(error)
-            if failures == QUESTIONS or (status is not None and status < 500 and status != 408):
-                raise
-        time.sleep(_pause(failures))
-
-
-@dataclass
-class Line:
-    """What the connections of a download share."""
-
-    turnstile: Turnstile = field(default_factory=lambda: Turnstile(logging.getLogger(__name__).warning))
-    stop: threading.Event = field(default_factory=threading.Event)
 
 
 def fetch_all(
@@ -162,8 +141,11 @@ def _work(waiting: queue.SimpleQueue, finished: queue.SimpleQueue, blobs: Blobs,
 
 def _fetch(item: Wanted, blobs: Blobs, line: Line) -> None:
     for _ in range(DAMAGED_ATTEMPTS):
-        with _FileSink(blobs.partial(item.sha256)) as sink:
-            _transfer(item.url, sink, item.own_token, item.bytes, line)
+        try:
+            with _FileSink(blobs.partial(item.sha256)) as sink:
+                _transfer(item.url, sink, item.own_token, item.bytes, line)
+        except TooLong:
+            continue
         if line.stop.is_set() or blobs.publish(item.sha256):
             return
     raise DataError(
@@ -173,58 +155,54 @@ def _fetch(item: Wanted, blobs: Blobs, line: Line) -> None:
 
 
 def _transfer(url: str, sink: Sink, own_token: bool, size: int | None, line: Line) -> None:
-    """Bring all of `url` into `sink`, going on after each failure; returns early, incomplete, once it is to stop."""
+    """Bring all of `url` into `sink`, going on after each failure; returns early, incomplete, once it is to stop.
+
+    Raises TooLong, the sink emptied, as soon as more arrives than `size`; where that is None, than LARGEST_HASHED.
+    """
     failures = refusals = 0
+    most = LARGEST_HASHED if size is None else size
     while not line.stop.is_set() and sink.size != size:
         before = sink.size
         line.turnstile.pass_through(line.stop)
         try:
-            announced = _attempt(url, sink, own_token, line.stop)
+            announced = _attempt(url, sink, own_token, most, line.stop)
             size = announced if size is None else size
             if size is None or sink.size == size:
                 return
             reason: Exception = DataError(f"the connection ended after {sink.size} of {size} bytes")
-            if sink.size > size:
-                sink.restart()
         except http_errors() as error:
-            _raise_if_final(error, url)
+            raise_if_final(error, url)
             reason = error
         if sink.size > before:
             failures = refusals = 0
-        elif _refused(reason, refusals, line, url):
+        elif line.refused(reason, refusals, url):
             refusals += 1
             continue
         else:
             failures += 1
         if failures >= ATTEMPTS or status_of(reason) == 429:
             raise unreachable(url, reason)
-        line.stop.wait(_pause(failures))
+        line.stop.wait(pause(failures))
 
 
-def _refused(error: Exception, refusals: int, line: Line, url: str) -> bool:
-    """Whether the server only wants to be left alone for a while; then nothing passes for as long.
-
-    refusals: how often in a row it has said so before; after so many it is a failure like others.
-    """
-    asked = asked_seconds(error)
-    if asked is None or refusals == WAITS:
-        return False
-    line.turnstile.close(asked, refusals + 1, url)
-    return True
-
-
-def _attempt(url: str, sink: Sink, own_token: bool, stop: threading.Event) -> int | None:
+def _attempt(url: str, sink: Sink, own_token: bool, most: int, stop: threading.Event) -> int | None:
     """One connection, from where the sink is; returns the whole size if the server says it."""
-    headers = _headers(own_token)
+    request = headers(own_token)
     if sink.size:
-        headers["Range"] = f"bytes={sink.size}-"
-    with _session().stream("GET", url, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=True) as response:
+        request["Range"] = f"bytes={sink.size}-"
+    with stream(url, request) as response:
         if response.status_code == 416 or (sink.size and response.status_code == 200):
             sink.restart()  # the server knows no such range, or begins again
-        _check(response)
+        check(response)
         length = response.headers.get("Content-Length")
         size = sink.size + int(length) if length else None
-        for chunk in response.iter_bytes():
+        if size is not None and size > most:
+            sink.restart()
+            raise TooLong(f"{url}: announces {size:,} bytes, more than the {most:,} allowed. Refused.")
+        for chunk in response.iter_raw():
+            if sink.size + len(chunk) > most:
+                sink.restart()
+                raise TooLong(f"{url}: sends more than {most:,} bytes. Cut off.")
             sink.write(chunk)
             if stop.is_set():
                 break
@@ -282,65 +260,3 @@ def _check_room(wanted: list[Wanted], blobs: Blobs) -> None:
             f"{blobs.root}: {needed / 1e6:,.0f} MB are still to be fetched, but {free / 1e6:,.0f} MB are free. "
             "Make room, ask for fewer shards, or put store.root on a larger disk."
         )
-
-
-def _session() -> Any:
-    from huggingface_hub import get_session
-
-    return get_session()
-
-
-def _headers(own_token: bool) -> dict[str, str]:
-    from huggingface_hub.utils import build_hf_headers
-
-    # A range of compressed bytes would be a range of something else.
-    return build_hf_headers(token=None if own_token else False) | {"Accept-Encoding": "identity"}
-
-
-@functools.cache
-def http_errors() -> tuple[type[Exception], ...]:
-    """What a bad line raises. huggingface_hub has changed its HTTP library and may again: ask its client for it."""
-    library = importlib.import_module(type(_session()).__module__.partition(".")[0])
-    return (library.HTTPError, OSError)
-
-
-def _check(response: Any) -> None:
-    from huggingface_hub.utils import hf_raise_for_status
-
-    hf_raise_for_status(response)
-
-
-def _raise_if_final(error: Exception, url: str) -> None:
-    """Raise for the user what no second attempt mends."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise DiskFull(f"no room left on the disk while fetching {url}. Make room and run the same again.") from None
-    status = status_of(error)
-    if status in (401, 403):
-        raise DataError(
-            f"{url}: access denied ({status}). Accept its terms on the hub, then `hf auth login`."
-        ) from None
-    if status in (404, 410):
-        raise DataError(f"{url}: there is no such file ({status}).") from None
-
-
-def status_of(error: Exception) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _pause(failures: int) -> float:
-    """Seconds to wait after so many failures in a row; uneven, so that many who failed together do not return so."""
-    return min(LONGEST_PAUSE_SECONDS, 0.25 * 2**failures) * (0.5 + random.random())
-
-
-def unreachable(what: str, error: Exception) -> DataError:
-    status = status_of(error)
-    if status == 429:
-        return DataError(
-            f"{what}: too many requests (429), and so it stays after all waiting. Run the same again later, log in "
-            "(`hf auth login`) for a higher limit, or set HF_ENDPOINT to a mirror."
-        )
-    said = f"it answers {status}" if status else (str(error).splitlines() or [""])[0].rstrip(".")
-    reason = said or type(error).__name__
-    return DataError(
-        f"cannot reach {what}: {reason}. Check the network, or set HF_ENDPOINT to a mirror and run the same again."
-    )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.blobs import Blobs, link
+from data.trust import below
 
 RESULT_NEUTRAL = "carries a request to the module that meets it"
 
@@ -45,4 +46,4 @@ class Made:
 def link_all(files: dict[str, str], request: Request) -> None:
     """Put blobs (name -> sha256) into request.out."""
     for name, sha256 in files.items():
-        link(request.blobs.path(sha256), request.out / name)
+        link(request.blobs.path(sha256), below(request.out, name, "the source"))

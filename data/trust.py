@@ -4,8 +4,9 @@ text that reaches a terminal."""
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from data.errors import DataError
+from data.errors import DataError, DataMistake
 
 RESULT_NEUTRAL = "refuses or shows values; changes none that it accepts"
 
@@ -52,9 +53,37 @@ def check_sha256(value: Any, where: str) -> str:
 
 def check_size(value: Any, where: str) -> int:
     """Return `value` if it is a whole number of bytes, zero or more. Raises DataError."""
-    if type(value) is not int or value < 0:
+    if not _is_size(value):
         raise DataError(f"{where} announces a size of {shown(value)}, expected a whole number of bytes. Refused.")
-    return value
+    return int(value)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """(scheme, host, port) of an http or https URL. Raises DataMistake."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        if parts.hostname:
+            return parts.scheme, parts.hostname, port
+    except (ValueError, KeyError):
+        pass
+    raise DataMistake(f"{url!r} is not a URL. Give one such as https://huggingface.co.")
+
+
+def described(value: Any) -> bool:
+    """Return True for {"sha256", "bytes"} of a file, as a store remembers it."""
+    return isinstance(value, dict) and is_sha256(value.get("sha256")) and _is_size(value.get("bytes"))
+
+
+def group(memory: dict[str, Any], name: str) -> dict[str, Any]:
+    """memory[name], to be changed in place; an empty one where that is absent or not a dict."""
+    if not isinstance(memory.get(name), dict):
+        memory[name] = {}
+    return memory[name]
 
 
 def shown(value: Any) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from data.trust import origin
 from pipeline import typed
 from pipeline.errors import UserError
 from pipeline.job import Launch
@@ -48,6 +49,17 @@ class LoggerConfig:
     project: str = "chatmill"
     mode: Literal["online", "offline"] = "online"
     name: str | None = None
+
+
+@dataclass
+class HubConfig:
+    """Raises DataMistake for an endpoint that is not a URL."""
+
+    send_token: list[str] = field(default_factory=list)  # endpoints besides the official hub that get your hub token
+
+    def __post_init__(self) -> None:
+        for endpoint in self.send_token:
+            origin(endpoint)
 
 
 @dataclass
@@ -131,6 +143,7 @@ class Settings:
     run: RunConfig
     guard: GuardConfig
     logger: LoggerConfig
+    hub: HubConfig
     app: AppConfig
     until: str | None = None
     only: list[str] = field(default_factory=list)

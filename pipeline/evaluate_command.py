@@ -221,7 +221,7 @@ def fetch(session: Session, datasets: Dag, switch: StopSwitch, view: RunView) ->
     if not datasets.stages:
         return {}
     settings = session.settings
-    made = plan.make_plan(datasets, session.store, True, session.endpoint, targets=list(datasets.stages))
+    made = plan.make_plan(datasets, session.store, True, session.hub, targets=list(datasets.stages))
     origin = make.provenance(new_run_id(), None, settings.recipe)
     maker = make.Maker(session.store, switch, view.events(), origin, {}, 1, settings.store.min_free_gb)
     found = {}

@@ -66,7 +66,7 @@ def make_plan(
     dag: Dag,
     store: Store,
     online: bool,
-    endpoint: str | None = None,
+    hub: dict[str, Any] | None = None,
     until: str | None = None,
     only: list[str] | None = None,
     force: list[str] | None = None,
@@ -75,8 +75,10 @@ def make_plan(
 ) -> Plan:
     """Compare what the config asks for with what the store holds.
 
-    online: whether data that was never seen may be looked up over the network. Raises UserError for unknown stages, for
-    `only` when an input of a chosen stage is missing, and for processes or rows that a stage which runs cannot use.
+    online: whether data that was never seen may be looked up over the network. hub: the endpoint to ask, and those
+    that get the user's token, as the download stage's `identity` finds them in its memory. Raises UserError for unknown
+    stages, for `only` when an input of a chosen stage is missing, and for processes or rows that a stage which runs
+    cannot use.
     """
     if until and only:
         raise UserError("cannot be combined", "until, only", "only=[...] alone names the stages to make.")
@@ -88,7 +90,7 @@ def make_plan(
     steps: dict[str, Step] = {}
     for name, stage in dag.stages.items():
         if name in inner:
-            step = steps[name] = _look(stage, steps, store, online, endpoint, name in (force or []))
+            step = steps[name] = _look(stage, steps, store, online, hub or {}, name in (force or []))
             if only and name not in only:
                 _take_as_it_is(step)
     _decide(steps, set(chosen), set(only or []), set(force or []))
@@ -111,7 +113,7 @@ def _check_force(dag: Dag, inner: set[str], made: set[str], force: list[str]) ->
             raise UserError(f"this run does not make {name}", "force", "Drop it here, or choose other stages.")
 
 
-def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, endpoint: str | None, force: bool) -> Step:
+def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, hub: dict[str, Any], force: bool) -> Step:
     """The key of a stage and what the store has under it. force: it is made again, its data looked up afresh."""
     step = Step(stage)
     if stage.pin is not None:
@@ -121,7 +123,7 @@ def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, endp
         step.key = step.wanted = found.key
     else:
         sources = {name: steps[source].key for name, source in stage.inputs.items()}
-        identity = _identity(stage, store, online, endpoint, fresh=force and online)
+        identity = _identity(stage, store, online, hub, fresh=force and online)
         unknown = [name for name, key in sources.items() if key is None]
         if unknown or identity is UNKNOWN:
             step.why = "unknown until download"
@@ -185,7 +187,7 @@ def lacks(artifact: Artifact, stage: Stage) -> str:
 UNKNOWN = object()
 
 
-def _identity(stage: Stage, store: Store, online: bool, endpoint: str | None, fresh: bool) -> Any:
+def _identity(stage: Stage, store: Store, online: bool, hub: dict[str, Any], fresh: bool) -> Any:
     """What data a stage stands for; None for stages that stand for none, UNKNOWN when it was never looked up.
 
     fresh: forget what was found out before, so that a branch is where it is now.
@@ -193,11 +195,10 @@ def _identity(stage: Stage, store: Store, online: bool, endpoint: str | None, fr
     hook = getattr(stage.module, "identity", None)
     if hook is None:
         return None
-    known = store.memory("identity")
-    memory = copy.deepcopy({} if fresh else known) | {"endpoint": endpoint}
+    known = {kind: entries for kind, entries in store.memory("identity").items() if isinstance(entries, dict)}
+    memory = copy.deepcopy({} if fresh else known) | hub
     found = hook(stage.params, memory, online)
-    del memory["endpoint"]
-    learnt = {kind: known.get(kind, {}) | entries for kind, entries in memory.items()}
+    learnt = {kind: known.get(kind, {}) | entries for kind, entries in memory.items() if kind not in hub}
     if known | learnt != known:
         store.remember("identity", known | learnt)
     return UNKNOWN if found is None else found

@@ -26,14 +26,15 @@ class Session:
     composed: dict[str, Any]
     dag: Dag
     store: Store
-    endpoint: str | None
+    hub: dict[str, Any]  # "endpoint" to ask for data sets, "send_token": those that get the user's token
 
     @classmethod
     def open(cls, overrides: list[str]) -> "Session":
         """Compose and check everything that can be checked without looking at the store. Raises UserError."""
         composed = config.compose(overrides)
         settings = config.settings(composed)
-        return cls(settings, composed, dag.build(settings), open_store(settings), os.environ.get("HF_ENDPOINT"))
+        hub = {"endpoint": os.environ.get("HF_ENDPOINT"), "send_token": settings.hub.send_token}
+        return cls(settings, composed, dag.build(settings), open_store(settings), hub)
 
     def plan(self, online: bool, targets: Iterable[str] = ()) -> Plan:
         """Stages that a command names (`targets`) stand above those that settings choose."""
@@ -42,7 +43,7 @@ class Session:
         if named := list(targets):
             until, only, wanted = None, [], named
             force = [name for name in force if name in self.dag.behind(named)]
-        return plan.make_plan(self.dag, self.store, online, self.endpoint, until, only, force, wanted, s.recipe)
+        return plan.make_plan(self.dag, self.store, online, self.hub, until, only, force, wanted, s.recipe)
 
     def checked_plan(self) -> tuple[Plan, list[str]]:
         """A plan whose running stages read only verified files, and what was found damaged on the way."""

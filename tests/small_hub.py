@@ -4,13 +4,14 @@ import hashlib
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 COMMIT = "c" * 40
+Answer = tuple[int, dict[str, str], Iterable[bytes]]
 
 
 class SmallHub:
@@ -19,8 +20,10 @@ class SmallHub:
     faults: by the last part of a path, what happens to its next GETs: "error" (503), "limit" (429), "limit 7"
     (429 with Retry-After: 7), "drop" (half, then the connection closes), "corrupt" (one byte flipped), "ok"; by "api",
     of questions about repositories.
-    requests: (method, path, range) in order.
+    requests: (method, path, range) in order. tokens: the Authorization headers that came, in order.
     sha256_etags: whether files carry their sha256 as ETag.
+    answers: by path, what is answered instead, whatever is asked: (status, headers, parts of the body). The connection
+    closes after it; without a Content-Length the body goes on until the parts end or nobody listens any more.
     """
 
     def __init__(self, root: Path):
@@ -29,6 +32,8 @@ class SmallHub:
         self.faults: dict[str, list[str]] = defaultdict(list)
         self.requests: list[tuple[str, str, str | None]] = []
         self.sha256_etags = True
+        self.tokens: list[str] = []
+        self.answers: dict[str, Answer] = {}
         self.url = ""
 
     def add(self, path: str, content: bytes) -> str:
@@ -69,13 +74,29 @@ def _handler(hub: SmallHub) -> type[BaseHTTPRequestHandler]:
 
         def serve(self) -> None:
             hub.requests.append((self.command, self.path, self.headers.get("Range")))
-            parts = self.path.split("?")[0].strip("/").split("/")
+            if "Authorization" in self.headers:
+                hub.tokens.append(self.headers["Authorization"])
+            path = self.path.split("?")[0]
+            if path in hub.answers:
+                self.send_instead(*hub.answers[path])
+                return
+            parts = path.strip("/").split("/")
             if parts[:2] == ["api", "datasets"]:
                 self.describe("/".join(parts[2:4]), "tree" in parts)
             elif parts[0] == "datasets" and len(parts) > 5:
                 self.send_file(hub.root / "datasets" / parts[1] / parts[2] / "/".join(parts[5:]))
             else:
                 self.send_file(hub.root / "/".join(parts))
+
+        def send_instead(self, status: int, headers: dict[str, str], body: Iterable[bytes]) -> None:
+            self.send_response(status)
+            for name, value in ({"Connection": "close"} | headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            with suppress(ConnectionError):
+                for part in body if self.command == "GET" else []:
+                    self.wfile.write(part)
+            self.close_connection = True
 
         def describe(self, repo_id: str, tree: bool) -> None:
             repo = hub.root / "datasets" / repo_id

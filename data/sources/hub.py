@@ -1,47 +1,63 @@
-"""A data set repository on a hub, through huggingface_hub: a branch is resolved once, its files fetched by sha256."""
+"""A data set repository on a hub: a branch is resolved once, its files fetched by sha256."""
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import quote
 
 from data.errors import DataError, DataMistake
-from data.fetch import TIMEOUT_SECONDS, Wanted, describe_url, fetch_all, http_errors, patiently, status_of, unreachable
+from data.fetch import Wanted, describe_url, fetch_all
 from data.source import Made, Request, link_all
+from data.trust import check_name, check_sha256, check_size, described, group, origin, shown
+from data.web import ANOTHER_ENDPOINT, ask_json, http_errors, patiently, status_of, unreachable
 
 RESULT_NEUTRAL = "fetches files that are checked against the sha256 in the key"
 
 HUB = "https://huggingface.co"
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+COMMIT = re.compile(r"[0-9a-f]{40,64}")
+MOST_PAGES = 1_000  # of a repository's list of files; the hub has up to 1,000 files on each
+MOST_FILES = 500_000
 
 
 def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any] | None:
-    """{"files": {name: {"sha256", "bytes"}}, "source": {"endpoint", "repo_id", "commit"}}, or None when that would
-    need the network and `online` is False. A branch stays at the commit it was first resolved to.
+    """{"files": {name: {"sha256", "bytes"}}, "source": {"endpoint", "repo_id", "commit", "own_token"}}, or None when
+    that would need the network and `online` is False. A branch stays at the commit it was first resolved to.
 
-    Raises DataError when the hub cannot be reached or lacks a file.
+    Raises DataError when the hub cannot be reached, lacks a file, or announces what no file can be.
     """
-    if not params.repo_id or params.repo_id.count("/") != 1:
+    if not REPOSITORY.fullmatch(params.repo_id or ""):
         raise DataMistake(f"data.repo_id: is {params.repo_id!r}, but ORG/NAME is needed.")
     endpoint = (memory.get("endpoint") or HUB).rstrip("/")
+    own_token = gets_token(endpoint, memory.get("send_token") or [])
     place = f"{endpoint}/datasets/{params.repo_id}"
-    remembered = memory.setdefault("hub", {})
+    remembered = group(memory, "hub")
     listing = remembered.get(f"{place}@{params.revision}")
-    if listing is None or not _has_all(params, listing):
+    if listing is None or not (_is_listing(listing) and _has_all(params, listing)):
         if not online:
             return None
-        listing = remembered[f"{place}@{params.revision}"] = _list_repository(params.repo_id, params.revision, endpoint)
-    names = _choose(params, listing["files"])
-    for name in names:
+        listing = _list_repository(params.repo_id, params.revision, endpoint, own_token)
+        remembered[f"{place}@{params.revision}"] = listing
+    files = {}
+    for name in _choose(params, listing["files"]):
         if name not in listing["files"]:
             raise _missing(name, list(listing["files"]), place)
+        check_name(name, place)
         if listing["files"][name]["sha256"] is None:  # a small file that git itself keeps
             if not online:
                 return None
             url = _file_url(params.repo_id, name, listing["commit"], endpoint)
-            listing["files"][name] = describe_url(url, own_token=True)
-    files = {name: listing["files"][name] for name in names}
-    source = {"endpoint": endpoint, "repo_id": params.repo_id, "commit": listing["commit"]}
+            listing["files"][name] = describe_url(url, own_token)
+        files[name] = listing["files"][name]
+    source = {"endpoint": endpoint, "repo_id": params.repo_id, "commit": listing["commit"], "own_token": own_token}
     return {"files": files, "source": source}
+
+
+def gets_token(endpoint: str, marked: list[str]) -> bool:
+    """Return True if the user's hub token may be sent there: the official hub, and endpoints that the user marked."""
+    return origin(endpoint) in map(origin, [HUB, *marked])
 
 
 def make(request: Request) -> Made | None:
@@ -53,7 +69,7 @@ def make(request: Request) -> Made | None:
             url=_file_url(source["repo_id"], name, source["commit"], source["endpoint"]),
             sha256=file["sha256"],
             bytes=file["bytes"],
-            own_token=True,
+            own_token=source["own_token"],
         )
         for name, file in request.identity["files"].items()
     ]
@@ -94,39 +110,78 @@ def _has_all(params: Any, listing: dict[str, Any]) -> bool:
     return all(name in listing["files"] for name in _choose(params, listing["files"]))
 
 
-def _list_repository(repo_id: str, revision: str, endpoint: str) -> dict[str, Any]:
+def _is_listing(value: Any) -> bool:
+    """Return True for what _list_repository makes. What a store remembers may be damaged, or older than its checks."""
+    if not isinstance(value, dict) or not isinstance(value.get("files"), dict):
+        return False
+    return COMMIT.fullmatch(str(value.get("commit"))) is not None and all(
+        described(file) or (isinstance(file, dict) and file.get("sha256", "") is None)
+        for file in value["files"].values()
+    )
+
+
+def _list_repository(repo_id: str, revision: str, endpoint: str, own_token: bool) -> dict[str, Any]:
     """{"commit": str, "files": {path: {"sha256": str | None, "bytes": int}}} of a data set repository.
 
     sha256 is None for small files that git itself keeps. Raises DataError.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-    from huggingface_hub.hf_api import RepoFile
-
-    api = HfApi(endpoint=endpoint)
-
-    def ask() -> tuple[str, list[Any]]:
-        commit = api.dataset_info(repo_id, revision=revision, timeout=TIMEOUT_SECONDS).sha or revision
-        return commit, list(api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type="dataset"))
-
+    api = f"{endpoint}/api/datasets/{repo_id}"
     try:
-        commit, entries = patiently(ask, endpoint)
-    except GatedRepoError:
-        raise DataError(f"{repo_id} at {endpoint} is gated. Accept its terms there, then `hf auth login`.") from None
-    except RevisionNotFoundError:
-        raise DataMistake(f"data.revision: {repo_id} at {endpoint} has no {revision!r}.") from None
-    except RepositoryNotFoundError:
-        raise no_repository(repo_id, endpoint) from None
+        about, _ = _ask(f"{api}/revision/{quote(revision, safe='')}", own_token)
+        commit = about.get("sha") if isinstance(about, dict) else None
+        if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+            raise _other_shape(api, "no commit")
+        files: dict[str, Any] = {}
+        page = f"{api}/tree/{commit}?recursive=true"
+        for _ in range(MOST_PAGES):
+            entries, page = _ask(page, own_token)
+            files |= _files(entries, api)
+            if not page:
+                return {"commit": commit, "files": files}
+            if len(files) > MOST_FILES:
+                break
     except http_errors() as error:
-        if status_of(error) == 404:  # a mirror that does not say which
-            raise no_repository(repo_id, endpoint) from None
-        raise unreachable(f"{repo_id} at {endpoint}", error) from None
-    files = {
-        entry.path: {"sha256": entry.lfs.sha256 if entry.lfs else None, "bytes": entry.size}
-        for entry in entries
-        if isinstance(entry, RepoFile)
-    }
-    return {"commit": commit, "files": files}
+        raise _refusal(error, repo_id, revision, endpoint) from None
+    raise DataError(f"{api}: the list of files has no end ({len(files):,} files so far). {ANOTHER_ENDPOINT}")
+
+
+def _ask(url: str, own_token: bool) -> tuple[Any, str]:
+    return patiently(lambda: ask_json(url, own_token), url)
+
+
+def _files(entries: Any, api: str) -> dict[str, Any]:
+    """The files on a page of a repository's list. Raises DataError for a page of another shape."""
+    if not isinstance(entries, list):
+        raise _other_shape(api, "no list of files")
+    files = {}
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+            raise _other_shape(api, f"{shown(entry)} in the list of files")
+        if entry.get("type") == "file":
+            lfs = entry.get("lfs")
+            if not isinstance(lfs, dict | None):
+                raise _other_shape(api, f"{shown(entry)} in the list of files")
+            where = f"{api}: {entry['path']}"
+            sha256 = check_sha256(lfs.get("oid"), where) if lfs is not None else None
+            files[entry["path"]] = {"sha256": sha256, "bytes": check_size(entry.get("size"), where)}
+    return files
+
+
+def _other_shape(api: str, what: str) -> DataError:
+    return DataError(f"{api}: the answer is not that of a hub ({what}). {ANOTHER_ENDPOINT}")
+
+
+def _refusal(error: Exception, repo_id: str, revision: str, endpoint: str) -> DataError:
+    """What a hub's answer to questions about a repository means, by its X-Error-Code where it has one."""
+    response = getattr(error, "response", None)
+    code = response.headers.get("X-Error-Code") if response is not None else None
+    if code == "GatedRepo":
+        return DataError(f"{repo_id} at {endpoint} is gated. Accept its terms there, then `hf auth login`.")
+    if code == "RevisionNotFound":
+        return DataMistake(f"data.revision: {repo_id} at {endpoint} has no {revision!r}.")
+    if code == "RepoNotFound" or status_of(error) in (401, 404):  # a mirror may not say which
+        return no_repository(repo_id, endpoint)
+    return unreachable(f"{repo_id} at {endpoint}", error)
 
 
 def no_repository(repo_id: str, endpoint: str) -> DataError:
@@ -136,9 +191,7 @@ def no_repository(repo_id: str, endpoint: str) -> DataError:
 
 
 def _file_url(repo_id: str, path: str, commit: str, endpoint: str) -> str:
-    from huggingface_hub import hf_hub_url
-
-    return hf_hub_url(repo_id, path, repo_type="dataset", revision=commit, endpoint=endpoint)
+    return f"{endpoint}/datasets/{repo_id}/resolve/{quote(commit, safe='')}/{quote(path)}"
 
 
 def _missing(name: str, known: list[str], where: str) -> DataError:

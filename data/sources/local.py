@@ -13,6 +13,7 @@ from data.resplit import VAL, Resplit
 from data.shards import check_shard, write_shard
 from data.source import Made, Request
 from data.text_files import SUFFIXES, read_text
+from data.trust import described, group
 
 VAL_FRACTION = 0.01  # of the documents
 
@@ -20,7 +21,7 @@ VAL_FRACTION = 0.01  # of the documents
 def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any]:
     """{"files": {name: {"sha256", "bytes"}}, "source": {"paths": {name: path}}}; needs no network. Raises DataError."""
     found = find_sources(params.paths)
-    files = _describe(found, memory.setdefault("local", {}))
+    files = _describe(found, group(memory, "local"))
     return {"files": files, "source": {"paths": {name: str(path) for name, path in found.items()}}}
 
 
@@ -69,15 +70,19 @@ def find_sources(paths: list[str]) -> dict[str, Path]:
 
 def _describe(sources: dict[str, Path], memory: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """{name: {"sha256", "bytes"}} of the sources; `memory` keeps digests by path, size and time of change."""
-    described = {}
+    files = {}
     for name, path in sources.items():
         stat = path.stat()
         seen = memory.get(str(path))
-        if seen is None or (seen["bytes"], seen["mtime_ns"]) != (stat.st_size, stat.st_mtime_ns):
+        if (
+            seen is None
+            or not described(seen)
+            or (seen["bytes"], seen.get("mtime_ns")) != (stat.st_size, stat.st_mtime_ns)
+        ):
             seen = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": file_sha256(path)}
             memory[str(path)] = seen
-        described[name] = {"sha256": seen["sha256"], "bytes": seen["bytes"]}
-    return described
+        files[name] = {"sha256": seen["sha256"], "bytes": seen["bytes"]}
+    return files
 
 
 def _file_by_file(found: dict[str, Path], request: Request) -> Made | None:

@@ -1,6 +1,5 @@
 """One file from the web, wherever it can be had."""
 
-import zipfile
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -9,6 +8,8 @@ from data.errors import DataError
 from data.fetch import Wanted, describe_url, fetch_all
 from data.source import Made, Request, link_all
 from data.sources.hub import HUB
+from data.trust import check_name, described, group
+from data.unzip import unzip
 
 
 def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any] | None:
@@ -19,11 +20,11 @@ def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any
     """
     if not params.urls:
         raise DataError("data.urls: names no file.")
-    name = PurePosixPath(urlsplit(params.urls[0]).path).name
+    name = check_name(PurePosixPath(urlsplit(params.urls[0]).path).name, "data.urls")
     endpoint = (memory.get("endpoint") or HUB).rstrip("/")
     places = list(params.urls) if endpoint == HUB else [f"{endpoint}/files/{name}", *params.urls]
-    remembered = memory.setdefault("url", {})
-    found = next((url for url in places if url in remembered), None)
+    remembered = group(memory, "url")
+    found = next((url for url in places if described(remembered.get(url))), None)
     if found is None:
         if not online:
             return None
@@ -39,11 +40,7 @@ def make(request: Request) -> Made | None:
         return None
     link_all({name: file["sha256"]}, request)
     if request.params.extract:
-        try:
-            with zipfile.ZipFile(request.out / name) as archive:
-                archive.extractall(request.out)
-        except zipfile.BadZipFile as error:
-            raise DataError(f"{wanted.url}: is no zip file ({error}).") from None
+        unzip(request.out / name, request.out, wanted.url)
     return Made([name])
 
 

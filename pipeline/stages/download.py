@@ -38,8 +38,8 @@ class Params:
 def identity(params: Params, memory: dict[str, Any], online: bool) -> dict[str, Any] | None:
     """{"files": what the data is, "source": where it is}; None when that takes the network and `online` is False.
 
-    `memory` keeps what was found out, by endpoint, repository and branch; memory["endpoint"] is the hub to ask.
-    Raises DataError.
+    `memory` keeps what was found out, by endpoint, repository and branch; memory["endpoint"] is the hub to ask,
+    memory["send_token"] the endpoints besides the official hub that get the user's token. Raises DataError.
     """
     return _source(params).identity(params, memory, online)
 
@@ -58,6 +58,7 @@ def _source(params: Params) -> Any:
 def main(job: Job[Params]) -> dict[str, Any]:
     from data.blobs import Blobs
     from data.source import Request
+    from data.trust import below
 
     params = job.params
     source = _source(params)
@@ -76,10 +77,11 @@ def main(job: Job[Params]) -> dict[str, Any]:
     made = source.make(request)
     if made is None:
         raise Stopped("stopped while fetching; what has come is kept")
+    names = [*made.files, *([made.val] if made.val else [])]
+    paths = [below(job.out, name, params.source) for name in names]
     if params.what == "text":
         listing = {"train": made.files, "val": made.val, "column": params.column}
         (job.out / "shards.json").write_text(json.dumps(listing, indent=1))
     else:
         (job.out / "dataset.json").write_text(json.dumps({"files": made.files}, indent=1))
-    names = [*made.files, *([made.val] if made.val else [])]
-    return {"files": len(names), "bytes": sum((job.out / name).stat().st_size for name in names)}
+    return {"files": len(paths), "bytes": sum(path.stat().st_size for path in paths)}

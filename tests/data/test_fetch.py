@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from small_hub import SmallHub
 
-from data import fetch, ratelimit
+from data import ratelimit, web
 from data.blobs import Blobs, file_sha256
 from data.errors import DataError, DiskFull
 from data.fetch import Wanted, fetch_all
@@ -29,7 +29,7 @@ def small_hub(tmp_path):
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
-    monkeypatch.setattr(fetch, "LONGEST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(web, "LONGEST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(ratelimit, "LONGEST_WAIT_SECONDS", 1.0)
 
 
@@ -88,9 +88,9 @@ def test_a_killed_fetch_goes_on_where_it_was(small_hub, tmp_path):
     code = f"""
 import os, sys
 from pathlib import Path
-from data import fetch
+from data import fetch, web
 from data.blobs import Blobs
-fetch.LONGEST_PAUSE_SECONDS = 0.01
+web.LONGEST_PAUSE_SECONDS = 0.01
 write = fetch._FileSink.write
 def die_halfway(sink, chunk):
     write(sink, chunk)

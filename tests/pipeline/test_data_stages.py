@@ -15,7 +15,7 @@ import psutil
 import pytest
 from small_hub import SmallHub
 
-from data import fetch
+from data import web
 from data.errors import DataError
 from data.helpers import HelperDied, run_in_helpers
 from data.packing import BatchOrder, PackedRows, ValidationRows
@@ -275,7 +275,7 @@ def test_too_little_text_for_one_row_is_said_with_both_numbers(tmp_path, vocabul
 
 
 def test_the_public_data_comes_whole_through_a_faulty_line(tmp_path, shared_hub, monkeypatch):
-    monkeypatch.setattr(fetch, "LONGEST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(web, "LONGEST_PAUSE_SECONDS", 0.05)
     server_path = shared_hub.parent / "tools" / "hub_server.py"
     faults = ["--error-rate", "0.2", "--drop-rate", "0.2", "--corrupt-rate", "0.1", "--seed", "3"]
     server = subprocess.Popen(

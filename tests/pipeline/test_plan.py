@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_hub import SmallHub
 
 from pipeline import config, dag, keys
 from pipeline.dag import Dag, Stage
@@ -104,6 +105,25 @@ def test_a_plan_never_asks_the_network_and_says_what_it_cannot_know(tmp_path: Pa
     plan = make_plan(dag.build(settings), Store(tmp_path), online=False, until="tokenizer")
     assert plan.steps["tokenizer"].key is None
     assert plan.steps["tokenizer"].why == "unknown until download"
+
+
+def test_who_gets_the_hub_token_is_checked_passed_on_and_in_no_key(tmp_path: Path, monkeypatch: Any) -> None:
+    with SmallHub(tmp_path / "hub").serving() as small_hub:
+        monkeypatch.setenv("HF_ENDPOINT", small_hub.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        small_hub.add("datasets/karpathy/fineweb-edu-100b-shuffle/shard_00000.parquet", b"a")
+        small_hub.add("datasets/karpathy/fineweb-edu-100b-shuffle/shard_01822.parquet", b"b")
+        keys = set()
+        for number, marked in enumerate(([], [f"hub.send_token=[{small_hub.url}]"])):
+            monkeypatch.setenv("CHATMILL_STORE", str(tmp_path / str(number)))
+            session = Session.open(["data=fineweb_edu", "data.train_shards=1", *marked])
+            step = session.plan(online=True, targets=["download"]).steps["download"]
+            keys.add(step.key)
+            assert step.identity and step.identity["source"]["own_token"] == bool(marked)
+            assert small_hub.tokens == ["Bearer hf_secret"] * 2 * number
+        assert len(keys) == 1
+    with pytest.raises(UserError, match=r"hub: 'example' is not a URL"):
+        Session.open(["hub.send_token=[example]"])
 
 
 def test_stages_that_need_each_other_are_an_error() -> None:
@@ -229,6 +249,7 @@ NEUTRAL_OUTSIDE_PIPELINE = {
     "data/source.py",
     "data/sources/hub.py",
     "data/trust.py",
+    "data/web.py",
     "evals/ledger.py",
     "flows.py",
     "model/checkpoint.py",

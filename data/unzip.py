@@ -1,0 +1,78 @@
+"""Zip archives from outside, unpacked within bounds: what could leave the folder, or fill the disk, is refused."""
+
+import os
+import stat
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+from data.errors import DataError
+from data.trust import below, check_name
+
+MOST_MEMBERS = 100_000
+LARGEST_UNPACKED = 4 << 30  # bytes of all members; the CORE bundle has 0.4 GB
+MOST_EXPANSION = 100  # times the archive's own size, past SMALL_UNPACKED: text shrinks to a tenth or so
+SMALL_UNPACKED = 16 << 20
+CHUNK = 1 << 20
+
+
+def unzip(path: Path, folder: Path, where: str) -> None:
+    """Unpack the files of the archive `path` below `folder`. where: who sent it, for messages.
+
+    Raises DataError for what is no zip file, and before anything is written for members that are links or devices,
+    encrypted, of one name, or named to leave the folder, and for more bytes than the bounds above allow.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [info for info in _checked(archive.infolist(), path.name, where) if not info.is_dir()]
+            left = min(LARGEST_UNPACKED, max(SMALL_UNPACKED, MOST_EXPANSION * path.stat().st_size))
+            if sum(info.file_size for info in members) > left:
+                raise _too_large(where, left)
+            for info in members:
+                left -= _write(archive, info, below(folder, info.orig_filename, where), left, where)
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError) as error:
+        raise DataError(f"{where}: is no whole zip file ({error}). Fetch it again, or try another mirror.") from None
+
+
+def _checked(members: list[zipfile.ZipInfo], own_name: str, where: str) -> list[zipfile.ZipInfo]:
+    if len(members) > MOST_MEMBERS:
+        raise DataError(f"{where}: has {len(members):,} members, more than the {MOST_MEMBERS:,} allowed. Refused.")
+    files, folders = {own_name.casefold()}, set()
+    for info in members:
+        name = check_name(info.orig_filename.removesuffix("/"), where)
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise DataError(f"{where}: its member {name} is a link or a device. Refused.")
+        if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(f"{where}: its member {name} is encrypted, or not compressed by deflate. Refused.")
+        parts = name.casefold().split("/")  # on some file systems names that differ only by case are one
+        folders |= {"/".join(parts[:i]) for i in range(1, len(parts) + info.is_dir())}
+        if not info.is_dir():
+            if "/".join(parts) in files:
+                raise DataError(f"{where}: has more than one member named {name}. Refused.")
+            files.add("/".join(parts))
+    for name in files & folders:
+        raise DataError(f"{where}: its member {name} is a file and a folder. Refused.")
+    return members
+
+
+def _write(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, left: int, where: str) -> int:
+    """Write a member, whole or not at all; returns the bytes written, at most `left`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    written = 0
+    try:
+        with archive.open(info) as source, open(temporary, "wb") as file:
+            while chunk := source.read(CHUNK):
+                written += len(chunk)
+                if written > left:
+                    raise _too_large(where, left)
+                file.write(chunk)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return written
+
+
+def _too_large(where: str, most: int) -> DataError:
+    return DataError(f"{where}: unpacks to more than the {most / 1e6:,.0f} MB allowed for its size. Refused.")
