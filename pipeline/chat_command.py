@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from pipeline.environment import bypass_proxies
 from pipeline.errors import UserError
 from pipeline.session import Session
 
@@ -35,6 +36,7 @@ def chat(session: Session, flags: argparse.Namespace) -> int:
         from pipeline.ui.app import launch_app
 
         app = session.settings.app
+        bypass_proxies(app.host)  # the app asks itself whether it is up
         print(f"Loading {models[0].label}", file=sys.stderr)
         launch_app(models, app.host, app.port, app.share, device, on_ready=_say_address)
         return 0

@@ -12,6 +12,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
+from pipeline import environment
 from pipeline.errors import Guarded, Interrupted, UserError
 
 RESULT_NEUTRAL = "reads the command line"
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if (here := os.getcwd()) not in sys.path:
             sys.path.append(here)  # modules of the user's own lie where the command is given
+        environment.prepare_proxies()
         return _dispatch(arguments)
     except Guarded as error:
         return _complain(str(error), GUARD)

@@ -39,5 +39,11 @@ class StageFailed(Exception):
         super().__init__(f"{stage} failed ({cause}): {message}" + (f"\n  log: {log}" if log else ""))
 
 
+class Unreachable(Exception):
+    """A service that the user has configured and that does not answer. Exit code 1."""
+
+    cause = "unknown"
+
+
 class Interrupted(Exception):
     """The run was asked to stop and did. Exit code 130."""

@@ -4,8 +4,10 @@ Prefect would start one of its own, but in our process group, where Ctrl-C ends 
 and without an end when this process is killed. This one has a session of its own and ends when a pipe from us closes.
 """
 
+import http.client
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,11 +15,13 @@ import time
 import urllib.error
 import urllib.request
 
-from pipeline.errors import StageFailed
+from pipeline.errors import StageFailed, Unreachable, UserError
 
 RESULT_NEUTRAL = "keeps Prefect's books"
 
 PATIENCE_SECONDS = 180.0  # the first start ever sets up a database
+ANSWER_SECONDS = 15.0  # for a configured server to answer
+UNSET = "run `prefect config unset PREFECT_API_URL`, or unset the variable, to use a temporary server."
 APP = "prefect.server.api.server:create_app"
 
 
@@ -26,12 +30,35 @@ def use_configured_or_temporary() -> None:
     for name, value in {"PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    if not os.environ.get("PREFECT_API_URL", "").strip():  # empty is as good as unset, which Prefect would not think
+        os.environ.pop("PREFECT_API_URL", None)
     from prefect.context import refresh_global_settings_context
     from prefect.settings import get_current_settings
 
-    if get_current_settings().api.url is None:
+    if url := get_current_settings().api.url:
+        _check(url)
+    else:
         os.environ["PREFECT_API_URL"] = start()
         refresh_global_settings_context()
+
+
+def _check(url: str) -> None:
+    """Raises Unreachable if nothing answers at the configured URL, UserError if something other than Prefect does."""
+    try:
+        answer = urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS).read(100).strip()
+        known = answer == b"true"
+    except urllib.error.HTTPError as error:
+        known = error.code != 404  # others are Prefect's to explain: who may do what
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, ssl.SSLError):
+            return  # whom to trust is among Prefect's own settings
+        why = getattr(reason, "strerror", None) or reason
+        raise Unreachable(f"PREFECT_API_URL={url}: no server answers ({why}). Start it, or {UNSET}") from None
+    if not known:
+        raise UserError(
+            "this is not Prefect's API, whose URL ends in /api", f"PREFECT_API_URL={url}", f"Correct it, or {UNSET}"
+        )
 
 
 def start() -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline import config, dag, plan
 from pipeline.config import Settings
 from pipeline.dag import Dag
+from pipeline.environment import prepare_caches
 from pipeline.errors import Corrupt, UserError
 from pipeline.keys import ROOT
 from pipeline.locks import probe
@@ -33,8 +34,10 @@ class Session:
         """Compose and check everything that can be checked without looking at the store. Raises UserError."""
         composed = config.compose(overrides)
         settings = config.settings(composed)
+        store = open_store(settings)
+        prepare_caches(store.root)
         hub = {"endpoint": os.environ.get("HF_ENDPOINT"), "send_token": settings.hub.send_token}
-        return cls(settings, composed, dag.build(settings), open_store(settings), hub)
+        return cls(settings, composed, dag.build(settings), store, hub)
 
     def plan(self, online: bool, targets: Iterable[str] = ()) -> Plan:
         """Stages that a command names (`targets`) stand above those that settings choose."""

@@ -1,0 +1,70 @@
+"""Environment variables for this process and all that it starts: proxies stay out of loopback, caches are writable."""
+
+import os
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+RESULT_NEUTRAL = "keeps an unusual environment from ending a run"
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+SCHEMES = ("http", "https", "socks5", "socks5h")  # of proxies that the HTTP libraries can use
+
+# Where libraries keep files below the home directory, by the variable that moves them. Credentials stay where they are.
+CACHES = {
+    "PREFECT_HOME": ".prefect",
+    "MPLCONFIGDIR": ".config/matplotlib",
+    "HF_HUB_CACHE": ".cache/huggingface/hub",
+    "HF_XET_CACHE": ".cache/huggingface/xet",
+    "WANDB_CACHE_DIR": ".cache/wandb",
+    "WANDB_CONFIG_DIR": ".config/wandb",
+    "WANDB_DATA_DIR": ".local/share/wandb",
+    "TORCHINDUCTOR_CACHE_DIR": ".cache/torch/inductor",
+    "TRITON_CACHE_DIR": ".triton/cache",
+    "CUDA_CACHE_PATH": ".nv/ComputeCache",
+}
+
+
+def prepare_proxies() -> None:
+    """Exempt loopback from proxies, and drop those that no client here understands. Downloads keep using the rest."""
+    for name in (variable for lower in PROXIES for variable in (lower, lower.upper())):
+        proxy = os.environ.get(name, "")
+        if proxy.startswith("socks://"):  # as desktops write it
+            proxy = os.environ[name] = proxy.replace("socks", "socks5", 1)
+        if proxy and not _usable(proxy):
+            print(f"{name} is ignored: not a URL of type {', '.join(SCHEMES)}. Correct or unset it.", file=sys.stderr)
+            del os.environ[name]
+    bypass_proxies(*LOOPBACK)
+
+
+def bypass_proxies(*hosts: str) -> None:
+    """Requests to `hosts` go there directly, also from processes started later."""
+    # Libraries differ in which of the two they read, and in which they prefer.
+    listed = [host for name in ("no_proxy", "NO_PROXY") for host in os.environ.get(name, "").split(",")]
+    names = dict.fromkeys(name for host in [*listed, *hosts] if (name := host.strip()))
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(names)
+
+
+def _usable(proxy: str) -> bool:
+    try:
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        return parts.scheme in SCHEMES and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def prepare_caches(store: Path) -> None:
+    """Move caches into the store whose usual place below the home directory cannot be written."""
+    home = os.path.expanduser("~")
+    if home == "~":  # a user without an entry in /etc/passwd; some libraries ask for a home only to have one
+        home = os.environ["HOME"] = str(store / "cache")
+    for name, usual in CACHES.items():
+        if name not in os.environ and not _writable(Path(home, usual)):
+            os.environ[name] = str(store / "prefect" if name == "PREFECT_HOME" else store / "cache" / name.lower())
+
+
+def _writable(folder: Path) -> bool:
+    """Return True if `folder` can be written, or made."""
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK) and (there == folder or there != Path("/"))
