@@ -1,11 +1,11 @@
 """Documents of any local source as training shards of bounded size and one validation shard, resumable by shard."""
 
-import json
-import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from data.durable import read_json, write_json
 from data.errors import DataError
 from data.shards import documents, held_out, write_shard
 from data.text_files import read_text
@@ -21,6 +21,7 @@ class Position:
     document: int = 0
     shards: int = 0
     val_parts: list[str] = field(default_factory=list)
+    notes: dict[str, dict[str, int]] = field(default_factory=dict)  # by source: what its reader skipped or replaced
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Resplit:
     max_shards: int | None
     out: Path
     scratch: Path
+    notes: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def run(self, on_source: Callable[[int], None], should_stop: Callable[[], bool]) -> bool:
         """Write shard_00000.parquet ... and val.parquet into `out`; False if stopped before the end.
@@ -47,7 +49,8 @@ class Resplit:
         document is left to train on.
         """
         position = self._load()
-        first = next((text for _, _, text in self._read(Position())), None)
+        self.notes = position.notes
+        first = next((text for path in self.sources for text in read_text(path, self.column)), None)
         train: list[str] = []
         val: list[str] = []
         chars = 0
@@ -91,7 +94,9 @@ class Resplit:
             if source < position.source:
                 continue
             skip = position.document if source == position.source else 0
-            for document, text in enumerate(read_text(path, self.column)):
+            notes = Counter[str]()
+            self.notes[str(path)] = notes
+            for document, text in enumerate(read_text(path, self.column, notes)):
                 if document >= skip:
                     yield source, document, text
 
@@ -103,16 +108,22 @@ class Resplit:
             write_shard(self.scratch / parts[-1], val, self.column)
         if train:
             write_shard(self.out / shard_name(before.shards), train, self.column)
-        after = Position(source, document, before.shards + bool(train), parts)
-        temporary = self.scratch / "position.tmp"
-        temporary.write_text(json.dumps(asdict(after)))
-        os.replace(temporary, self._position_file)
+        after = Position(
+            source,
+            document,
+            before.shards + bool(train),
+            parts,
+            {path: dict(notes) for path, notes in self.notes.items()},
+        )
+        write_json(self._position_file, asdict(after))
         return after
 
     def _load(self) -> Position:
-        if not self._position_file.exists():
-            return Position()
-        return Position(**json.loads(self._position_file.read_text()))
+        """The position that was saved, or the start where none was or it is damaged."""
+        start = Position()
+        saved = read_json(self._position_file, dict) or {}
+        sound = all(type(saved.get(name)) is type(value) for name, value in vars(start).items())
+        return Position(**{name: saved[name] for name in vars(start)}) if sound else start
 
     @property
     def _position_file(self) -> Path:

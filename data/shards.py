@@ -3,30 +3,47 @@
 import difflib
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from data.errors import DataError, DataMistake
+from data.characters import decode, whole
+from data.errors import DataMistake
+from data.parquet import explained, open_parquet, read_batches
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 ROW_GROUP = 1024  # documents; what is decoded at a time
+SKIPPED = "rows without text skipped"
 
 
-def documents(path: Path, column: str = "text") -> Iterator[list[str]]:
-    """The texts of a shard in order, up to ROW_GROUP at a time; empty ones are left out.
+def documents(path: Path, column: str = "text", notes: Counter[str] | None = None) -> Iterator[list[str]]:
+    """The texts of a shard in order, up to ROW_GROUP at a time; empty ones are left out and counted in `notes`.
 
     Raises DataError naming the file when it is no whole parquet file, or has no text in that column.
     """
+    _open(path, column)
+    for batch in read_batches(path, [column], ROW_GROUP):
+        texts = [text for text in _texts(batch.column(0), path, notes) if text]
+        if notes is not None and len(texts) < batch.num_rows:
+            notes[SKIPPED] += batch.num_rows - len(texts)
+        if texts:
+            yield texts
+
+
+def _texts(values: "pa.Array", path: Path, notes: Counter[str] | None) -> list[str | None]:
     import pyarrow as pa
 
-    file = _open(path, column)
     try:
-        for batch in file.iter_batches(batch_size=ROW_GROUP, columns=[column]):
-            texts = [text for text in batch.column(0).to_pylist() if text]
-            if texts:
-                yield texts
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise _damaged(path, error) from None
+        return values.to_pylist()
+    except UnicodeDecodeError:
+        pass
+    with explained(path):
+        raw = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+        encoded = raw.cast(pa.large_binary()).to_pylist()
+        return [None if text is None else whole(decode(text), notes) for text in encoded]
 
 
 def text_bytes(path: Path, column: str = "text") -> int:
@@ -60,14 +77,8 @@ def write_shard(path: Path, texts: Iterable[str], column: str = "text") -> None:
 
 def _open(path: Path, column: str) -> Any:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    try:
-        file = pq.ParquetFile(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file.") from None
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
+    file = open_parquet(path)
     if column not in file.schema_arrow.names:
         near = difflib.get_close_matches(column, file.schema_arrow.names, n=1)
         hint = f"Did you mean data.column={near[0]}?" if near else f"It has {', '.join(file.schema_arrow.names)}."
@@ -80,8 +91,3 @@ def _open(path: Path, column: str) -> Any:
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         raise DataMistake(f"{path}: the column {column!r} holds {kind}, not text. Name another as data.column.")
     return file
-
-
-def _damaged(path: Path, error: Exception) -> DataError:
-    reason = str(error).splitlines()[0].rstrip(".")
-    return DataError(f"{path}: is a truncated or damaged parquet file ({reason}). Fetch or write it again.")

@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from data.draw import Draw
 from data.errors import DataError
+from data.parquet import open_parquet, read_batches
 from data.task import TaskError
 
 if TYPE_CHECKING:
     import pyarrow
+
+BATCH = 1 << 14  # rows decoded at a time
 
 
 class Table:
@@ -28,6 +31,7 @@ class Table:
             raise DataError(f"{folder}: there is no {pattern}; add it to the data set's files in conf/datasets.yaml")
         tables = [_read(path, columns) for path in paths]
         self._table = pyarrow.concat_tables(tables, promote_options="permissive")
+        self._where = folder / pattern
         order = Draw(pattern.partition("*")[0]).order(self._table.num_rows)
         self._order = order[:size]
 
@@ -35,19 +39,18 @@ class Table:
         return len(self._order)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return self._table.slice(self._order[i], 1).to_pylist()[0]
+        try:
+            return self._table.slice(self._order[i], 1).to_pylist()[0]
+        except UnicodeDecodeError:
+            raise DataError(f"{self._where}: row {self._order[i] + 1} holds text that is not UTF-8.") from None
 
 
 def _read(path: Path, columns: list[str]) -> "pyarrow.Table":
     import pyarrow
-    import pyarrow.parquet
 
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        missing = set(columns) - set(file.schema_arrow.names)
-        if missing:
-            raise DataError(f"{path}: there is no column {', '.join(sorted(missing))}")
-        return file.read(columns)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: cannot be read as parquet ({reason}); fetch it again") from error
+    file = open_parquet(path)
+    missing = set(columns) - set(file.schema_arrow.names)
+    if missing:
+        raise DataError(f"{path}: there is no column {', '.join(sorted(missing))}")
+    schema = pyarrow.schema([file.schema_arrow.field(column) for column in columns])
+    return pyarrow.Table.from_batches((batch.select(columns) for batch in read_batches(path, columns, BATCH)), schema)

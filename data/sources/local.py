@@ -1,9 +1,13 @@
-"""Text of your own: parquet, jsonl or txt files and folders of them.
+"""Text of your own: parquet, jsonl or txt files, the latter two also as .gz or .zst, and folders of them.
+
+In a folder, hidden files and those about a data set (LICENSE, README) are no training text.
 
 With `val_shard` naming one of the files, each file is a shard. Without, documents go into shards of even size, and a
 fraction of them, chosen by their own text, is held out.
 """
 
+import os
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,17 +16,22 @@ from data.errors import DataMistake
 from data.resplit import VAL, Resplit
 from data.shards import check_shard, write_shard
 from data.source import Made, Request
-from data.text_files import SUFFIXES, read_text
-from data.trust import described, group
+from data.text_files import ABOUT, READ, kind_of, read_text
+from data.trust import described, group, printable
 
 VAL_FRACTION = 0.01  # of the documents
+NAMED = 5  # ignored files by name; the rest are counted
+NOT_TEXT = "hidden file, LICENSE, README, COPYING or NOTICE"
 
 
 def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any]:
-    """{"files": {name: {"sha256", "bytes"}}, "source": {"paths": {name: path}}}; needs no network. Raises DataError."""
-    found = find_sources(params.paths)
+    """{"files": {name: {"sha256", "bytes"}}, "source": {"paths": {name: path}, "ignored": [path]}}; needs no network.
+    Raises DataError.
+    """
+    found, ignored = find_sources(params.paths)
     files = _describe(found, group(memory, "local"))
-    return {"files": files, "source": {"paths": {name: str(path) for name, path in found.items()}}}
+    paths = {name: str(path) for name, path in found.items()}
+    return {"files": files, "source": {"paths": paths, "ignored": [str(path) for path in ignored]}}
 
 
 def make(request: Request) -> Made | None:
@@ -32,6 +41,9 @@ def make(request: Request) -> Made | None:
     for name, path in found.items():
         if file_sha256(path) != request.identity["files"][name]["sha256"]:
             raise DataMistake(f"{path}: has changed since this run was planned. Run again.")
+    if ignored := request.identity["source"].get("ignored"):
+        named = ", ".join(PurePosixPath(path).name for path in ignored[:NAMED]) + ", ..." * (len(ignored) > NAMED)
+        request.say(printable(f"{len(ignored)} files ignored: {named} (read: {READ}, but no {NOT_TEXT})", keep=""))
     if params.what == "dataset":
         for name, path in found.items():
             link(request.blobs.path(request.blobs.add(path)), request.out / name)
@@ -41,31 +53,40 @@ def make(request: Request) -> Made | None:
     return _resplit(found, request)
 
 
-def find_sources(paths: list[str]) -> dict[str, Path]:
-    """The files that `paths` (files or folders) stand for, by their name below the folder given, in name order.
+def find_sources(paths: list[str]) -> tuple[dict[str, Path], list[Path]]:
+    """The files that `paths` (files or folders) stand for, by their name below the folder given, in name order; and
+    what in a folder is not read.
 
     Raises DataError for a path that is not there, of another kind, or two files of one name.
     """
     if not paths:
         raise DataMistake("data.paths: names no file. Give files or folders of parquet, jsonl or txt.")
     found: dict[str, Path] = {}
+    ignored: list[Path] = []
     for text in paths:
-        path = Path(text).expanduser().resolve()
+        path = Path(os.path.expanduser(text)).resolve()
         if not path.exists():
             raise DataMistake(f"{path}: there is no such file or folder (data.paths).")
+        files = {path.name: path}
         if path.is_dir():
-            files = {f.relative_to(path).as_posix(): f for f in path.rglob("*") if f.suffix in SUFFIXES and f.is_file()}
-        else:
-            files = {path.name: path}
+            inside = sorted(file for file in path.rglob("*") if file.is_file())
+            files = {file.relative_to(path).as_posix(): file for file in inside if _is_text(file.relative_to(path))}
+            ignored += [file for file in inside if not _is_text(file.relative_to(path))]
         if not files:
-            raise DataMistake(f"{path}: holds no {', '.join(SUFFIXES)} file (data.paths).")
+            raise DataMistake(f"{path}: holds no {READ} file (data.paths).")
         for name, file in files.items():
-            if file.suffix not in SUFFIXES:
-                raise DataMistake(f"{file}: is none of {', '.join(SUFFIXES)} (data.paths).")
+            if kind_of(file) is None:
+                raise DataMistake(f"{file}: is none of {READ} (data.paths).")
             if name in found:
                 raise DataMistake(f"{file} and {found[name]}: have one name in the data set. Rename one of them.")
             found[name] = file
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items())), ignored
+
+
+def _is_text(path: Path) -> bool:
+    """Return True for a file in a folder that is training text by its name; `path` is relative to the folder."""
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and not ABOUT.match(path.name) and kind_of(path) is not None
 
 
 def _describe(sources: dict[str, Path], memory: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -90,7 +111,7 @@ def _file_by_file(found: dict[str, Path], request: Request) -> Made | None:
     params = request.params
     shards: dict[str, str] = {}
     for name in found:
-        shard = str(PurePosixPath(name).with_suffix(".parquet")).replace("/", "--")
+        shard = str(PurePosixPath(name).with_suffix(".parquet")).replace("/", "--")  # of a.txt.gz: a.txt.parquet
         if shard in shards:
             raise DataMistake(f"{found[name]} and {found[shards[shard]]}: would both be {shard}. Rename one of them.")
         shards[shard] = name
@@ -106,11 +127,13 @@ def _file_by_file(found: dict[str, Path], request: Request) -> Made | None:
         if request.should_stop():
             return None
         path, target = found[shards[shard]], request.out / shard
-        if path.suffix == ".parquet":
+        if kind_of(path) == (".parquet", None):
             check_shard(path, params.column)
             link(request.blobs.path(request.blobs.add(path)), target)
         elif not target.exists():
-            write_shard(target, read_text(path, params.column), params.column)
+            notes: Counter[str] = Counter()
+            write_shard(target, read_text(path, params.column, notes), params.column)
+            _say(path, notes, request)
         request.on_progress(i + 1, len(wanted))
     return Made(train, val if params.validation else None)
 
@@ -128,6 +151,13 @@ def _resplit(found: dict[str, Path], request: Request) -> Made | None:
     )
     if not work.run(lambda done: request.on_progress(done, len(found)), request.should_stop):
         return None
+    for path, notes in work.notes.items():
+        _say(Path(path), notes, request)
     if not params.validation:
         (request.out / VAL).unlink()
     return Made(work.names(), VAL if params.validation else None)
+
+
+def _say(path: Path, notes: dict[str, int], request: Request) -> None:
+    if counted := [f"{number:,} {what}" for what, number in notes.items() if number]:
+        request.say(printable(f"{path.name}: {', '.join(counted)}", keep=""))

@@ -313,7 +313,7 @@ def test_damaged_missing_and_other_files_are_named(tmp_path, sets):
     path.parent.mkdir()
     whole = (sets / "main" / "train-00000-of-00001.parquet").read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"train-0\.parquet: cannot be read as parquet"):
+    with pytest.raises(DataError, match=r"train-0\.parquet: is a truncated or damaged parquet file"):
         load_task(spec, tmp_path)
     write(tmp_path, "main/train-0.parquet", [{"question": "a"}])
     with pytest.raises(DataError, match="no column answer"):

@@ -1,5 +1,6 @@
 """Your own text and Python's become shards: all of it once, the held-out part apart, mistakes by file and line."""
 
+import gzip
 import json
 import tempfile
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import resplit
+from data import resplit, text_files
 from data.errors import DataError
 from data.resplit import Resplit
 from data.shards import documents, held_out, write_shard
@@ -187,7 +188,6 @@ def test_no_document_is_lost_or_in_two_shards(tmp_path_factory, texts, shard_cha
         (b"[1]", "is not an object"),
         (b'{"body": "x"}', "has neither 'text' nor both 'prompt' and 'completion', but body"),
         (b'{"text": 3}', "something that is not text"),
-        (b'{"text": "\\ud800"}', "half of a surrogate pair"),
         (b'\xff{"text": "x"}', "is not JSON"),
     ],
 )
@@ -196,6 +196,109 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, said):
     path.write_bytes(b'{"text": "fine"}\n\n' + line + b"\n")
     with pytest.raises(DataError, match=rf"mine.jsonl:3: .*{said}"):
         run_download(tmp_path / "work", source="data.sources.local", paths=[str(path)])
+
+
+HALF_PAIRS = b"""{"text": "one \\ud83d"}
+{"text": null}
+{"text": "\xed\xa0\xbd two \\ud83d\\ude00"}
+{"text": ""}
+{"text": "three"}
+"""
+WHOLE = {"one \ufffd", "\ufffd two \U0001f600", "three"}
+
+
+def half_pairs_as_parquet(path: Path) -> None:
+    raw = pa.array([b"one \xed\xa0\xbd", None, b"\xed\xa0\xbd two \xf0\x9f\x98\x80", b"", b"three"])
+    pq.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())}), path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.parquet"])
+@pytest.mark.parametrize("val_shard", [None, "z.txt"])
+def test_rows_without_text_are_skipped_and_half_characters_replaced_by_all_readers(tmp_path, name, val_shard):
+    (folder := tmp_path / "mine").mkdir()
+    (folder / "z.txt").write_text("the end")
+    if name == "a.jsonl":
+        (folder / name).write_bytes(HALF_PAIRS)
+    elif name == "a.txt":
+        (folder / name).write_bytes(b"one \xed\xa0\xbd\n\xed\xa0\xbd two \xf0\x9f\x98\x80\nthree\n")
+    else:
+        half_pairs_as_parquet(folder / name)
+    out, listing = run_download(
+        tmp_path / "work", source="data.sources.local", paths=[str(folder)], val_shard=val_shard
+    )
+    found = {text for shard in [*listing["train"], listing["val"]] for text in read(out / shard)}
+    assert found == WHOLE | {"the end"}
+    said = (tmp_path / "work" / "said.txt").read_text() if name != "a.parquet" or val_shard is None else ""
+    if said:
+        assert "2 halves of surrogate pairs replaced by U+FFFD" in said
+        assert ("2 rows without text skipped" in said) == (name != "a.txt")
+
+
+def compressed(text: bytes, how: str) -> bytes:
+    return gzip.compress(text) if how == "gz" else pa.compress(text, "zstd", asbytes=True)
+
+
+@pytest.mark.parametrize("how", ["gz", "zst", "GZ"])
+def test_compressed_files_and_upper_case_names_are_read(tmp_path, how):
+    (folder := tmp_path / "mine").mkdir()
+    lines = b"".join(b'{"text": "document %d"}\n' % i for i in range(100))
+    (folder / f"a.jsonl.{how}").write_bytes(compressed(lines[:999], how.lower()) + compressed(lines[999:], how.lower()))
+    (folder / f"b.TXT.{how}").write_bytes(compressed(b"a story\n\nends", how.lower()))
+    write_shard(folder / "C.PARQUET", ["from parquet"])
+    out, listing = run_download(tmp_path / "work", source="data.sources.local", paths=[str(folder)])
+    found = {text for shard in [*listing["train"], listing["val"]] for text in read(out / shard)}
+    assert found == {f"document {i}" for i in range(100)} | {"a story\n\nends", "from parquet"}
+
+
+def test_damaged_and_endless_files_are_named(tmp_path, monkeypatch):
+    def said(name: str, content: bytes) -> str:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError) as raised:
+            list(text_files.read_text(tmp_path / name, "text"))
+        return str(raised.value)
+
+    whole = gzip.compress(b'{"text": "a"}\n' * 5000)
+    assert "a.jsonl.gz: is damaged after line" in said("a.jsonl.gz", whole[:-20])
+    assert "a.txt.gz: is damaged after line 0" in said("a.txt.gz", b"no gzip")
+    assert "a.txt.zst: is damaged after line 0" in said("a.txt.zst", whole)
+    monkeypatch.setattr(text_files, "SMALL_UNPACKED", 1 << 20)
+    assert "unpacks to more than 100 times its size" in said("b.txt.gz", gzip.compress(b"line\n" * 1_000_000))
+    monkeypatch.setattr(text_files, "LONGEST_LINE", 1 << 16)
+    assert "c.txt:2: is longer than" in said("c.txt", b"a\n" + b"b" * 100_000)
+
+
+def test_what_is_ignored_in_a_folder_is_named_and_counted(tmp_path):
+    (folder := tmp_path / "mine").mkdir()
+    (folder / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    (folder / ".git").mkdir()
+    for name in ("LICENSE.txt", "readme.txt", "README-fr.txt", ".hidden.txt", ".git/x.txt", "a.csv", "b.parquet.gz"):
+        (folder / name).write_text("not training text")
+    out, listing = run_download(tmp_path / "work", source="data.sources.local", paths=[str(folder)])
+    assert {text for shard in [*listing["train"], listing["val"]] for text in read(out / shard)} == {"one", "two"}
+    said = (tmp_path / "work" / "said.txt").read_text()
+    assert "7 files ignored: x.txt, .hidden.txt, LICENSE.txt" in said and "README" in said
+    assert local.find_sources([str(folder / "readme.txt")])[0]  # named, it is taken
+
+
+def test_a_txt_without_blank_lines_is_a_document_each_line(tmp_path):
+    lines = [f"Line {i}: a short document." for i in range(50)]
+    (tmp_path / "a.txt").write_text("\n".join(lines) + "\n\n")
+    out, listing = run_download(tmp_path / "work", source="data.sources.local", paths=[str(tmp_path / "a.txt")])
+    assert {text for shard in [*listing["train"], listing["val"]] for text in read(out / shard)} == set(lines)
+    assert "a.txt: 50 lines, each a document" in (tmp_path / "work" / "said.txt").read_text()
+    (tmp_path / "b.txt").write_text("A title\n\n" + "one line after another\n" * 100_000)
+    pages = list(text_files.read_text(tmp_path / "b.txt", "text"))
+    assert "\n".join(pages) == (tmp_path / "b.txt").read_text().strip("\n")
+    assert max(map(len, pages)) < text_files.LONGEST_PAGE_CHARS + 100
+
+
+def test_a_damaged_position_starts_again(tmp_path):
+    sources = write_sources(tmp_path / "mine")
+    params = {"source": "data.sources.local", "paths": [str(sources)], "shard_chars": 2000}
+    _, listing = run_download(tmp_path / "work", **params)
+    for damage in ("", "[]", "{}", '{"source": "x", "document": 0, "shards": 1, "val_parts": [], "notes": {}}'):
+        (tmp_path / "work" / "scratch" / "position.json").write_text(damage)
+        assert run_download(tmp_path / "work", **params)[1] == listing
 
 
 def test_sources_that_cannot_be_read_are_named(tmp_path):

@@ -1,0 +1,91 @@
+"""A parquet file decides neither how much memory its reader takes nor how the reader ends."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import parquet
+from data.errors import DataError
+from data.parquet import open_parquet, page_headers, read_batches
+from data.shards import documents
+from data.table import Table
+
+
+def write(path: Path, texts: list[str | None], **options) -> Path:
+    pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), path, **options)
+    return path
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("options", [{}, {"use_dictionary": False}, {"compression": "none"}, {"data_page_size": 100}])
+def test_page_headers_say_what_the_footer_says(tmp_path, version, options):
+    texts = [f"text {i % 50} " * 20 for i in range(2000)]
+    path = write(
+        tmp_path / "a.parquet", texts, row_group_size=700, data_page_version=version, write_statistics=False, **options
+    )
+    metadata = open_parquet(path).metadata
+    with open(path, "rb") as raw:
+        for number in range(metadata.num_row_groups):
+            leaf = metadata.row_group(number).column(0)
+            pages = list(page_headers(raw, leaf))
+            assert sum(page["values"] for page in pages) == leaf.num_values
+            sizes = sum(page["bytes"] for page in pages)
+            assert sizes < leaf.total_uncompressed_size <= sizes + 100 * len(pages)  # which counts the headers, too
+    assert [text for some in documents(path) for text in some] == texts
+
+
+def test_a_page_that_unpacks_to_more_than_its_bytes_can_mean_is_refused_undecoded(tmp_path):
+    path = write(tmp_path / "bomb.parquet", ["a" * 1_000_000] * 100, use_dictionary=False, compression="zstd")
+    assert path.stat().st_size < 50_000
+    before = pa.default_memory_pool().bytes_allocated()
+    with pytest.raises(DataError, match=r"bomb\.parquet: has a page of .* that unpacks to .*Refused"):
+        next(documents(path))
+    assert pa.default_memory_pool().bytes_allocated() - before < 1_000_000
+    with pytest.raises(DataError, match="unpacks to"):
+        Table(tmp_path, "*.parquet", ["text"], None)
+
+
+@pytest.mark.parametrize("encoding", ["dictionary", "DELTA_BYTE_ARRAY"])
+def test_a_text_that_is_kept_once_is_repeated_a_few_rows_at_a_time_and_not_for_ever(tmp_path, encoding, monkeypatch):
+    options = {"dictionary_pagesize_limit": 1 << 30}
+    if encoding != "dictionary":
+        options = {"use_dictionary": False, "column_encoding": {"text": encoding}}
+    path = write(tmp_path / "repeated.parquet", ["b" * 1_000_000] * 500, compression="zstd", **options)
+    monkeypatch.setattr(parquet, "LARGEST_BATCH", 10_000_000)
+    monkeypatch.setattr(parquet, "SMALL_FILE", 100_000_000)
+    sizes = []
+    with pytest.raises(DataError, match=r"repeated\.parquet: unpacks to more than 100 times its size"):
+        sizes += [batch.nbytes for batch in read_batches(path, ["text"], 1024)]
+    for batch in itertools.islice(read_batches(path, ["text"], 1024), 5):
+        assert batch.nbytes < 11_000_000
+
+
+def test_large_row_groups_of_ordinary_text_are_read(tmp_path, monkeypatch):
+    texts = [f"{i} " * 100 for i in range(5000)]
+    path = write(tmp_path / "a.parquet", texts, data_page_size=10_000)
+    monkeypatch.setattr(parquet, "LARGEST_BATCH", 100_000)
+    batches = list(read_batches(path, ["text"], 1024))
+    assert len(batches) > 10
+    assert [text for batch in batches for text in batch.column(0).to_pylist()] == texts
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_a_damaged_file_is_read_or_one_line(tmp_path_factory, data):
+    folder = tmp_path_factory.getbasetemp()
+    path = write(folder / "damaged.parquet", [json.dumps(i) * 9 for i in range(200)], row_group_size=80)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        for some in documents(path):
+            assert all(isinstance(text, str) for text in some)
+    except DataError as error:
+        assert str(error).isprintable()
