@@ -31,6 +31,10 @@ class TaskSpec:
     def label(self) -> str:
         return self.name or self.task.rpartition(".")[2]
 
+    @property
+    def advisory(self) -> bool:
+        return task_class(self).advisory
+
 
 @dataclass
 class CoreSpec:

@@ -1,13 +1,32 @@
 """What a task is: conversations to learn from, and a way to tell whether an answer is right."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 from data.conversation import Conversation
 from data.errors import DataMistake
 
-Execute = Callable[[str], object]  # runs a program; true if it reached its end without an exception
+
+@dataclass(frozen=True)
+class Check:
+    """A test of a function that a program defines: source of the task's own that defines check(candidate).
+
+    It never meets the program: `candidate` calls `function` in another process, with arguments and results that are
+    copies of plain values (numbers, texts, lists, dicts, ...), and raises what that raises.
+    """
+
+    source: str
+    function: str
+
+
+class Execute(Protocol):
+    """Runs a program; the result is true if it reached its end, and the check its own, without an exception.
+
+    Without a check the program's word is taken for it, which any program can forge: see Task.advisory.
+    """
+
+    def __call__(self, program: str, check: Check | None = None) -> object: ...
 
 
 class TaskError(DataMistake):
@@ -30,6 +49,7 @@ class Task:
     usual_items: ClassVar[int] = 1000  # what a plan expects of a line without a size
     usual_tokens: ClassVar[int] = 100  # and of a conversation, with a vocabulary of tens of thousands
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
+    advisory: ClassVar[bool] = False  # grades by programs that are run without a Check; rl does not learn from it
 
     def __init__(
         self, split: str = "train", size: int | None = None, folder: Path | None = None, file: Path | None = None

@@ -12,10 +12,10 @@ from torch import nn
 from data.conversation import render_prompt, text_of
 from data.draw import keyed
 from data.errors import DataError
-from data.task import Task
+from data.task import Check, Task
 from evals.intervals import wilson
 from evals.ledger import Ledger
-from evals.sandbox import Execution, Sandbox
+from evals.sandbox.box import Execution, Sandbox
 from model.engine import Completion, Engine, drop_oldest_turns
 from model.sampling import Sampling
 
@@ -162,10 +162,14 @@ class ChatEvaluation:
                 self.ledger.record(chat.group, item, refused=self.refused[chat.name])
 
     def _grade(self, chat: ChatTask, item: int, completions: list[Completion]) -> None:
-        def execute(program: str) -> Execution:
-            execution = self.sandbox(program)
+        advisory = False
+
+        def execute(program: str, check: Check | None = None) -> Execution:
+            nonlocal advisory
+            execution = self.sandbox(program, check)
             if execution.status == "refused":
                 self.refused[chat.name] = execution.detail
+            advisory |= execution.advisory
             return execution
 
         texts = [self.tokenizer.decode(completion.written) for completion in completions]
@@ -173,7 +177,8 @@ class ChatEvaluation:
         if chat.name not in self.refused:
             cropped = int(completions[0].dropped_turns > 0)
             unfinished = sum(completion.finish == "length" for completion in completions)
-            self.ledger.record(chat.group, item, grades=grades, texts=texts, cropped=cropped, unfinished=unfinished)
+            said = {"texts": texts, "cropped": cropped, "unfinished": unfinished}
+            self.ledger.record(chat.group, item, grades=grades, **said, **({"advisory": 1} if advisory else {}))
 
     def collect(self, chat: ChatTask) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The result of all ranks for one task ({"refused": why} where the sandbox runs nothing), and the conversations
@@ -188,6 +193,8 @@ class ChatEvaluation:
         result["seconds"] = round(self.ledger.seconds(records), 3)
         if chat.task.kind == "generate":
             result["unfinished"] = sum(record["unfinished"] for record in records)
+        if advisory := sum(record.get("advisory", 0) for record in records):
+            result["advisory"] = advisory  # items graded by programs that judged themselves
         if samples > 1:
             solved = sum(max(record["grades"]) > 0 for record in records) / len(records)
             result |= {f"pass@{samples}": solved, "pass_ci": list(wilson(solved, len(records)))}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data.conversation import Conversation, spoken
 from data.table import Table
-from data.task import Execute, Task, TaskError, dialogue
+from data.task import Check, Execute, Task, TaskError, dialogue
 
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 
@@ -36,10 +36,10 @@ class HumanEval(Task):
     def grade(self, i: int, completion: str, execute: Execute | None = None) -> float:
         if execute is None:
             raise TaskError("HumanEval runs what the model wrote, and needs a sandbox to do so")
-        return float(bool(execute(self.program(i, completion))))
+        return float(bool(execute(self.program(i, completion), self.check(i))))
 
     def program(self, i: int, completion: str) -> str:
-        """What is run: the completion's code behind what the prompt has before the function, then the tests."""
+        """What is run: the completion's code behind what the prompt has before the function."""
         row = self.rows[i]
         name = row["entry_point"]
         said = spoken(completion)
@@ -49,4 +49,9 @@ class HumanEval(Task):
             before = row["prompt"].partition(f"def {name}")[0]
         else:
             before = row["prompt"]
-        return f"{before}{code}\n\n{row['test']}\n\ncheck({name})\n"
+        return f"{before}{code}\n"
+
+    def check(self, i: int) -> Check:
+        """The problem's tests, behind its prompt, as some use a function that the prompt defines."""
+        row = self.rows[i]
+        return Check(f"{row['prompt']}\n\n{row['test']}\n", row["entry_point"])

@@ -21,6 +21,11 @@ def notices(made: Sequence[Made]) -> list[str]:
         numbers = _by_task([counted for _, counted in unfinished])
         found.append(f"Answers cut off at the longest allowed length, after {after}: {numbers}.")
     found += [f"{name} was not run after {stage}: {r['refused']}" for stage, name, r in results if "refused" in r]
+    forgeable = list(dict.fromkeys(name for _, name, r in results if r.get("advisory")))
+    if forgeable:
+        found.append(
+            f"Advisory: the programs of {listed(forgeable)} judged themselves, and can pass without being right."
+        )
     weak = [m.stage for m in tested if m.results.get("sandbox") == "weak" and "HumanEval" in (m.results["chat"] or {})]
     if weak:
         found.append(f"Model-written programs ran without full isolation (sandbox=weak) in {listed(weak)}.")

@@ -144,7 +144,7 @@ class Bench:
 
     def _chat_evaluation(self) -> "ChatEvaluation":
         from evals.chat import ChatEvaluation, ChatSettings
-        from evals.sandbox import Sandbox
+        from evals.sandbox.box import Sandbox
 
         params = self.job.params
         settings = ChatSettings(
@@ -259,7 +259,8 @@ def say_results(job: Job[Params], results: dict[str, Any]) -> None:
             continue
         low, high = result["ci"]
         of = f"{result['correct']:g} of {result['items']}, 95% interval {low:.1%} to {high:.1%}"
-        job.say(f"{name} {result['accuracy']:.1%} ({of})")
+        advisory = "; advisory: programs judged themselves" if "advisory" in result else ""
+        job.say(f"{name} {result['accuracy']:.1%} ({of}{advisory})")
         for measure in (key for key in result if key.startswith("pass@")):
             low, high = result["pass_ci"]
             job.say(f"{name} {measure} {result[measure]:.1%} (95% interval {low:.1%} to {high:.1%})")

@@ -45,6 +45,7 @@ class Params:
     clip: Amount | None = None  # of the probability ratio; matters with several updates a step
     updates: Count = 1  # of the optimiser on the rollouts of one step, each on a part of the groups
     grad_clip: Amount | None = None  # norm of the global gradients; null: off
+    advisory: bool = False  # practise also tasks whose programs judge themselves (Task.advisory)
     seed: int = 0
     dtype: Dtype = "auto"  # of the computations; auto: what the device is good at
     keep: Natural = 2  # rollouts of each step, and answers to each held-out task at each evaluation, in rollouts.jsonl
@@ -67,6 +68,18 @@ def main(job: Job[Params]) -> dict[str, Any]:
         write_model(job.out, practice.model)
     world.close()
     return practice.metrics()
+
+
+def check(params: Params, upstream: dict[str, Any]) -> None:
+    """Raises DataMistake where all tasks would be left out."""
+    from data.errors import DataMistake
+
+    if params.tasks and not params.advisory and all(spec.advisory for spec in params.tasks):
+        names = ", ".join(spec.label for spec in params.tasks)
+        raise DataMistake(
+            f"rl has nothing to practise: the programs of {names} judge themselves, and a model would learn to forge "
+            "their verdicts. Add another task, or set rl.params.advisory=true"
+        )
 
 
 def check_launch(params: Params, launch: Launch, upstream: dict[str, Any]) -> None:
@@ -98,7 +111,7 @@ def answerer(job: Job[Params], model: "GPT") -> "Answerer":
     """Generates with the very weights that are trained."""
     from data.calculator import calculate
     from data.tokenizer import Tokenizer
-    from evals.sandbox import Sandbox
+    from evals.sandbox.box import Sandbox
     from model.engine import Engine, rows_that_fit
     from pipeline.stages.rollouts import Answerer
 
@@ -107,16 +120,26 @@ def answerer(job: Job[Params], model: "GPT") -> "Answerer":
     if model.lm_head.weight.device.type == "cuda":
         rows = min(rows, rows_that_fit(model))
     engine = Engine(model, tok.special, tok.decode_bytes, tok.encode, calculate, rows)
-    return Answerer(engine, tok, Sandbox(mode=job.launch.sandbox), lambda: job.should_stop)
+    sandbox = Sandbox(mode=job.launch.sandbox)
+    return Answerer(engine, tok, sandbox, lambda: job.should_stop, job.params.advisory)
 
 
 def load_problems(job: Job[Params], specs: list[TaskSpec], limit: int | None = None) -> "list[Problem]":
-    """All items of the tasks, each as often as its task is repeated. Raises DataError for tasks without grades."""
+    """All items of the tasks, each as often as its task is repeated; of advisory tasks only where params allow it.
+
+    Raises DataError for tasks without grades.
+    """
     from data.errors import DataMistake
     from data.spec import load_tasks
     from pipeline.stages.rollouts import Problem
 
     problems = []
+    left_out = [] if job.params.advisory else [spec for spec in specs if spec.advisory]
+    for spec in left_out:
+        job.say(
+            f"{spec.label} is left out: its programs judge themselves ({job.stage}.params.advisory=true practises it)"
+        )
+    specs = [spec for spec in specs if spec not in left_out]
     for spec, task in zip(specs, load_tasks(specs, lambda name: job.inputs[f"dataset/{name}"])):
         if task.kind != "generate":
             raise DataMistake(

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from data.task import Task
+    from data.task import Check, Task
     from data.tokenizer import Tokenizer
-    from evals.sandbox import Sandbox
+    from evals.sandbox.box import Sandbox
     from model.engine import Completion, Engine
     from model.policy import Rollout
     from model.sampling import Sampling
@@ -45,12 +45,18 @@ class Group:
 
 
 class Answerer:
-    """Asks the model and grades what it says."""
+    """Asks the model and grades what it says. advisory: by programs that judge themselves, too."""
 
     def __init__(
-        self, engine: "Engine", tokenizer: "Tokenizer", sandbox: "Sandbox", should_stop: Callable[[], bool]
+        self,
+        engine: "Engine",
+        tokenizer: "Tokenizer",
+        sandbox: "Sandbox",
+        should_stop: Callable[[], bool],
+        advisory: bool = False,
     ) -> None:
         self.engine, self.tokenizer, self.sandbox, self.should_stop = engine, tokenizer, sandbox, should_stop
+        self.advisory = advisory
 
     def ask(
         self, problems: list[Problem], sampling: "list[Sampling]", samples: int, logprobs: bool
@@ -66,14 +72,24 @@ class Answerer:
         return self.tokenizer.decode(completion.written)
 
     def grade(self, problem: Problem, text: str) -> float:
-        return float(problem.task.grade(problem.item, text, self._execute))
+        def execute(program: str, check: "Check | None" = None) -> Any:
+            return self._execute(problem.name, program, check)
 
-    def _execute(self, program: str) -> Any:
+        return float(problem.task.grade(problem.item, text, execute))
+
+    def _execute(self, task: str, program: str, check: "Check | None") -> Any:
+        """Raises UserError where no program may run, and for a verdict that a model would learn to forge."""
         from pipeline.errors import UserError
 
-        execution = self.sandbox(program)
+        execution = self.sandbox(program, check)
         if execution.status == "refused":
             raise UserError(execution.detail, "launch.sandbox")
+        if execution.advisory and not self.advisory:
+            raise UserError(
+                f"task {task} runs programs that judge themselves, so a model would learn to forge their verdicts",
+                "params.tasks",
+                "Pass a data.task.Check to execute(), or set advisory = True in the task's class to leave it out",
+            )
         return execution
 
     def groups(

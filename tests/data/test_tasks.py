@@ -16,7 +16,7 @@ from data.conversation import check, text_of
 from data.errors import DataError
 from data.mixture import TaskMixture, TaskSequence
 from data.spec import TaskSpec, load_task, load_tasks
-from data.task import Task, TaskError
+from data.task import Check, Task, TaskError
 from data.tasks.arithmetic import Arithmetic, is_held_out
 from data.tasks.gsm8k import final_number, with_calls
 from data.tasks.identity import HELD_OUT, Identity
@@ -84,9 +84,12 @@ ALL = [
 ]
 
 
-def run(program: str) -> bool:
+def run(program: str, check: Check) -> bool:
+    made, checking = {}, {}
     try:
-        exec(program, {})
+        exec(program, made)
+        exec(check.source, checking)
+        checking["check"](made[check.function])
     except Exception:
         return False
     return True

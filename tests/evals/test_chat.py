@@ -11,11 +11,11 @@ from data import bpe
 from data.calculator import calculate
 from data.conversation import render_prompt
 from data.errors import DataError
-from data.task import ChoiceTask, Task, dialogue
+from data.task import Check, ChoiceTask, Task, dialogue
 from evals.chat import CHATCORE, ChatEvaluation, ChatSettings, ChatTask, chatcore, summary
 from evals.intervals import wilson
 from evals.ledger import Ledger
-from evals.sandbox import Execution
+from evals.sandbox.box import Execution
 from model.config import GPTConfig
 from model.engine import Engine
 from model.gpt import GPT
@@ -59,9 +59,9 @@ class Box:
     def __init__(self, status):
         self.status, self.asked = status, 0
 
-    def __call__(self, program):
+    def __call__(self, program, check=None):
         self.asked += 1
-        return Execution(self.status, "no namespaces here")
+        return Execution(self.status, "no namespaces here", advisory=check is None)
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +184,15 @@ def test_programs_run_in_the_sandbox_and_a_refusal_is_no_wrong_answer(model, tok
         "items": 17,
     }
     assert box.asked < 17
+
+
+def test_results_say_that_programs_judged_themselves(model, tokenizer, tmp_path):
+    class Checked(Echo):
+        def grade(self, i, completion, execute=None):
+            return float(bool(execute(f"print({i})", Check("def check(candidate): pass", "print"))))
+
+    assert measured(model, tokenizer, tmp_path / "own", Programs())[0]["advisory"] == 17
+    assert "advisory" not in measured(model, tokenizer, tmp_path / "checked", Checked())[0]
 
 
 def test_a_letter_of_several_tokens_is_an_error_that_names_it(model, tokenizer, tmp_path):

@@ -13,7 +13,10 @@ from safetensors.torch import load_file
 
 from data import bpe
 from data.errors import DataMistake
+from data.spec import TaskSpec
 from evals.intervals import wilson
+from pipeline.errors import UserError
+from pipeline.stages import rl
 from tests.pipeline.test_evaluate import write_model
 from tests.pipeline.trained import StageRun
 
@@ -177,6 +180,37 @@ def test_a_problem_that_comes_twice_in_a_step_is_answered_anew(inputs, tmp_path)
 def test_nothing_to_practise_is_refused(inputs, tmp_path):
     with pytest.raises(DataMistake, match="nothing to practise"):
         make_run(inputs, tmp_path, tasks=[]).inside(deterministic=False)
+
+
+ONE = {"size": 1, "name": "one"}
+SHORT = {"eval_tasks": [], "problems": 2, "samples": 2, "steps": 1}
+
+
+def test_programs_that_a_check_judges_are_practised(inputs, tmp_path):
+    run = make_run(inputs, tmp_path, tasks=[{"task": "tests.toys.vowels.Judged", **ONE}], **SHORT)
+
+    assert run.run(sandbox="weak")["status"] == "done"
+
+
+def test_a_task_whose_programs_judge_themselves_is_left_out_unless_it_is_asked_for(inputs, tmp_path):
+    advisory = {"task": "tests.toys.vowels.Advisory", **ONE, "name": "own word"}
+    tasks = [{"task": VOWELS, **ONE}, advisory]
+    without = make_run(inputs, tmp_path / "without", tasks=tasks, **SHORT)
+    asked = make_run(inputs, tmp_path / "asked", tasks=[advisory], advisory=True, **SHORT)
+
+    outcome = without.run()
+
+    assert outcome["status"] == "done" and "own word is left out: its programs judge themselves" in outcome["output"]
+    assert {line["task"] for line in kept_answers(without, held_out=False)} == {"one"}
+    assert asked.run(sandbox="weak")["status"] == "done"
+    with pytest.raises(DataMistake, match="nothing to practise: the programs of own word judge themselves"):
+        rl.check(rl.Params(tasks=[TaskSpec(**advisory)]), {})
+
+
+def test_a_verdict_that_is_advisory_without_being_declared_so_is_refused(inputs, tmp_path):
+    with pytest.raises(UserError, match="task one runs programs that judge themselves"):
+        tasks = [{"task": "tests.toys.vowels.Undeclared", **ONE}]
+        make_run(inputs, tmp_path, tasks=tasks, **SHORT).inside(deterministic=False, sandbox="weak")
 
 
 def test_multiple_choice_cannot_be_practised(inputs, tmp_path, shared_hub):

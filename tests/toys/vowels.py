@@ -1,6 +1,6 @@
 """A task that a model without any skill gets right now and then, and can learn in a few steps."""
 
-from data.task import Task, dialogue
+from data.task import Check, Task, dialogue
 
 
 class Vowels(Task):
@@ -14,3 +14,22 @@ class Vowels(Task):
 
     def grade(self, i, completion, execute=None):
         return float("e" in completion)
+
+
+class Judged(Vowels):
+    """The same, said by a check of what a program returns."""
+
+    def grade(self, i, completion, execute=None):
+        program = f"def answer():\n    return {completion!r}\n"
+        return float(bool(execute(program, Check("def check(candidate):\n    assert 'e' in candidate()\n", "answer"))))
+
+
+class Undeclared(Vowels):
+    """The same, said by a program itself."""
+
+    def grade(self, i, completion, execute=None):
+        return float(bool(execute(f"assert 'e' in {completion!r}")))
+
+
+class Advisory(Undeclared):
+    advisory = True

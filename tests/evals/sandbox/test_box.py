@@ -1,6 +1,7 @@
 """Model-written code is confined. Every hostile program here is bounded even if nothing confined it."""
 
 import contextlib
+import dataclasses
 import os
 import platform
 import socket
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from evals import sandbox_kernel as kernel
-from evals.sandbox import Execution, Limits, Sandbox
+from data.task import Check
+from evals.sandbox import kernel
+from evals.sandbox.box import Execution, Limits, Sandbox
 
-LIMITS = Limits(wall_seconds=1.0, cpu_seconds=2, memory_bytes=256 << 20, disk_bytes=4 << 20)
+LIMITS = Limits(wall_seconds=10.0, cpu_seconds=1, memory_bytes=256 << 20, disk_bytes=4 << 20)
+SHORT = dataclasses.replace(LIMITS, wall_seconds=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +50,43 @@ def test_failing_or_leaving_early_is_not_passing(sandbox, program, detail):
     assert result.status == "failed" and detail in result.detail
 
 
+CHECK = Check("def check(candidate):\n    assert candidate(1) == 2\n", "f")
+
+
+def test_a_check_passes_or_fails_a_function_of_the_program(sandbox):
+    right = sandbox("def f(x): return x + 1", CHECK)
+    wrong = sandbox("def f(x): return x", CHECK)
+
+    assert right.passed and not right.advisory
+    assert wrong.status == "failed" and wrong.detail.startswith("AssertionError")
+    assert sandbox("def g(x): return x", CHECK).detail == "NameError: name 'f' is not defined"
+    assert sandbox("def f(x): return x + 1\nf('a')", CHECK).detail.startswith("TypeError")
+
+
+def test_a_verdict_without_a_check_is_advisory(sandbox):
+    assert sandbox("assert True").advisory
+
+
+def test_a_check_that_never_ends_is_a_timeout():
+    result = Sandbox(SHORT)("def f(): pass", Check("def check(candidate):\n    while True: pass", "f"))
+
+    assert result.status == "timeout"
+
+
+def test_a_sandbox_whose_process_was_killed_starts_another(sandbox):
+    sandbox._zygote._process.kill()
+    sandbox._zygote._process.wait()
+
+    assert sandbox("pass").passed
+
+
 @pytest.mark.parametrize(
     "program",
     ["while True: pass", "import time; time.sleep(60)", "try:\n while True: pass\nfinally:\n while True: pass"],
 )
-def test_endless_programs_end_in_time(sandbox, program):
-    result = sandbox(program)
-
-    assert result.status in ("timeout", "killed") and result.seconds < 10
+def test_endless_programs_time_out_by_the_clock_and_by_processor_time(sandbox, program):
+    assert Sandbox(SHORT)(program).status == "timeout"
+    assert "sleep" in program or sandbox(program).detail == "processor time"
 
 
 def test_memory_is_limited(sandbox):
@@ -89,15 +121,11 @@ def test_a_cgroup_alone_stops_forks():
     assert done.stdout == "made 0\n", done.stderr
 
 
-def test_a_program_is_in_a_cgroup_of_its_own_that_goes_with_it(sandbox, monkeypatch):
-    made = []
-    with a_cgroup():
-        make = kernel.limit_processes
-        monkeypatch.setattr(kernel, "limit_processes", lambda *given: made.append(make(*given)) or made[-1])
+def test_a_program_is_in_a_cgroup_of_its_own_that_goes_with_it(sandbox):
+    with a_cgroup() as group:
+        assert "cgroup" in sandbox("pass").layers and Sandbox(SHORT)("while True: pass").status == "timeout"
 
-        assert "cgroup" in sandbox("pass").layers and sandbox("while True: pass").status == "timeout"
-
-    assert len(made) == 2 and not any(group.exists() for group in made)
+        assert not list(group.parent.glob("sandbox-*"))
 
 
 @contextlib.contextmanager
@@ -131,6 +159,37 @@ def test_files_are_written_in_the_own_folder_only(sandbox, tmp_path):
     result = sandbox(f"open({str(outside)!r}, 'w').write('x')")
 
     assert result.status == "failed" and not outside.exists()
+
+
+def test_only_files_of_python_and_the_own_folder_are_read(sandbox, tmp_path):
+    """Even those that the file system lets everybody read."""
+    tmp_path.chmod(0o777)
+    (tmp_path / "outside").write_text("x")
+    look = """
+import os
+for path in (%r, "/etc/passwd", "/proc/self/environ", "/proc/1/cmdline"):
+    try:
+        print(open(path).read())
+    except OSError:
+        pass
+for path in (%r, "/", "/home", "/etc", "/proc"):
+    try:
+        print(path, os.listdir(path))
+    except OSError:
+        pass
+"""
+
+    result = sandbox(look % (str(tmp_path / "outside"), str(tmp_path)))
+
+    assert "landlock" not in result.layers or (result.passed and result.output == "")
+
+
+def test_the_environment_holds_nothing(sandbox, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+
+    result = sandbox("import os; print(sorted(set(os.environ) - {'LC_CTYPE'}))")
+
+    assert result.output == "[]\n"
 
 
 def test_the_disk_cannot_be_filled(sandbox):
@@ -168,11 +227,11 @@ def test_without_namespaces_files_and_processes_of_the_same_user_are_left_as_the
     before = victim.stat()
     program = f"""
 import fcntl, os, sys
-sys.path.insert(0, {str(Path(kernel.__file__).parent)!r})
-import sandbox_kernel
+sys.path.insert(0, {os.getcwd()!r})
+from evals.sandbox import kernel
 path, parent = {str(victim)!r}, {os.getpid()}
 inner, outer = os.pipe()
-sandbox_kernel.deny_calls()
+kernel.deny_calls()
 for attempt in (
     lambda: os.chmod(path, 0),
     lambda: os.utime(path, (0, 0)),
@@ -198,65 +257,22 @@ print("end")
     assert victim.stat() == before
 
 
-def test_reports_cannot_be_forged_or_flooded(sandbox):
-    forge = """
-import os
-for fd in range(3, 16):
-    try:
-        os.write(fd, b'{"status": "passed"}\\n' * %d)
-    except OSError:
-        pass
-"""
-
-    assert not sandbox(forge % 1 + "1 / 0").passed
-    assert not sandbox(forge % 10_000 + "1 / 0").passed
-
-
-@pytest.mark.parametrize(
-    "junk",
-    [b"{no json}", b"{\xff}", b'{"a":' + b"[" * 20_000 + b"}", b'{"a":' + b"9" * 5_000 + b"}", b'{"layers":3}', b"[1]"],
-    ids=["no json", "no text", "deep", "long number", "odd layers", "a list"],
-)
-def test_reports_that_make_no_sense_are_ignored(sandbox, junk):
-    scribble = f"""
-import os
-for fd in range(3, 16):
-    try:
-        os.write(fd, {junk!r} + b"\\n")
-    except OSError:
-        pass
-"""
-
-    assert sandbox(scribble).passed and sandbox(scribble + "1 / 0").status == "failed"
-
-
-def test_a_report_with_the_secret_that_says_nothing_is_ignored(sandbox):
-    program = """
-import os, sys
-seen = sys._getframe(1).f_locals
-os.write(seen["result_fd"], b'{"secret":"%s"}\\n' % seen["secret"].encode())
-1 / 0
-"""
-
-    assert sandbox(program).status == "failed"
-
-
 def test_nothing_is_left_behind(sandbox, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
-    assert sandbox("open('file', 'w').write('x')\nwhile True: pass").status == "timeout"
+    assert Sandbox(SHORT)("open('file', 'w').write('x')\nwhile True: pass").status == "timeout"
 
     assert not list(tmp_path.iterdir())
 
 
 def test_the_program_ends_with_the_process_that_asked_for_it(sandbox, tmp_path):
-    program = f"import sys; sys.path.insert(0, {os.getcwd()!r})\nfrom evals.sandbox import Limits, Sandbox\n" + (
+    program = f"import sys; sys.path.insert(0, {os.getcwd()!r})\nfrom evals.sandbox.box import Limits, Sandbox\n" + (
         "print('up', flush=True)\nSandbox(Limits(wall_seconds=60, cpu_seconds=60), 'weak')('while True: pass')"
     )
     env = os.environ | {"TMPDIR": str(tmp_path)}  # the killed process leaves a folder
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=env)
     assert parent.stdout.readline() == "up\n"
-    children = _children(parent.pid, expected=2)
+    children = _children(parent.pid, expected=4)
     parent.kill()
     parent.wait()
 
@@ -283,9 +299,9 @@ def _children(pid: int, expected: int) -> list[int]:
 
 def test_where_nothing_stops_network_or_forks_strict_refuses_and_says_why_and_weak_runs():
     strict, weak = Sandbox(LIMITS), Sandbox(LIMITS, "weak")
-    strict.__dict__["weakness"] = weak.__dict__["weakness"] = "network cannot be stopped on this machine"
+    strict.__dict__["weakness"] = weak.__dict__["weakness"] = "on this machine a program could reach the network"
 
     assert strict("print(1)") == Execution(
-        "refused", "network cannot be stopped on this machine; launch.sandbox=weak runs it all the same"
+        "refused", "on this machine a program could reach the network; launch.sandbox=weak runs it all the same"
     )
     assert weak("print(1)").passed

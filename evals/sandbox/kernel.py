@@ -1,18 +1,20 @@
 """What the Linux kernel offers to confine a process, one small function a mechanism, through ctypes.
 
-Runs inside the sandbox's own process, which has the standard library and nothing else. Each function raises OSError
+Runs inside the sandbox's processes, which have the standard library and nothing else. Each function raises OSError
 where the machine does not offer its mechanism (another system, an old kernel, a container that forbids it).
 """
 
 import ctypes
 import os
 import platform
+import signal
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 NEW_NAMESPACE = {"mount": 0x20000, "ipc": 0x8000000, "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000}
 
-_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = 38, 22
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 _MS_REC, _MS_PRIVATE, _MS_NOSUID, _MS_NODEV = 0x4000, 0x40000, 2, 4
 _AT_RECURSIVE, _MOUNT_ATTR_RDONLY = 0x8000, 1
 _CAPSET = {"x86_64": 126, "aarch64": 91}
@@ -156,17 +158,48 @@ def deny_calls() -> None:
     _check(libc.prctl(_PR_SET_SECCOMP, 2, program, 0, 0))
 
 
-def landlock(writable: str) -> None:
-    """File writes, new files and removals work under `writable` only (Linux 5.13)."""
+def hide_memory() -> None:
+    """Processes of the same user may neither trace this one nor open its memory."""
+    _check(_libc().prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
+
+
+def end_with_parent() -> None:
+    """Be killed when the parent ends. A change of user undoes it."""
+    _check(_libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+
+
+# Landlock's rights, by bit: 0 execute, 1 write and 2 read a file, 3 list a folder, 4 to 12 change a folder, and from
+# later versions 13 link and rename between folders, 14 truncate, 15 control a device.
+_READ, _READ_FILE, _WRITE_FILE = 0b1100, 0b0100, 0b0010 | 1 << 14
+_CHANGE = 0b1_1111_1111_1110 | 1 << 13 | 1 << 14
+
+
+def landlock(readable: Iterable[str], writable: str | None) -> None:
+    """Files are read below `readable` only, read and changed below `writable`, and none is executed (Linux 5.13).
+
+    Where the kernel has it, TCP (version 4), and signals and abstract sockets to processes outside (6) are refused too.
+    """
     version = _syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
-    # Write a file, and the ten ways to change a folder; then refer (version 2) and truncate (3).
-    rights = 0b1_1111_1111_0010 | (1 << 13 if version >= 2 else 0) | (1 << 14 if version >= 3 else 0)
-    ruleset = _syscall(_LANDLOCK_CREATE, struct.pack("Q", rights), ctypes.c_size_t(8), 0)
-    folder = os.open(writable, os.O_PATH | os.O_CLOEXEC)
+    handled = (1 << 13) - 1
+    for right, since in ((13, 2), (14, 3), (15, 5)):
+        handled |= (version >= since) << right
+    attributes = struct.pack("QQQ", handled, 0b11, 0b11)[: 8 if version < 4 else 16 if version < 6 else 24]
+    ruleset = _syscall(_LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), 0)
     try:
-        _syscall(_LANDLOCK_ADD, ruleset, 1, struct.pack("=Qi", rights, folder), 0)
+        for path in readable:
+            _allow(ruleset, path, handled & (_READ if os.path.isdir(path) else _READ_FILE))
+        _allow(ruleset, os.devnull, handled & (_READ_FILE | _WRITE_FILE))
+        if writable is not None:
+            _allow(ruleset, writable, handled & _CHANGE)
         _check(_libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         _syscall(_LANDLOCK_RESTRICT, ruleset, 0)
     finally:
-        os.close(folder)
         os.close(ruleset)
+
+
+def _allow(ruleset: int, path: str, rights: int) -> None:
+    target = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        _syscall(_LANDLOCK_ADD, ruleset, 1, struct.pack("=Qi", rights, target), 0)
+    finally:
+        os.close(target)

@@ -1,0 +1,9 @@
+"""Running and judging code that a model wrote. box.Sandbox is the front door.
+
+box     asks for a program to be run            the caller's process
+zygote  a bare interpreter that forks quickly   one process per Sandbox
+runner  isolates, starts two cells, watches     one process per program
+judge   runs the check, holds the verdict       a cell: a confined process
+answer  runs the program that the model wrote   a cell
+wire    the only things that cross              kernel  how Linux confines a process
+"""

@@ -1,0 +1,39 @@
+"""A bare interpreter that has imported what programs use, and forks a runner for each: ten times as fast as a start.
+
+It reads no program and no check, so what it forks off has none in its memory. Requests come as pairs of file
+descriptors over standard input, a socket, and it ends when that closes.
+"""
+
+import gc
+import importlib
+import os
+import signal
+import socket
+
+from evals.sandbox import runner
+
+# Others are read from Python's own folders, which below /root the user that the program runs as cannot reach.
+_PROGRAMS_USE = (
+    "typing math cmath re string random itertools functools collections heapq bisect operator statistics copy datetime "
+    "decimal fractions hashlib json calendar textwrap abc dataclasses enum io contextlib array struct traceback socket "
+    "time threading bisect csv pickle inspect numbers types unittest uuid zlib base64 pprint difflib queue secrets"
+)
+
+
+def main() -> None:
+    for name in _PROGRAMS_USE.split():
+        importlib.import_module(name)
+    gc.freeze()
+    requests = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a runner ended
+    while True:
+        byte, fds, _, _ = socket.recv_fds(requests, 1, 2)
+        if not byte:
+            return
+        if os.fork() == 0:
+            requests.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            runner.serve(*fds)
+        for fd in fds:
+            os.close(fd)
