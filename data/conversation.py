@@ -2,6 +2,7 @@
 
 A conversation is {"messages": [{"role", "content"}, ...]}: an optional system message first, then user and assistant in
 turn. Content is text; an assistant's may also be a list of parts {"type": "text" | "python" | "python_output", "text"}.
+An assistant's message may have a weight: one of 0 is context for what follows, and never trained on.
 
     <|bos|> <|user_start|> TEXT <|user_end|> <|assistant_start|> TEXT <|assistant_end|> <|user_start|> ...
 
@@ -15,6 +16,7 @@ from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
 from data.errors import DataMistake
+from data.trust import shown
 
 Conversation = dict[str, Any]
 
@@ -37,11 +39,15 @@ class Encoder(Protocol):
 
 
 class Piece(NamedTuple):
-    """A special token or a stretch of ordinary text, and whether a model is trained to write it."""
+    """A special token or a stretch of ordinary text, and whether a model is trained to write it.
+
+    muted: not trained on even where every token counts.
+    """
 
     text: str
     special: bool
     trained: bool
+    muted: bool = False
 
 
 def check(conversation: Any) -> None:
@@ -61,10 +67,12 @@ def check(conversation: Any) -> None:
         expected = "assistant" if i % 2 else "user"
         if message["role"] != expected:
             raise DataMistake(
-                f"message {i + 1 + len(messages) - len(turns)} is by {message['role']!r} where {expected!r} is due"
+                f"message {i + 1 + len(messages) - len(turns)} is by {shown(message['role'])} where {expected!r} is due"
             )
     for i, message in enumerate(messages):
         _check_content(message, f"the content of message {i + 1}")
+        if message.get("weight") not in (None, 0, 1):
+            raise DataMistake(f"the weight of message {i + 1} is {shown(message['weight'])}, expected 0 or 1")
 
 
 def _check_content(message: dict[str, Any], where: str) -> None:
@@ -98,26 +106,38 @@ def pieces(conversation: Conversation) -> Iterator[Piece]:
             yield Piece(USER[1], True, False)
             system = ""
         else:
+            muted = message.get("weight") == 0
             yield Piece(ASSISTANT[0], True, False)
             for kind, parts in groupby(_parts(content), key=lambda part: part["type"] == "text"):
                 # Neighbouring texts are one text, or their tokens would not be those of what the template writes.
                 for part in [{"type": "text", "text": "".join(part["text"] for part in parts)}] if kind else parts:
-                    yield from _part(part)
-            yield Piece(ASSISTANT[1], True, True)
+                    yield from _part(part, muted)
+            yield Piece(ASSISTANT[1], True, not muted, muted)
 
 
 def _parts(content: str | list[dict[str, str]]) -> list[dict[str, str]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def _part(part: dict[str, str]) -> Iterator[Piece]:
+def _part(part: dict[str, str], muted: bool) -> Iterator[Piece]:
     start, end = PARTS[part["type"]]
-    trained = part["type"] != "python_output"
+    trained = part["type"] != "python_output" and not muted
     if start:
-        yield Piece(start, True, trained)
-    yield Piece(part["text"], False, trained)
+        yield Piece(start, True, trained, muted)
+    yield Piece(part["text"], False, trained, muted)
     if end:
-        yield Piece(end, True, trained)
+        yield Piece(end, True, trained, muted)
+
+
+def is_empty_answer(message: dict[str, Any]) -> bool:
+    """Return True for a checked message of the assistant that says nothing and calls nothing."""
+    return message["role"] == "assistant" and not text_of(message["content"]).strip()
+
+
+def encoded(conversation: Conversation, tokenizer: Encoder) -> Iterator[tuple[list[int], Piece]]:
+    """The pieces of a conversation with their ids. Raises DataError for what is no conversation."""
+    for piece in pieces(conversation):
+        yield [tokenizer.special[piece.text]] if piece.special else tokenizer.encode(piece.text), piece
 
 
 def render(conversation: Conversation, tokenizer: Encoder) -> tuple[list[int], list[int]]:
@@ -127,8 +147,7 @@ def render(conversation: Conversation, tokenizer: Encoder) -> tuple[list[int], l
     """
     ids: list[int] = []
     mask: list[int] = []
-    for piece in pieces(conversation):
-        tokens = [tokenizer.special[piece.text]] if piece.special else tokenizer.encode(piece.text)
+    for tokens, piece in encoded(conversation, tokenizer):
         ids += tokens
         mask += [int(piece.trained)] * len(tokens)
     return ids, mask

@@ -21,6 +21,7 @@ class Fate(IntEnum):
     TOO_LONG = 2  # dropped: not even its first exchange fits a row
     UNTRAINED = 3  # dropped: no assistant speaks in it
     MALFORMED = 4  # dropped: its roles do not take turns
+    EMPTY = 5  # dropped: an answer in it says nothing
 
 
 def fit(ids: list[int], mask: list[int], row_tokens: int, turn_end: int) -> tuple[int, Fate]:
@@ -34,7 +35,7 @@ def fit(ids: list[int], mask: list[int], row_tokens: int, turn_end: int) -> tupl
         return len(ids), Fate.WHOLE
     for n in range(row_tokens, 0, -1):
         if ids[n - 1] == turn_end:
-            return n, Fate.CUT
+            return (n, Fate.CUT) if any(mask[:n]) else (0, Fate.TOO_LONG)
     return 0, Fate.TOO_LONG
 
 

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,16 @@ class TaskSpec:
     args: dict[str, Any] = field(default_factory=dict)  # what this task's class takes besides
 
     def __post_init__(self) -> None:
+        if self.file is not None:
+            self.file = os.path.expanduser(self.file)
+            if os.path.isdir(self.file):
+                raise TaskError(f"file {self.file}: is a directory. Name a file in it.")
         task_class(self)
+
+    def check_file(self) -> None:
+        """Read the whole of `file`, so that a wrong line is known before anything is trained. Raises DataError."""
+        if self.file is not None and self.dataset is None:
+            load_task(self, None)
 
     @property
     def label(self) -> str:

@@ -55,6 +55,7 @@ class Task:
         self, split: str = "train", size: int | None = None, folder: Path | None = None, file: Path | None = None
     ):
         self.split, self.size, self.folder, self.file = split, size, folder, file
+        self.notes: dict[str, int] = {}  # what the reader of a file ignored or replaced, and how often
 
     def __len__(self) -> int:
         raise TaskError(f"{type(self).__name__} does not say how many items it has")

@@ -50,7 +50,7 @@ def read_text(path: Path, column: str, notes: Counter[str] | None = None) -> Ite
 
 
 def _read_jsonl(path: Path, column: str, notes: Counter[str]) -> Iterator[str]:
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         if not line.strip():
             continue
         text = whole(_document_of(line, column, f"{path}:{number}"), notes)
@@ -116,7 +116,7 @@ def _read_txt(path: Path, notes: Counter[str]) -> Iterator[str]:
 def _has_paragraphs(path: Path) -> bool:
     """Return True if a blank line stands between two lines with text."""
     text = gap = False
-    for _, line in _lines(path):
+    for _, line in numbered_lines(path):
         if not line.strip():
             gap = text
         elif gap:
@@ -127,7 +127,7 @@ def _has_paragraphs(path: Path) -> bool:
 
 
 def _texts(path: Path, notes: Counter[str]) -> Iterator[str]:
-    for number, line in _lines(path):
+    for number, line in numbered_lines(path):
         try:
             text = decode(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
         except UnicodeDecodeError:
@@ -135,11 +135,11 @@ def _texts(path: Path, notes: Counter[str]) -> Iterator[str]:
         yield whole(text.replace("\r\n", "\n"), notes)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """The numbered lines of a file, unpacked. Raises DataError for a line or a file without an end, and for damage."""
-    left = max(SMALL_UNPACKED, MOST_EXPANSION * path.stat().st_size)
     number = 0
     try:
+        left = max(SMALL_UNPACKED, MOST_EXPANSION * path.stat().st_size)
         with open_unpacked(path) as file:
             while line := file.readline(LONGEST_LINE):
                 number, left = number + 1, left - len(line)

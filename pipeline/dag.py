@@ -107,6 +107,20 @@ def check_launch(stage: Stage, found: Dag) -> None:
             hook(stage.params, stage.launch, params_behind(stage, found))
 
 
+def check_files(stages: list[Stage]) -> None:
+    """Read the user's files that stages which run will read, each once: a wrong line is known before anything is made.
+
+    Raises UserError.
+    """
+    checked: list[Any] = []
+    for stage in stages:
+        for part in parts_of(stage.params):
+            if hasattr(part, "check_file") and part not in checked:
+                with _told_of(f"{stage.name}.params"):
+                    part.check_file()
+                checked.append(part)
+
+
 def params_behind(stage: Stage, found: Dag) -> dict[str, Any]:
     """What a module's hooks are told: params of all stages behind this one, by stage name, and of what it reads itself
     by input name as well."""
@@ -141,19 +155,21 @@ def stage_module(run: str, name: str) -> ModuleType:
 
 def datasets_in(params: Any) -> Iterator[str]:
     """Names of data sets that a parameter tree asks for: the values of fields called `dataset`."""
+    for part in parts_of(params):
+        if isinstance(dataset := getattr(part, "dataset", None), str):
+            yield dataset
+
+
+def parts_of(params: Any) -> Iterator[Any]:
+    """The dataclass instances in a parameter tree, it included."""
     if dataclasses.is_dataclass(params):
-        for field in dataclasses.fields(params):
-            value = getattr(params, field.name)
-            if field.name == "dataset" and isinstance(value, str):
-                yield value
-            else:
-                yield from datasets_in(value)
-    elif isinstance(params, (list, tuple)):
+        yield params
+        params = vars(params)
+    if isinstance(params, dict):
+        params = list(params.values())
+    if isinstance(params, (list, tuple)):
         for item in params:
-            yield from datasets_in(item)
-    elif isinstance(params, dict):
-        for item in params.values():
-            yield from datasets_in(item)
+            yield from parts_of(item)
 
 
 def _typed(name: str, declared: StageConfig, launch: Launch) -> Stage:

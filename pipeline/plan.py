@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline import keys
-from pipeline.dag import Dag, Stage, check_launch, params_behind
+from pipeline.dag import Dag, Stage, check_files, check_launch, params_behind
 from pipeline.errors import Corrupt, Guarded, UserError
 from pipeline.store import RECORD, Artifact, Store
 
@@ -101,6 +101,7 @@ def make_plan(
             step.seconds = _estimate(step, dag, recipe)
         if step.action == "run":
             check_launch(step.stage, dag)
+    check_files([step.stage for step in steps.values() if step.action == "run"])
     return Plan(steps, chosen)
 
 

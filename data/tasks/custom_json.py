@@ -1,17 +1,20 @@
 """Conversations of your own: a jsonl file with one conversation a line."""
 
 import json
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
-from data.conversation import Conversation, check
+from data.characters import whole_all
+from data.conversation import Conversation
 from data.draw import Draw
 from data.errors import DataError, DataMistake
+from data.formats import KNOWN, conversation_of, is_trained
 from data.task import Task, TaskError
+from data.text_files import numbered_lines
 
 
 class CustomJSON(Task):
-    """Each line of `file` is a JSON list of {"role", "content"} messages, or an object with such a list as `messages`.
+    """Each line of `file` is a conversation in one of the forms that data/formats.py reads.
 
     The whole file is read and checked at once. Raises DataError as FILE:LINE for a line that is no conversation, or
     that has nothing to learn because no assistant speaks in it.
@@ -23,7 +26,7 @@ class CustomJSON(Task):
         super().__init__(split, size, folder, file)
         if file is None:
             raise TaskError("CustomJSON reads one file of conversations: name it in the mixture as `file: PATH`")
-        conversations = read_conversations(file)
+        conversations, self.notes = read_conversations(file)
         order = Draw("custom json").order(len(conversations))[:size]
         self.conversations = [conversations[i] for i in order]
 
@@ -34,37 +37,32 @@ class CustomJSON(Task):
         return self.conversations[i]
 
 
-def read_conversations(path: Path) -> list[Conversation]:
-    """All conversations of a jsonl file; empty lines are skipped. Raises DataError with FILE:LINE."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataMistake(f"{path}: cannot be read ({error.strerror})") from error
+def read_conversations(path: Path) -> tuple[list[Conversation], dict[str, int]]:
+    """All conversations of a jsonl file, which may be compressed, and how often what was ignored or replaced.
+
+    Empty lines are skipped. Raises DataError with FILE:LINE.
+    """
     found = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            found.append(_conversation(json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))))
-        except json.JSONDecodeError as error:
-            raise DataMistake(f"{path}:{number}: no JSON ({error.msg} at column {error.colno})") from error
-        except UnicodeDecodeError as error:
-            raise DataMistake(f"{path}:{number}: not UTF-8 text (byte {error.start + 1} of the line)") from error
-        except (ValueError, RecursionError) as error:  # numbers of thousands of digits; lists in lists in lists
-            raise DataMistake(f"{path}:{number}: JSON that cannot be read ({str(error)[:80]})") from error
-        except DataError as error:
-            raise DataMistake(
-                f'{path}:{number}: {error}. A line is [{{"role": "user", "content": "..."}}, '
-                '{"role": "assistant", "content": "..."}]'
-            ) from error
+    notes: Counter[str] = Counter()
+    for number, line in numbered_lines(path):
+        if line.strip():
+            found.append(_conversation(line, notes, f"{path}:{number}"))
     if not found:
         raise DataMistake(f"{path}: there is no conversation in it")
-    return found
+    if not any(map(is_trained, found)):
+        raise DataMistake(f'{path}: has no answer to learn from: each has "weight": 0')
+    return found, dict(notes)
 
 
-def _conversation(value: Any) -> Conversation:
-    conversation = {"messages": value} if isinstance(value, list) else value
-    check(conversation)
-    if conversation["messages"][-1]["role"] != "assistant":
-        raise DataMistake("a conversation to learn from ends with the assistant")
-    return conversation
+def _conversation(line: bytes, notes: Counter[str], where: str) -> Conversation:
+    try:
+        return conversation_of(whole_all(json.loads(line), notes), notes)
+    except json.JSONDecodeError as error:
+        hint = ". Write each conversation on one line, as with jq -c '.[]'" if line.strip() in (b"[", b"{") else ""
+        raise DataMistake(f"{where}: no JSON ({error.msg} at column {error.colno}){hint}") from error
+    except UnicodeDecodeError as error:
+        raise DataMistake(f"{where}: not UTF-8 text (byte {error.start + 1} of the line)") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits; lists in lists in lists
+        raise DataMistake(f"{where}: JSON that cannot be read ({str(error)[:80]})") from error
+    except DataError as error:
+        raise DataMistake(f"{where}: {error}. A line is {KNOWN}.") from error

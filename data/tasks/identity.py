@@ -152,7 +152,7 @@ class Identity(Task):
         if split == "test":
             self.conversations = [dialogue(question, f"My name is {name}.") for question in HELD_OUT]
         elif file:
-            self.conversations = read_conversations(file)
+            self.conversations, self.notes = read_conversations(file)
         else:
             self.conversations = from_templates(name, description, maker)
         order = Draw("identity").order(len(self.conversations))

@@ -45,11 +45,15 @@ def main(job: Job[Params]) -> dict[str, Any]:
     from data.mixture import TaskMixture, TaskSequence
     from data.spec import load_tasks
     from data.tokenizer import Tokenizer
+    from data.trust import printable
 
     params = job.params
     check(params, {})
     tokenizer = Tokenizer.load(job.inputs["tokenizer"])
     tasks = load_tasks(params.mixture, lambda name: job.inputs[f"dataset/{name}"])
+    for spec, task in zip(params.mixture, tasks):
+        if task.notes:
+            job.say(printable(f"{spec.label}: {', '.join(f'{n:,} {what}' for what, n in task.notes.items())}", keep=""))
     repeats = [spec.repeat for spec in params.mixture]
     if params.order == "sequence":
         mixture = TaskSequence(tasks, repeats)
@@ -90,17 +94,25 @@ def _render(
     """2 * id + mask of the tokens that go into a row, uint32, and the conversation's fate."""
     import numpy as np
 
-    from data.conversation import ASSISTANT, render
+    from data.conversation import ASSISTANT, check, encoded, is_empty_answer
     from data.errors import DataError
     from data.rows import Fate, fit
 
     try:
-        ids, mask = render(conversation, tokenizer)
+        check(conversation)
     except DataError:
         return np.zeros(0, np.uint32), Fate.MALFORMED
-    n, fate = fit(ids, mask, row_tokens, tokenizer.special[ASSISTANT[1]])
-    trained = np.uint32(1) if all_tokens else np.array(mask[:n], np.uint32)
-    return np.array(ids[:n], np.uint32) * np.uint32(2) + trained, fate
+    if any(is_empty_answer(message) and message.get("weight") != 0 for message in conversation["messages"]):
+        return np.zeros(0, np.uint32), Fate.EMPTY
+    ids: list[int] = []
+    answered: list[int] = []
+    mask: list[int] = []
+    for tokens, piece in encoded(conversation, tokenizer):
+        ids += tokens
+        answered += [int(piece.trained)] * len(tokens)
+        mask += [int(not piece.muted if all_tokens else piece.trained)] * len(tokens)
+    n, fate = fit(ids, answered, row_tokens, tokenizer.special[ASSISTANT[1]])
+    return np.array(ids[:n], np.uint32) * np.uint32(2) + np.array(mask[:n], np.uint32), fate
 
 
 def _save(job: Job[Params], name: str, array: "np.ndarray") -> None:
@@ -174,8 +186,7 @@ def _describe(
 
     total = counts(np.ones(len(fates), bool))
     dropped = {
-        reason.name.lower(): int(np.count_nonzero(fates[:, 1] == reason))
-        for reason in (Fate.TOO_LONG, Fate.UNTRAINED, Fate.MALFORMED)
+        reason.name.lower(): int(np.count_nonzero(fates[:, 1] == reason)) for reason in Fate if reason >= Fate.TOO_LONG
     }
     if total["dropped"]:
         told = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in dropped.items() if n)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.conversation import check, render, render_prompt, spoken
+from data.conversation import check, pieces, render, render_prompt, spoken
 from data.errors import DataError
 from tests.data.templates import assistant, from_template, letters, mask_of, user
 
@@ -71,6 +71,16 @@ def test_an_empty_answer_is_still_an_end_to_learn():
     assert rendered(user(""), assistant("")) == [
         *["<|bos|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>", "*<|assistant_end|>"],
     ]
+
+
+def test_an_answer_of_weight_0_is_context_and_not_trained_on():
+    wrong = assistant([{"type": "python", "text": "9"}, {"type": "text", "text": "x"}]) | {"weight": 0}
+    messages = [user("a"), wrong, user("b"), assistant("y") | {"weight": 1}]
+    ids, mask = render({"messages": messages}, letters)
+    assert [token for token, trained in zip(letters.show(ids), mask) if trained] == ["y", "<|assistant_end|>"]
+    assert "x" in letters.show(ids)
+    muted = {piece.text for piece in pieces({"messages": messages}) if piece.muted}
+    assert muted == {"<|python_start|>", "9", "<|python_end|>", "x", "<|assistant_end|>"}
 
 
 def test_special_tokens_are_not_read_from_text():

@@ -44,6 +44,7 @@ END = 7
         ([1, 2, 3, END, 2, 3, END], [0, 0, 1, 1, 0, 1, 1], 6, (4, Fate.CUT)),
         ([1, 2, 3, END, 2, 3, END], [0, 0, 1, 1, 0, 1, 1], 4, (4, Fate.CUT)),
         ([1, 2, 3, END], [0, 0, 1, 1], 3, (0, Fate.TOO_LONG)),
+        ([1, 2, 3, END, 2, 3, END], [0, 0, 0, 0, 0, 1, 1], 6, (0, Fate.TOO_LONG)),  # the first answer has no weight
         ([1, 2, 2], [0, 0, 0], 3, (0, Fate.UNTRAINED)),
         ([1, 2, 2, 2], [0, 0, 0, 0], 3, (0, Fate.UNTRAINED)),
     ],

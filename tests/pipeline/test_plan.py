@@ -126,6 +126,25 @@ def test_who_gets_the_hub_token_is_checked_passed_on_and_in_no_key(tmp_path: Pat
         Session.open(["hub.send_token=[example]"])
 
 
+def test_conversations_of_ones_own_are_read_whole_while_planning(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CHATMILL_STORE", str(tmp_path / "store"))
+    good = '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]\n'
+    (tmp_path / "own.jsonl").write_text(good)
+    given = "mixture.identity.file='~/own.jsonl'"
+    assert Session.open([given]).plan(online=False).steps["sft_data"].action == "run"
+    (tmp_path / "own.jsonl").write_text(good * 1000 + '{"conversations": [{"from": "gpt", "value": "Hm"}]}\n')
+    with pytest.raises(UserError, match=rf"midtrain_data\.params: {tmp_path}/own\.jsonl:1001: message 1 is by") as said:
+        Session.open([given]).plan(online=False)
+    assert str(said.value).isprintable()
+    Session.open([given, "until=pretrain"]).plan(online=False)  # which does not read it
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"folder: is a directory\. Name a file in it"):
+        Session.open(["mixture.identity.file='~/folder'"])
+    with pytest.raises(UserError, match=r"absent\.jsonl: there is no such file"):
+        Session.open(["mixture.identity.file='~/absent.jsonl'"]).plan(online=False)
+
+
 def test_stages_that_need_each_other_are_an_error() -> None:
     stages = {n: {"run": "tests.toys.total", "inputs": {"x": m}} for n, m in (("a", "b"), ("b", "a"))}
     with pytest.raises(UserError, match="a -> b -> a"):

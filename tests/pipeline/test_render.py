@@ -120,6 +120,22 @@ def test_everything_but_padding_counts_when_asked_for(tmp_path, tokenizer_folder
     assert (targets >= 0).sum() == metrics["tokens"] - 1 == metrics["trained_tokens"]
 
 
+@pytest.mark.parametrize("mask", ["assistant", "all"])
+def test_an_answer_of_weight_0_is_never_trained_on(tmp_path, tokenizer_folder, mask):
+    said = turns("Hi", "WRONG", "Again", "right")
+    said[1]["weight"], said[3]["weight"] = 0, 1
+    file = write_jsonl(tmp_path / "own.jsonl", {"messages": said, "id": 3})
+    params = Params([TaskSpec("data.tasks.custom_json.CustomJSON", file=file)], sequence_len=64, mask=mask)
+    job = make_job(tmp_path / "work", tokenizer_folder, params)
+    stage.main(job)
+    tokens, trained = ConversationRows(job.out).row(0)
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    assert "WRONG" in tokenizer.decode(tokens.tolist())
+    learnt = tokenizer.decode(tokens[trained == 1].tolist())
+    assert "WRONG" not in learnt and "right" in learnt and ("Again" in learnt) == (mask == "all")
+    assert "CustomJSON: 1 fields 'id' ignored" in (job.work / "said.txt").read_text()
+
+
 def test_what_does_not_fit_is_cut_at_a_turn_or_dropped_and_counted(tmp_path, tokenizer_folder):
     long = "word " * 300
     said = [turns("Hi", "Hello!"), turns("Hi", "Yes?", long, "No."), turns(long, "No."), turns("Hi", long)]
@@ -128,7 +144,7 @@ def test_what_does_not_fit_is_cut_at_a_turn_or_dropped_and_counted(tmp_path, tok
     metrics = stage.main(job)
     assert (metrics["conversations"], metrics["cut"], metrics["dropped"]) == (2, 1, 2)
     described = json.loads((job.out / "rows.json").read_text())
-    assert described["dropped_because"] == {"too_long": 2, "untrained": 0, "malformed": 0}
+    assert described["dropped_because"] == {"too_long": 2, "untrained": 0, "malformed": 0, "empty": 0}
     tokens, mask = ConversationRows(job.out).row(0)
     tokenizer = Tokenizer.load(tokenizer_folder)
     end = tokenizer.special["<|assistant_end|>"]
@@ -139,13 +155,15 @@ def test_conversations_of_a_data_set_that_cannot_be_learnt_from_are_dropped_and_
     folder = tmp_path / "set"
     (folder / "data").mkdir(parents=True)
     messages = [turns("Hi", "Hello!"), turns("Hi"), [{"role": "assistant", "content": "Hm"}], []]
+    messages += [turns("Hi", " "), turns("Hi", "", "Hi", "Hello!")]
     pq.write_table(pa.table({"messages": messages}), folder / "data" / "train-0.parquet")
     job = make_job(
         tmp_path / "work", tokenizer_folder, Params([TaskSpec(SMOLTALK, dataset="own")], sequence_len=64), own=folder
     )
     metrics = stage.main(job)
-    assert (metrics["conversations"], metrics["dropped"]) == (1, 3)
-    assert json.loads((job.out / "rows.json").read_text())["dropped_because"]["malformed"] == 2
+    assert (metrics["conversations"], metrics["dropped"]) == (1, 5)
+    because = json.loads((job.out / "rows.json").read_text())["dropped_because"]
+    assert because == {"too_long": 0, "untrained": 1, "malformed": 2, "empty": 2}
 
 
 def test_a_mixture_that_leaves_no_row_is_an_error_in_one_sentence(tmp_path, tokenizer_folder):
