@@ -1,8 +1,10 @@
 """Typed settings of the model, its optimiser and its schedule. Standard library only: plans are made without torch."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args
 
 from model.errors import ModelError
 from model.named import check_named
@@ -10,6 +12,16 @@ from model.named import check_named
 HEAD_DIM = 128
 WIDTH_PER_LAYER = 64
 WINDOW_MULTIPLE = 128
+
+# The largest sizes accepted, far above what trains: a file that claims more is wrong, and building it would hang.
+MOST = {
+    "depth": 1024,
+    "width": 1 << 16,
+    "head_dim": 1024,
+    "kv_heads": 1 << 15,
+    "vocab_size": 1 << 24,
+    "sequence_len": 1 << 20,
+}
 
 
 @dataclass(frozen=True)
@@ -67,8 +79,6 @@ class GPTConfig:
         """
         if min(self.depth, self.head_dim) < 1:
             raise ModelError("model.depth and head_dim must be at least 1")
-        if "." not in self.arch and self.arch not in ("base", "modern"):
-            raise ModelError(f"model.arch {self.arch!r} is not base, modern or the import path of a class")
         if "." in self.arch:
             check_named(self.arch, "model.arch")
         defaults = dataclasses.asdict(MODERN if self.arch == "modern" else Switches())
@@ -85,11 +95,19 @@ class GPTConfig:
         return config
 
     def check(self) -> None:
-        """Raises ModelError naming the first size that cannot work. Only for a resolved config."""
-        if min(self.depth, self.width, self.head_dim, self.sequence_len, self.kv_heads) < 1:
-            raise ModelError("model.depth, width, head_dim, kv_heads and sequence_len must be at least 1")
+        """Raises ModelError naming the first value that cannot work. Only for a resolved config."""
         if not self.vocab_size:
             raise ModelError("model.vocab_size is not known: set it, or build the model with a tokenizer")
+        for setting in dataclasses.fields(self):
+            _check_type(f"model.{setting.name}", getattr(self, setting.name), setting.type)
+        if "." not in self.arch and self.arch not in ("base", "modern"):
+            raise ModelError(f"model.arch {self.arch!a:.80} is not base, modern or the import path of a class")
+        for name, most in MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise ModelError(f"model.{name} is {getattr(self, name)}; it must be from 1 to {most}")
+        for name in ("rope_theta", "qk_gain"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ModelError(f"model.{name} is {getattr(self, name)}; it must be above 0")
         if self.head_dim % 2:
             raise ModelError(f"model.head_dim is {self.head_dim}: rotary embeddings need an even number")
         if self.width % self.head_dim:
@@ -102,7 +120,7 @@ class GPTConfig:
         if not 0.0 <= self.dropout < 1.0:
             raise ModelError(f"model.dropout is {self.dropout}; it must be in [0, 1)")
         if not self.window_pattern or set(self.window_pattern.upper()) - {"S", "L"}:
-            raise ModelError(f"model.window_pattern {self.window_pattern!r} may hold only the letters S and L")
+            raise ModelError(f"model.window_pattern {self.window_pattern!a:.80} may hold only the letters S and L")
 
     @property
     def heads(self) -> int:
@@ -143,11 +161,20 @@ class GPTConfig:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "GPTConfig":
-        """Raises ModelError for a field this version does not know."""
+        """The resolved config that `values` describe. Raises ModelError for what is unknown, missing or cannot work."""
         unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
-            raise ModelError(f"model.json holds {', '.join(sorted(unknown))}, which this version does not know")
-        return cls(**values)
+            raise ModelError(f"holds {sorted(unknown)!a:.80}, which this version does not know")
+        config = cls(**values)
+        config.check()
+        return config
+
+
+def _check_type(name: str, value: Any, annotation: Any) -> None:
+    """Raises ModelError unless the value has the field's type; null is not a value here, and a bool not a number."""
+    kinds = [kind for kind in get_args(annotation) or (annotation,) if kind is not NoneType]
+    if type(value) not in kinds and not (type(value) is int and float in kinds):
+        raise ModelError(f"{name} is {value!a:.80}; expected {kinds[0].__name__}")
 
 
 GATE_CHANNELS = 12  # channels of x that steer the gate of a value embedding

@@ -4,12 +4,9 @@ Module names follow the Hugging Face `nanochat` model type, so that base weights
 """
 
 import importlib
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -271,33 +268,3 @@ def new_model(config: GPTConfig, seed: int) -> GPT:
     model = build_model(config)
     model.init_weights(torch.Generator().manual_seed(seed))
     return model
-
-
-def load_model(
-    folder: Path,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    config: GPTConfig | None = None,
-) -> GPT:
-    """The model of an artifact, in eval mode, weights and compute in `dtype`; config: other than model.json's.
-
-    Raises ModelError if the artifact is not whole.
-    """
-    model = build_model(config or read_config(folder))
-    try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, RuntimeError) as error:
-        raise ModelError(f"{folder}/model.safetensors does not hold the model of model.json: {error}") from error
-    model.compute_dtype = dtype
-    return model.to(device=device, dtype=dtype).eval()
-
-
-def read_config(folder: Path) -> GPTConfig:
-    try:
-        return GPTConfig.from_json(json.loads((folder / "model.json").read_text()))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ModelError(f"no readable model.json in {folder}: {error}") from error
-
-
-def write_config(config: GPTConfig, folder: Path) -> None:
-    (folder / "model.json").write_text(json.dumps(asdict(config), indent=1) + "\n")

@@ -1,10 +1,10 @@
-"""Base weights as Hugging Face's `nanochat` model type, there and back: its config.json and its names of weights."""
+"""Base weights in the layouts of other tools, there and back: config.json and the names of weights.
 
-from pathlib import Path
-from typing import Any
+Two sets of names are in use for the same model type, `nanochat`: those of transformers, and nanochat's own, which
+mlx-lm reads too.
+"""
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from typing import Any, Literal
 
 from model.config import GPTConfig
 from model.errors import ModelError
@@ -12,13 +12,27 @@ from model.functional import EPS
 from model.gpt import SOFTCAP
 
 MODEL_TYPE = "nanochat"
+CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-HEAD = "lm_head."  # of both; every other weight lies under PREFIX there
+HEAD = "lm_head."  # in all of them; every other weight lies under PREFIX in transformers
 PREFIX = "model."
+NANOCHAT = {
+    "embed_tokens.": "transformer.wte.",
+    "layers.": "transformer.h.",
+    ".self_attn.q_proj.": ".attn.c_q.",
+    ".self_attn.k_proj.": ".attn.c_k.",
+    ".self_attn.v_proj.": ".attn.c_v.",
+    ".self_attn.o_proj.": ".attn.c_proj.",
+    ".mlp.fc1.": ".mlp.c_fc.",
+    ".mlp.fc2.": ".mlp.c_proj.",
+}
+ROPE_THETA = 10_000.0  # fixed in nanochat's own code
+
+Layout = Literal["hf", "nanochat"]
 
 
-def obstacles(config: GPTConfig) -> list[str]:
-    """What this model has that the type cannot express, as settings with their values; empty if it can be exported.
+def obstacles(config: GPTConfig, layout: Layout = "hf") -> list[str]:
+    """What this model has that the layout cannot express, as settings with their values; empty if it can be exported.
 
     `modern` is nothing but switches: with those listed here off, its weights are exportable too.
     """
@@ -28,19 +42,23 @@ def obstacles(config: GPTConfig) -> list[str]:
     found += [f"{name}=true" for name in ("lambdas", "value_embeddings", "backout", "smear") if getattr(config, name)]
     if min(config.windows()) < config.sequence_len:
         found.append(f"window_pattern={config.window_pattern}")
+    if layout == "nanochat" and config.rope_theta != ROPE_THETA:
+        found.append(f"rope_theta={config.rope_theta:g}")
     return found
 
 
-def config_json(config: GPTConfig, bos: int, ends: list[int]) -> dict[str, Any]:
-    """config.json of a resolved config. bos, ends: ids of the token a text starts with, and of those that end one.
-
-    Raises ModelError naming the switches that are in the way.
-    """
-    if found := obstacles(config):
+def check_exportable(config: GPTConfig, layout: Layout) -> None:
+    """Raises ModelError naming the switches that are in the way."""
+    if found := obstacles(config, layout):
+        whose = "Hugging Face's nanochat type" if layout == "hf" else "nanochat"
         raise ModelError(
-            f"Hugging Face's {MODEL_TYPE} type has no {', '.join(found)}: these weights cannot be exported. "
+            f"{whose} has no {', '.join(found)}: these weights cannot be exported. "
             f"What can is trained with model=base, or with these switches off"
         )
+
+
+def config_json(config: GPTConfig, bos: int, ends: list[int]) -> dict[str, Any]:
+    """config.json of a resolved config. bos, ends: ids of the token a text starts with, and of those that end one."""
     return {
         "architectures": ["NanoChatForCausalLM"],
         "model_type": MODEL_TYPE,
@@ -66,10 +84,17 @@ def config_json(config: GPTConfig, bos: int, ends: list[int]) -> dict[str, Any]:
     }
 
 
+# What config.json may say otherwise, or leave out, while logits agree.
+_FREE = ("architectures", "dtype", "use_cache", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id")
+
+
 def config_from_json(values: dict[str, Any]) -> GPTConfig:
-    """The resolved config that config_json describes. Raises ModelError for anything it does not write."""
+    """The resolved config that a config.json of the type describes, whoever wrote it. Raises ModelError."""
+    if values.get("model_type") != MODEL_TYPE:
+        raise ModelError(f"has model_type={values.get('model_type')!a:.80}, expected {MODEL_TYPE!r}")
+    if "quantization_config" in values:
+        raise ModelError("describes quantised weights. Export or save them in a floating-point type")
     try:
-        rope = values["rope_parameters"]
         config = GPTConfig(
             depth=values["num_hidden_layers"],
             width=values["hidden_size"],
@@ -77,33 +102,30 @@ def config_from_json(values: dict[str, Any]) -> GPTConfig:
             kv_heads=values["num_key_value_heads"],
             vocab_size=values["vocab_size"],
             sequence_len=values["max_position_embeddings"],
-            rope_theta=rope["rope_theta"],
+            rope_theta=values["rope_parameters"]["rope_theta"],
         ).resolved()
-        expected = config_json(config, values["bos_token_id"], values["eos_token_id"])
-        wrong = [name for name in expected if name not in _FREE and values.get(name) != expected[name]]
     except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise ModelError(f"is no config.json of the {MODEL_TYPE} type ({type(error).__name__}: {error})") from error
-    if wrong:
-        shown = ", ".join(f"{name}={values.get(name)!r}" for name in wrong)
-        raise ModelError(f"is a config.json that this project's model cannot follow: {shown}")
+        raise ModelError(f"does not describe a whole {MODEL_TYPE} ({type(error).__name__}: {error})") from None
+    expected = config_json(config, 0, [])
+    if wrong := [name for name in expected if name not in _FREE and values.get(name) != expected[name]]:
+        shown = ", ".join(f"{name}={values.get(name)!a:.80}" for name in wrong)
+        raise ModelError(f"describes what this project's model cannot follow: {shown}")
     return config
 
 
-_FREE = ("architectures", "dtype", "use_cache", "attention_dropout", "pad_token_id")  # whatever they say, logits agree
+def layout_name(name: str, layout: Layout) -> str:
+    """Our name of a weight in another tool's layout."""
+    if layout == "hf":
+        return name if name.startswith(HEAD) else PREFIX + name
+    for own, theirs in NANOCHAT.items():
+        name = name.replace(own, theirs, 1)
+    return name
 
 
-def export_weights(model: Path, out: Path) -> None:
-    """`model`'s weights (an artifact's folder) under the type's names in `out`, in the dtype they have."""
-    weights = load_file(model / WEIGHTS)
-    named = {name if name.startswith(HEAD) else PREFIX + name: weight for name, weight in weights.items()}
-    save_file(named, out / WEIGHTS, {"format": "pt"})
-    (out / WEIGHTS).chmod(0o644)  # safetensors keeps what it writes to its owner
-
-
-def import_weights(exported: Path, out: Path) -> None:
-    """The inverse of export_weights. Raises ModelError for a folder without weights in one file."""
-    try:
-        weights = load_file(exported / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{exported} has no {WEIGHTS} that can be read: {error}") from error
-    save_file({name.removeprefix(PREFIX): weight for name, weight in weights.items()}, out / WEIGHTS)
+def own_name(name: str) -> str:
+    """The inverse, for the names of every layout, ours included."""
+    name = name.removeprefix(PREFIX)
+    if name.startswith("transformer."):
+        for own, theirs in NANOCHAT.items():
+            name = name.replace(theirs, own, 1)
+    return name

@@ -19,25 +19,27 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--trust-code", action="store_true", help="let a folder from elsewhere name code to run")
     parser.set_defaults(takes_names=True)
 
 
-def chat(session: Session, flags: argparse.Namespace) -> int:
-    """Talk to the model that was named, else to the store's newest chat model."""
-    from pipeline.find_model import find_model
+def chat(session: Session, overrides: list[str], flags: argparse.Namespace) -> int:
+    """Talk to the model that was named, else to the last chat model of the configuration, or the newest."""
+    from pipeline.find_model import default_model, find_model
     from pipeline.ui.models import find_models
 
-    chosen = [find_model(session.store, name) for name in flags.names[:1]]
-    models = [*chosen, *(m for m in find_models(session.store) if m.key not in [c.key for c in chosen])]
-    if not models:
-        raise UserError("the store holds no model yet", str(session.store.root), "`python flows.py` trains one.")
+    if len(flags.names) > 1:
+        raise UserError("takes one model", "chat", "The app offers the others.")
+    name = next(iter(flags.names), None)
+    chosen, why = find_model(session, overrides, name, flags.trust_code) if name else default_model(session, overrides)
+    models = [chosen, *(m for m in find_models(session.store) if m.key != chosen.key)]
+    print(f"Model: {chosen.label}, {why}", file=sys.stderr)
     device = session.settings.launch.device
     if flags.prompt is None and not flags.cli:
         from pipeline.ui.app import launch_app
 
         app = session.settings.app
         bypass_proxies(app.host)  # the app asks itself whether it is up
-        print(f"Loading {models[0].label}", file=sys.stderr)
         launch_app(models, app.host, app.port, app.share, device, on_ready=_say_address)
         return 0
     from pipeline.ui.chat import ChatSession, ChatSettings

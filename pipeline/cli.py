@@ -35,7 +35,7 @@ VERBS = {
     "chat": "open the chat app; --prompt TEXT answers once, --cli talks here: chat [MODEL]",
     "verify-resume": "train a stage for a few steps, killed and resumed, and compare: verify-resume STAGE [--steps N]",
     "eval": "measure a model outside a pipeline: eval MODEL 'tasks=[ARC-Easy,core,bpb]' [--out FILE.json]",
-    "export": "write a model for other tools: export MODEL --format hf DIR",
+    "export": "write a model for other tools: export MODEL [--format hf|nanochat] DIR",
     "bench": "measure this machine and what runs on it: bench [NAME...] [bench.out=FILE.json]",
     "doctor": "check this machine and this installation",
 }

@@ -35,6 +35,7 @@ class StoreConfig:
 @dataclass
 class RunConfig:
     name: str | None = None  # tags what the run makes; chat, eval and export take it
+    sweep: str | None = None  # set by -m: the sweep that the run belongs to
 
 
 @dataclass

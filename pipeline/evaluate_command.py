@@ -23,7 +23,7 @@ from pipeline.config import Settings, StageConfig
 from pipeline.console import RunView
 from pipeline.dag import Dag, Stage
 from pipeline.errors import StageFailed, UserError
-from pipeline.export import read_marker
+from pipeline.exported import read_marker
 from pipeline.find_model import find_model
 from pipeline.session import Session, new_run_id
 from pipeline.signals import StopSwitch
@@ -38,6 +38,7 @@ LISTED = ("tasks", "core", "prompts", "questions")  # params that tasks=[...] st
 
 def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE.json", help="write the results there as well")
+    parser.add_argument("--trust-code", action="store_true", help="let a folder from elsewhere name code to run")
     parser.set_defaults(takes_names=True)
 
 
@@ -50,8 +51,11 @@ def evaluate(flags: argparse.Namespace, overrides: list[str]) -> int:
     own, rest = split(overrides)
     session = Session.open(rest)
     with workplace() as work, StopSwitch() as switch, RunView() as view:
-        model = Subject.find(session.store, flags.names[0], work)
+        model = Subject.find(session, rest, flags.names[0], flags.trust_code)
         stage, datasets = declared(session.settings, params(session.settings, model.stages, own))
+        if model.artifact is None and not own.keys() & {"tasks", "bpb_tokens"}:
+            stage.params.bpb_tokens = None
+            print("Bits per byte are left out: no store at hand knows what text it was trained on.", file=sys.stderr)
         inputs = {"model": model.folder, "tokenizer": model.tokenizer}
         if stage.params.bpb_tokens is not None:
             inputs["tokens"] = model.tokens()
@@ -98,21 +102,19 @@ class Subject:
     artifact: Artifact | None
 
     @classmethod
-    def find(cls, store: Store, name: str, work: Path) -> "Subject":
-        """By name, or by folder. An exported folder is turned into a model artifact's files below `work`."""
-        folder = Path(name).expanduser().resolve()
-        record = read_marker(folder)
-        if record is None:
-            found = find_model(store, name)
-            artifact = Store.read(found.folder)
-            assert artifact is not None
-            found.open()
-            store = found.store or store
-            return cls(found.label, found.folder, found.tokenizer, artifact.stages, store, artifact)
-        turned = work / "imported"
-        import_hf(folder, turned)
-        artifact = Store.read(store.folder(record["module"], record["key"]))
-        return cls(str(folder), turned, folder, record["stages"], store, artifact)
+    def find(cls, session: Session, overrides: list[str], name: str, trust_code: bool = False) -> "Subject":
+        """By name, or by folder; says which it is. Raises UserError, Corrupt."""
+        found, why = find_model(session, overrides, name, trust_code)
+        print(f"Model: {found.label}, {why}", file=sys.stderr)
+        folder, tokenizer = found.open()
+        store = found.store or session.store
+        if found.store is not None:
+            artifact = Store.read(folder)
+        else:
+            marker = read_marker(folder)
+            artifact = Store.read(store.folder(marker.module, marker.key)) if marker and marker.module else None
+        stages = artifact.stages if artifact else []
+        return cls(found.label, folder, tokenizer, stages, store, artifact)
 
     def tokens(self) -> Path:
         """The tokens that the model, or the one it comes from, was trained on; their validation shard gives the bpb."""
@@ -128,21 +130,6 @@ class Subject:
             self.label,
             "Leave bpb out: tasks=[...] without it.",
         )
-
-
-def import_hf(exported: Path, out: Path) -> None:
-    """Write model.json and model.safetensors of an exported folder to `out`. Raises ModelError."""
-    from model.errors import ModelError
-    from model.gpt import write_config
-    from model.huggingface import config_from_json, import_weights
-
-    out.mkdir()
-    try:
-        described = json.loads((exported / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{exported} has no config.json that can be read: {error}") from error
-    write_config(config_from_json(described), out)
-    import_weights(exported, out)
 
 
 # --- what is measured

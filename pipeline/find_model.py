@@ -1,31 +1,169 @@
 """From what a command line calls a model to the folders it is in."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.store import Store
-from pipeline.ui.models import MODULES, ModelChoice, choice
+from data.durable import read_json
+from pipeline.errors import Corrupt, UserError
+from pipeline.exported import read_marker
+from pipeline.session import Session
+from pipeline.store import Artifact, Store
+from pipeline.ui.models import CHAT_MODULES, MODULES, PROMPTS, TEXTS, ModelChoice, choice, describe
 
 RESULT_NEUTRAL = "finds finished models"
 
+# Settings that decide how and where things run, never which model a configuration plans.
+NEUTRAL = ("launch", "store", "app", "logger", "guard", "run", "until", "only", "force", "hydra")
 
-def find_model(store: Store, name: str) -> ModelChoice:
-    """The model that `name` stands for: a stage (its newest), a run, a key or the start of one, an artifact's folder.
 
-    Raises UserError when there is none, or its tokenizer is gone.
+def find_model(session: Session, overrides: list[str], name: str, trust_code: bool = False) -> tuple[ModelChoice, str]:
+    """The model that `name` stands for, and why it is this one.
+
+    A stage means what this configuration plans; without any override, the newest. Other names are of runs, keys or the
+    start of one, and folders: an artifact's, or what `export` or transformers' save_pretrained wrote.
+
+    Raises UserError when there is none, when its tokenizer is gone, or when a folder from elsewhere names code of its
+    own and trust_code is False.
     """
     folder = Path(name).expanduser()
-    artifact = Store.read(folder.resolve()) if folder.is_dir() else None
-    if artifact is None:
-        try:
-            return choice(store, store.find_by_name(name, MODULES))
-        except UserError:
-            if not folder.is_dir():
-                raise
+    found = in_folder(session.store, folder.resolve(), trust_code) if folder.is_dir() else None
+    if found is not None:
+        return found, "this folder"
+    stage = session.dag.stages.get(name)
+    if stage is not None and stage.run.rpartition(".")[2] in MODULES:
+        artifact, why = planned(session, overrides, [name]) or newest(session.store, [name])
+        return choice(session.store, artifact), why
+    try:
+        return choice(session.store, session.store.find_by_name(name, MODULES)), "as named"
+    except UserError:
+        if not folder.is_dir():
+            raise
+    what = "holds no model: neither artifact.json, model.json nor config.json with a tokenizer.json"
+    raise UserError(what, str(folder), "`ls` shows the models of the store.")
+
+
+def default_model(session: Session, overrides: list[str]) -> tuple[ModelChoice, str]:
+    """The model that `chat` talks to when none is named: the last one of this configuration that chats.
+
+    Raises UserError when there is none.
+    """
+    stages = [name for name, stage in session.dag.stages.items() if stage.run.rpartition(".")[2] in CHAT_MODULES]
+    artifact, why = planned(session, overrides, stages[::-1]) or newest(session.store, [])
+    return choice(session.store, artifact), why
+
+
+def planned(session: Session, overrides: list[str], stages: list[str]) -> tuple[Artifact, str] | None:
+    """What the configuration plans for the first of the stages that is there; None where nothing chooses one.
+
+    Raises UserError when overrides choose a configuration and the store has none of the stages.
+    """
+    chosen = [override for override in overrides if override.lstrip("+~").split("=")[0].split(".")[0] not in NEUTRAL]
+    if not chosen or not stages:
+        return None
+    steps = session.plan(online=False, targets=stages).steps
+    for name in stages:
+        if artifact := steps[name].artifact:
+            return artifact, f"what {' '.join(chosen)} plans"
+    others = [artifact for artifact in session.store.all() if stages[0] in artifact.stages]
+    there = f"There is {_shown(others[0])}: name its key to use it." if others else "There is no other one either."
+    raise UserError(
+        f"the store has no {stages[0]} of this configuration",
+        " ".join(chosen),
+        f"Run `python flows.py {' '.join(chosen)} until={stages[0]}` to make it. {there}",
+    )
+
+
+def newest(store: Store, stages: list[str]) -> tuple[Artifact, str]:
+    """The model that the newest finished pipeline has for one of the stages, else the newest in the store.
+
+    stages: names; empty for the last model that chats, or only continues text. Raises UserError when there is none.
+    """
+    for run, made in finished_runs(store):
+        models = [artifact for name, artifact in made if artifact.module in MODULES and (not stages or name in stages)]
+        if models:
+            chatting = [artifact for artifact in models if artifact.module in CHAT_MODULES]
+            return (chatting or models)[-1], f"of the newest finished pipeline, run {run}"
+    found = [a for a in store.all() if a.module in MODULES and (not stages or set(stages) & set(a.stages))]
+    if not found:
+        what = f"the store has no {' or '.join(stages) or 'model'} yet"
+        raise UserError(what, str(store.root), "`python flows.py` trains one.")
+    return min(found, key=lambda a: not stages and a.module not in CHAT_MODULES), "the newest; no pipeline has finished"
+
+
+def finished_runs(store: Store) -> Iterator[tuple[str, list[tuple[str, Artifact]]]]:
+    """Runs that made, or found, every stage of a whole pipeline, newest first, with what is still there of it.
+
+    Not runs of a sweep, and not runs up to a stage (until, only): those try something out.
+    """
+    for path in sorted((store.root / "runs").glob("*/state.json"), reverse=True):
+        state, rows = read_json(path, dict) or {}, read_json(path.with_name("plan.json"), list) or []
+        made = state.get("artifacts") or {}
+        names = [row["stage"] for row in rows if row["action"] != "idle"]
+        if _is_whole(state) and names and all(name in made for name in names):
+            yield path.parent.name, [(name, found) for name in names if (found := _still_there(store, made[name]))]
+
+
+def _is_whole(state: dict[str, Any]) -> bool:
+    part = any(str(override).startswith(("until=", "only=")) for override in state.get("overrides") or [])
+    return bool(state.get("ended")) and not (state.get("failures") or state.get("sweep") or part)
+
+
+def _still_there(store: Store, made: dict[str, str]) -> Artifact | None:
+    try:
+        return Store.read(store.folder(made["module"], made["key"]))
+    except (Corrupt, KeyError, TypeError):
+        return None
+
+
+def _shown(artifact: Artifact) -> str:
+    run = artifact.record.get("run_name") or artifact.record.get("recipe") or artifact.record.get("run")
+    return f"{artifact.stages[0]} {artifact.key} ({run})" if run else f"{artifact.stages[0]} {artifact.key}"
+
+
+# --- folders
+
+
+def in_folder(store: Store, folder: Path, trust_code: bool = False) -> ModelChoice | None:
+    """The model in a folder; None if the folder holds none. Raises UserError, Corrupt."""
+    if artifact := Store.read(folder):
+        if artifact.module not in MODULES:
+            what = f"is a {artifact.module}, not a model"
+            raise UserError(what, str(folder), f"Models are made by {', '.join(MODULES)}.")
+        root = artifact.folder.parents[2]  # its own store, which may be another
+        if root == store.root:
+            return choice(store, artifact)
+        found = choice(Store(root), artifact)
+    elif (folder / "tokenizer.json").is_file() and any((folder / n).is_file() for n in ("model.json", "config.json")):
+        found = _foreign(folder)
+    else:
+        return None
+    _check_code(folder, trust_code)
+    return found
+
+
+def _foreign(folder: Path) -> ModelChoice:
+    """A folder that no store vouches for: an export, or what other tools made of one. Raises ModelError, DataError."""
+    from data.tokenizer import Tokenizer
+    from model.saved import inspect
+
+    (config, _), marker = inspect(folder), read_marker(folder)
+    vocab_size = Tokenizer.load(folder).vocab_size
+    if vocab_size != config.vocab_size:
+        raise UserError(f"holds a tokenizer of {vocab_size} tokens and a model of {config.vocab_size}", str(folder))
+    base = marker is not None and marker.module == "pretrain"
+    facts = describe(config, base)
+    return ModelChoice(str(folder), folder.name, folder, folder, facts, TEXTS if base else PROMPTS)
+
+
+def _check_code(folder: Path, trust_code: bool) -> None:
+    """Raises UserError for a model that is code of the folder's choosing, unless the user trusts it."""
+    from model.saved import read_config
+
+    arch = read_config(folder).arch
+    if "." in arch and not trust_code:
         raise UserError(
-            "holds neither artifact.json nor, as `export` writes it, chatmill.json", str(folder), "`ls` shows models."
+            f"names {arch} as its architecture, which would run code of that name from the working directory",
+            str(folder),
+            "Add --trust-code if you trust it.",
         )
-    if artifact.module not in MODULES:
-        raise UserError(f"is a {artifact.module}, no model", str(folder), f"Models are made by {', '.join(MODULES)}.")
-    root = artifact.folder.parents[2]  # its own store, which may be another
-    return choice(store if root == store.root else Store(root), artifact)

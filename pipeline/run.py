@@ -141,7 +141,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write("config.json", {"overrides": overrides, "config": self.session.composed})
         self._write("plan.json", self.plan_rows())
-        self._write("state.json", {"pid": os.getpid(), "started": time.time(), "ended": None, "overrides": overrides})
+        about = {"overrides": overrides, "sweep": self.session.settings.run.sweep}
+        self._write("state.json", {"pid": os.getpid(), "started": time.time(), "ended": None, **about})
 
     def _end(self) -> None:
         state = json.loads((self.folder / "state.json").read_text())

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import config
-from pipeline.session import store_root
+from pipeline.session import new_run_id, store_root
 
 RESULT_NEUTRAL = "starts runs"
 
@@ -17,13 +17,14 @@ def sweep(overrides: list[str]) -> int:
     from hydra.core.hydra_config import HydraConfig
 
     codes: list[int] = []
+    sweep_id = new_run_id()
 
     def job(_: Any) -> None:
         from pipeline.cli import main
 
         chosen = list(HydraConfig.get().overrides.task)
         print(f"\n=== {' '.join(chosen)}", flush=True)
-        codes.append(main(["run", *chosen]))
+        codes.append(main(["run", *chosen, f"run.sweep={sweep_id}"]))
         if codes[-1] == 130:
             raise KeyboardInterrupt
 

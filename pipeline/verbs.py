@@ -224,7 +224,7 @@ def accept(flags: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def chat(flags: argparse.Namespace, overrides: list[str]) -> int:
-    return chat_command.chat(Session.open(overrides), flags)
+    return chat_command.chat(Session.open(overrides), overrides, flags)
 
 
 def verify_resume(flags: argparse.Namespace, overrides: list[str]) -> int:

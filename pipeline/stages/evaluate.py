@@ -82,9 +82,9 @@ class Bench:
         from model.decoder import decoder_of
         from model.distributed import choose_device
         from model.engine import Engine, rows_that_fit
-        from model.gpt import load_model
         from model.hardware import keep_freed_memory
         from model.precision import resolve_dtype
+        from model.saved import load_model
 
         self.job, params = job, job.params
         self.device = choose_device(job.launch.device, job.local_rank)

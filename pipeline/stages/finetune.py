@@ -104,7 +104,7 @@ def load_trainable(job: Job[Params], sequence_len: int, vocab_size: int) -> "GPT
     """The input model in float32, with the dropout that params ask for."""
     import dataclasses
 
-    from model.gpt import load_model, read_config
+    from model.saved import load_model, read_config
 
     folder = job.inputs["model"]
     config = read_config(folder)

@@ -93,8 +93,8 @@ def check_launch(params: Params, launch: Launch, upstream: dict[str, Any]) -> No
 
 
 def set_up(job: Job[Params], world: "World", own: "Checkpoint | None") -> "Practice":
-    from model.gpt import load_model
     from model.precision import resolve_dtype
+    from model.saved import load_model
     from pipeline.stages.practice import Practice
 
     params = job.params

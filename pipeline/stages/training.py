@@ -311,7 +311,7 @@ def write_model(folder: Path, model: "GPT") -> None:
     from safetensors.torch import save_file
 
     from model.checkpoint import to_host
-    from model.gpt import write_config
+    from model.saved import write_config
 
     save_file(to_host(model.state_dict()), folder / "model.tmp")
     os.replace(folder / "model.tmp", folder / "model.safetensors")

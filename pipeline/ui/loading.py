@@ -8,9 +8,10 @@ from data.tokenizer import Tokenizer
 from model.decoder import decoder_of
 from model.distributed import choose_device
 from model.engine import Engine
-from model.gpt import load_model
 from model.precision import resolve_dtype
 from model.sampling import Sampling
+from model.saved import load_model
+from pipeline.exported import read_marker
 from pipeline.store import Store
 from pipeline.ui.chat import ChatSettings, End, Event, Generate, Text, ToolCall, ToolOutput
 
@@ -45,5 +46,5 @@ def load(model: Path, tokenizer: Path, device: str = "auto") -> tuple[Generate, 
                 yield End(reason, event.tokens, 0.0)  # type: ignore[arg-type]
 
     context = int(network.config.sequence_len)  # type: ignore[union-attr, arg-type]
-    artifact = Store.read(model)
-    return generate, vocabulary, context, artifact is not None and artifact.module == "pretrain"
+    origin = Store.read(model) or read_marker(model)
+    return generate, vocabulary, context, origin is not None and origin.module == "pretrain"

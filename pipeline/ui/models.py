@@ -10,6 +10,7 @@ from typing import Any
 
 from data.durable import read_json
 from model.config import GPTConfig
+from model.errors import ModelError
 from pipeline.errors import Corrupt, UserError
 from pipeline.store import Artifact, Store
 
@@ -75,10 +76,19 @@ def choice(store: Store, artifact: Artifact) -> ModelChoice:
 
 
 def _facts(store: Store, artifact: Artifact) -> str:
-    config = GPTConfig.from_json(read_json(store.open(artifact, "model.json") / "model.json", dict) or {})
+    path = store.open(artifact, "model.json") / "model.json"
+    try:
+        config = GPTConfig.from_json(read_json(path, dict) or {})
+    except ModelError as error:
+        raise UserError(str(error), str(path)) from None
+    return describe(config, artifact.module == "pretrain")
+
+
+def describe(config: GPTConfig, base: bool) -> str:
+    """A model in one line. base: it was not taught to chat."""
     size = f"{_count(config.num_params())} parameters"
     parts = [size, f"{config.depth} layers", f"{config.sequence_len:,} tokens of context"]
-    if artifact.module == "pretrain":
+    if base:
         parts.append("base model: continues text only")
     return " · ".join(parts)
 

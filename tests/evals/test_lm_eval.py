@@ -14,11 +14,10 @@ from data.tokenizer import Tokenizer
 from evals.core import score
 from evals.core_prompts import TaskItems, encode, read_bundle
 from model.engine import Engine
-from model.gpt import load_model
 from model.sampling import Sampling
-from pipeline.export import export_hf
-from pipeline.find_model import find_model
-from tests.pipeline.small_store import put_model, small_store
+from model.saved import load_model
+from pipeline.export import write
+from tests.pipeline.small_store import model_of, put_model, small_store
 
 ITEMS = 100
 TEMPLATES = {
@@ -41,8 +40,8 @@ def model(tmp_path_factory):
     """A model that was never trained, and its exported folder."""
     store = small_store(tmp_path_factory.mktemp("store"))
     put_model(store, "pretrain", "long", {}, sequence_len=1024)
-    found, folder = find_model(store, "long"), tmp_path_factory.mktemp("exported") / "long"
-    export_hf(found, folder)
+    found, folder = model_of(store, "long"), tmp_path_factory.mktemp("exported") / "long"
+    write(found, folder)
     return load_model(found.folder), Tokenizer.load(found.tokenizer), folder
 
 

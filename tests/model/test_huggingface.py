@@ -1,14 +1,16 @@
 """Base weights as Hugging Face's nanochat type and back; without transformers."""
 
+import json
+
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from small import batch, small_config, small_model
 
 from model.config import GPTConfig
 from model.errors import ModelError
-from model.gpt import load_model, write_config
-from model.huggingface import config_from_json, config_json, export_weights, import_weights, obstacles
+from model.huggingface import check_exportable, config_from_json, config_json, obstacles
+from model.saved import load_model, write_weights
 
 
 @pytest.mark.parametrize("settings", [{}, {"kv_heads": 1}, {"rope_theta": 100_000.0}, {"depth": 3, "width": 64}])
@@ -41,7 +43,7 @@ def test_what_cannot_be_exported_is_named_with_each_switch(settings, named):
     assert len(found) == len(named) and all(name in " ".join(found) for name in named)
     if named:
         with pytest.raises(ModelError, match="cannot be exported"):
-            config_json(config, 5, [5])
+            check_exportable(config, "hf")
 
 
 def test_modern_weights_with_every_switch_off_are_base_weights():
@@ -63,23 +65,43 @@ def test_a_config_that_this_model_would_not_follow_is_refused(change):
 
 
 def test_a_config_of_something_else_is_refused():
-    with pytest.raises(ModelError, match="is no config"):
+    with pytest.raises(ModelError, match="has model_type='gpt2', expected 'nanochat'"):
         config_from_json({"model_type": "gpt2"})
+    with pytest.raises(ModelError, match="does not describe a whole nanochat"):
+        config_from_json({"model_type": "nanochat"})
+    with pytest.raises(ModelError, match="quantised"):
+        config_from_json(config_json(small_config(), 5, [5]) | {"quantization_config": {"bits": 4}})
 
 
-def test_weights_come_back_to_the_bit_and_give_the_same_logits(tmp_path):
+@pytest.mark.parametrize(
+    "change", [{"eos_token_id": 9}, {"pad_token_id": None, "use_cache": False}, {"dtype": "bfloat16"}]
+)
+def test_what_fine_tuning_elsewhere_changes_is_taken(change):
+    config = small_config()
+
+    assert config_from_json(config_json(config, 5, [9, 5]) | change) == config
+
+
+def test_nanochat_has_no_other_rope_theta():
+    config = small_config(rope_theta=100_000.0)
+
+    assert obstacles(config) == [] and obstacles(config, "nanochat") == ["rope_theta=100000"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [
+        ("hf", {"lm_head.weight", "model.embed_tokens.weight", "model.layers.1.self_attn.k_proj.weight"}),
+        ("nanochat", {"lm_head.weight", "transformer.wte.weight", "transformer.h.1.attn.c_k.weight"}),
+    ],
+)
+def test_weights_come_back_to_the_bit_and_give_the_same_logits(tmp_path, layout, names):
     model = small_model(kv_heads=1)
-    folders = [tmp_path / name for name in ("model", "exported", "back")]
-    for folder in folders:
-        folder.mkdir()
-    save_file(model.state_dict(), folders[0] / "model.safetensors")
 
-    export_weights(*folders[:2])
-    import_weights(*folders[1:])
-    write_config(model.config, folders[2])
+    write_weights(model.state_dict(), tmp_path, layout)
+    (tmp_path / "config.json").write_text(json.dumps(config_json(model.config, 5, [5])))
 
-    names = load_file(folders[1] / "model.safetensors")
-    assert "lm_head.weight" in names and "model.layers.1.self_attn.k_proj.weight" in names
+    assert names <= load_file(tmp_path / "model.safetensors").keys()
     tokens, _ = batch()
     with torch.no_grad():
-        assert torch.equal(load_model(folders[2])(tokens), model.eval()(tokens))
+        assert torch.equal(load_model(tmp_path)(tokens), model.eval()(tokens))

@@ -12,8 +12,11 @@ from safetensors.torch import save_file
 from data import bpe
 from data.blobs import file_sha256
 from model.config import GPTConfig
-from model.gpt import new_model, write_config
+from model.gpt import new_model
+from model.saved import write_config
+from pipeline.session import Session
 from pipeline.store import Artifact, Store
+from pipeline.ui.models import MODULES, ModelChoice, choice
 
 ROOT = Path(__file__).resolve().parents[2]
 VOCAB = 400
@@ -50,6 +53,16 @@ def put_model(store: Store, module: str, stage: str, inputs: dict[str, str], **s
     save_file(model.state_dict(), artifact.folder / "model.safetensors")
     write_config(model.config, artifact.folder)
     return seal(artifact.folder)
+
+
+def model_of(store: Store, name: str) -> ModelChoice:
+    """The model of a stage."""
+    return choice(store, store.find_by_name(name, MODULES))
+
+
+def session_of(store: Store, *overrides: str) -> Session:
+    """What a command with these overrides opens on the store."""
+    return Session.open([f"store.root={store.root}", *overrides])
 
 
 def put(store: Store, module: str, stage: str, **inputs: str) -> Artifact:

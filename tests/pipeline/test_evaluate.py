@@ -15,7 +15,8 @@ from data import bpe
 from data.errors import DataError
 from data.tokenizer import Tokenizer
 from model.config import GPTConfig
-from model.gpt import GPT, write_config
+from model.gpt import GPT
+from model.saved import write_config
 from pipeline import config
 from tests.pipeline.trained import StageRun
 

@@ -1,6 +1,7 @@
 """export: what transformers loads from the folder is the model, the tokenizer and the template that we have."""
 
 import json
+import os
 from pathlib import Path
 from random import Random
 
@@ -12,12 +13,11 @@ from hypothesis import strategies as st
 from data.conversation import render, render_prompt
 from data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from model.engine import Engine
-from model.gpt import load_model
 from model.sampling import Sampling
+from model.saved import load_model
 from pipeline.errors import UserError
-from pipeline.export import export_hf
-from pipeline.find_model import find_model
-from tests.pipeline.small_store import put_model, small_store
+from pipeline.export import write
+from tests.pipeline.small_store import model_of, put_model, small_store
 
 QUESTION = {"role": "user", "content": "What is 1 + 1? "}
 TOOL_USE = [
@@ -45,7 +45,7 @@ CONVERSATIONS = {
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     store = small_store(tmp_path_factory.mktemp("store"))
-    put_model(store, "pretrain", "grouped", {}, kv_heads=1, rope_theta=100_000.0)
+    put_model(store, "pretrain", "grouped", {}, kv_heads=1)
     put_model(store, "pretrain", "modern", {}, arch="modern")
     return store
 
@@ -55,7 +55,7 @@ def exported(store, tmp_path_factory):
     """Folders by the name of a model."""
     root = tmp_path_factory.mktemp("exported")
     for name in ("sft", "grouped"):
-        export_hf(find_model(store, name), root / name)
+        write(model_of(store, name), root / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         pytest.importorskip("transformers")
@@ -71,7 +71,7 @@ def theirs(exported):
 
 @pytest.fixture(scope="module")
 def ours(store):
-    return Tokenizer.load(find_model(store, "sft").tokenizer)
+    return Tokenizer.load(model_of(store, "sft").tokenizer)
 
 
 @pytest.mark.parametrize("name", ["sft", "grouped"])
@@ -79,7 +79,7 @@ def test_transformers_gives_the_same_logits_and_the_same_tokens_greedily(store, 
     from transformers import AutoModelForCausalLM
 
     their_model = AutoModelForCausalLM.from_pretrained(exported / name)
-    our_model = load_model(find_model(store, name).folder)
+    our_model = load_model(model_of(store, name).folder)
     engine = Engine(our_model, ours.special, ours.decode_bytes, ours.encode, tools=None)
     tokens = torch.randint(ours.vocab_size, (3, 128), generator=torch.Generator().manual_seed(0))
     prompts = [[ours.bos, *ours.encode(text)] for text in ("The mill grinds", "def", "Who are you? " * 4)]
@@ -159,14 +159,15 @@ def test_the_chat_template_gives_the_ids_that_we_render(theirs, ours, messages):
 
 def test_the_command_exports_by_stage_key_and_folder_and_replaces_an_earlier_export(chatmill, store, tmp_path):
     chatmill.store = store.root
-    model, target = find_model(store, "pretrain"), tmp_path / "deep" / "model"
+    model, target = model_of(store, "pretrain"), tmp_path / "deep" / "model"
 
     said = chatmill.run("export", "pretrain", "--format", "hf", str(target))
     before = (target / "model.safetensors").read_bytes()
-    export_hf(find_model(store, str(find_model(store, "sft").folder)), target)
+    chatmill.run("export", str(model_of(store, "sft").folder), str(target))
     after = (target / "model.safetensors").read_bytes()
-    export_hf(find_model(store, model.key[:12]), target)
+    again = chatmill.run("export", model.key[:12], str(target))
 
+    assert f"Replaced the export of sft {model_of(store, 'sft').key} in {target} (5 files)" in again
     assert f"from_pretrained('{target}')" in said
     assert before != after and (target / "model.safetensors").read_bytes() == before
     assert [path.name for path in target.parent.iterdir()] == ["model"]  # nothing is left beside it
@@ -187,33 +188,75 @@ def test_a_folder_that_is_no_export_is_left_alone(store, tmp_path, kept):
     (tmp_path / kept).write_text("mine")
 
     with pytest.raises(UserError, match=r"is not empty, and no earlier export\. Name a new folder"):
-        export_hf(find_model(store, "sft"), tmp_path)
+        write(model_of(store, "sft"), tmp_path)
 
     assert [path.name for path in tmp_path.iterdir()] == [kept]
 
 
-def test_what_was_added_to_an_export_is_not_deleted(store, tmp_path):
-    model, target = find_model(store, "sft"), tmp_path / "out"
-    export_hf(model, target)
+def test_an_earlier_export_is_replaced_and_files_of_others_stay_as_they_are(store, tmp_path):
+    target = tmp_path / "out"
+    write(model_of(store, "grouped"), target, "nanochat")
     (target / "README.md").write_text("mine")
+    (target / "tokenizer" / "notes.txt").write_text("mine")
 
-    with pytest.raises(UserError, match=r"but also README\.md"):
-        export_hf(model, target)
+    write(model_of(store, "sft"), target)
 
-    assert (target / "README.md").read_text() == "mine"
+    names = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
+    ours = ["chatmill.json", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
+    assert names == sorted(["README.md", "tokenizer/notes.txt", *ours, "tokenizer_config.json"])
+    assert (target / "README.md").read_text() == (target / "tokenizer" / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_of_the_users_is_not_replaced_by_one_of_the_export(store, tmp_path):
+    target = tmp_path / "out"
+    write(model_of(store, "sft"), target)
+    (target / "tokenizer").write_text("mine")
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+
+    with pytest.raises(UserError, match="holds files of yours that the export would replace: tokenizer"):
+        write(model_of(store, "sft"), target, "nanochat")
+
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_that_was_cut_off_is_not_loaded_and_can_be_written_again(store, tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    write(model_of(store, "sft"), target)
+
+    replace = os.replace
+
+    def fail(source, destination):
+        if Path(destination).name == "tokenizer.json":
+            raise OSError("cut off")
+        replace(source, destination)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="cut off"):
+        patch.setattr("os.replace", fail)
+        write(model_of(store, "pretrain"), target)
+
+    assert not (target / "config.json").exists()
+    write(model_of(store, "pretrain"), target)
+    assert (target / "config.json").exists()
+
+
+def test_a_marker_that_names_files_elsewhere_makes_no_export(store, tmp_path):
+    target, other = tmp_path / "out", tmp_path / "precious.txt"
+    other.write_text("mine")
+    write(model_of(store, "sft"), target)
+    marker = json.loads((target / "chatmill.json").read_text())
+    (target / "chatmill.json").write_text(json.dumps(marker | {"files": ["../precious.txt"]}))
+
+    with pytest.raises(UserError, match="no earlier export"):
+        write(model_of(store, "sft"), target)
+
+    assert other.read_text() == "mine"
 
 
 def test_an_empty_folder_is_filled_and_a_file_is_not_replaced(store, tmp_path):
-    export_hf(find_model(store, "sft"), tmp_path / "new")
+    write(model_of(store, "sft"), tmp_path / "new")
     (tmp_path / "file").write_text("mine")
 
     assert {"config.json", "tokenizer.json"} <= {path.name for path in (tmp_path / "new").iterdir()}
     with pytest.raises(UserError, match="is a file"):
-        export_hf(find_model(store, "sft"), tmp_path / "file")
-
-
-def test_a_name_of_no_model_is_refused(store):
-    with pytest.raises(UserError, match="is a tokenizer, no model"):
-        find_model(store, str(store.folder("tokenizer", Path(find_model(store, "sft").tokenizer).name)))
-    with pytest.raises(UserError, match="called 'nobody'"):
-        find_model(store, "nobody")
+        write(model_of(store, "sft"), tmp_path / "file")

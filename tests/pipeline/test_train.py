@@ -9,7 +9,7 @@ from trained import LENGTH, TINY_MODEL, VOCAB, StageRun, write_inputs
 
 from model.checkpoint import steps_in
 from model.errors import Diverged, ModelError
-from model.gpt import load_model
+from model.saved import load_model
 from pipeline.job import Stopped
 
 PRETRAIN = ("tokens", "pack", "tokenizer")
