@@ -73,7 +73,7 @@ def run(
         child = subprocess.Popen(
             line,
             cwd=ROOT,
-            env=_environment(ranks, launch) | (env or {}) | {"CHATMILL_LEASH": str(work / "leash")},
+            env=environment(ranks, launch) | (env or {}) | {"CHATMILL_LEASH": str(work / "leash")},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -108,7 +108,8 @@ class _Leash:
         self.path.unlink(missing_ok=True)
 
 
-def _environment(ranks: bool, launch: Launch) -> dict[str, str]:
+def environment(ranks: bool, launch: Launch) -> dict[str, str]:
+    """Variables of a process that works as a stage does."""
     env = dict(os.environ)
     threads = launch.threads or max(1, hardware.cores() // (launch.nproc if ranks else 1))
     env["OMP_NUM_THREADS"] = str(threads)

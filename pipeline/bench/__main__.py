@@ -16,7 +16,13 @@ def main(argv: list[str]) -> int:
     flags = parser.parse_args(argv)
     names = [word for word in flags.words if "=" not in word]
     settings = [word for word in flags.words if "=" in word]
-    return command.run(names, settings + ([f"bench.out={flags.out}"] if flags.out else []))
+    try:
+        return command.run(names, settings + ([f"bench.out={flags.out}"] if flags.out else []))
+    except Exception as error:
+        if not isinstance(getattr(error, "cause", None), str):
+            raise
+        print(error, file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

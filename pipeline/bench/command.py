@@ -2,16 +2,16 @@
 
 import dataclasses
 import importlib.metadata
-import json
-import os
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data.durable import write_json
 from pipeline import hardware
-from pipeline.bench import registry, table
+from pipeline.bench import registry
 from pipeline.bench.settings import Bench, BenchSettings, Skipped, parse
 
 RESULT_NEUTRAL = "measures; makes nothing"
@@ -27,37 +27,52 @@ def run(names: list[str], arguments: list[str]) -> int:
     settings, overrides = parse(arguments)
     chosen = registry.choose(names)
     bench = Bench(settings, overrides, set_up_machine(settings))
+    for name in chosen:
+        registry.check(name, bench)
     out = Path(settings.out)
     written: dict[str, Any] = about(bench)
     failed = False
     for name in chosen:
         started = time.monotonic()
         bench.say(f"\n{name}")
-        result, wrong = measure(name, bench)
-        failed = failed or wrong
-        for line in table.lines(result):
+        result = measure(name, dataclasses.replace(bench, save=partial(_save, out, written, name)))
+        failed = failed or wrong(result)
+        for line in registry.lines(name, result):
             bench.say("  " + line)
         bench.say(f"  ({time.monotonic() - started:.0f} s)")
-        written[name] = result
-        write(out, written)
+        _save(out, written, name, result)
     bench.say(f"\n{out}")
     return 1 if failed else 0
 
 
-def measure(name: str, bench: Bench) -> tuple[registry.Result, bool]:
-    """(result, whether it failed). One that fails does not take the others' numbers with it.
+def _save(out: Path, written: dict[str, Any], name: str, result: registry.Result) -> None:
+    """Keep the result beside what was measured before. A run that ends early leaves what it had."""
+    written[name] = written.get(name, {}) | result
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, written)
+
+
+def wrong(found: dict[str, Any]) -> bool:
+    """Whether a measurement, or a part of it, failed or found something that should be equal and is not."""
+    if "failed" in found or found.get("within") is False:
+        return True
+    return any(wrong(part) for part in found.values() if isinstance(part, dict))
+
+
+def measure(name: str, bench: Bench) -> registry.Result:
+    """The result, or why there is none. One that fails does not take the others' numbers with it.
 
     Raises what carries a cause: those are mistakes of the command line or the data.
     """
     try:
-        return registry.find(name)(bench), False
+        return registry.find(name)(bench)
     except Skipped as skipped:
-        return {"skipped": {"why": str(skipped)}}, False
+        return {"skipped": {"why": str(skipped)}}
     except Exception as error:
         if isinstance(getattr(error, "cause", None), str):
             raise
         traceback.print_exc()
-        return {"failed": {"error": f"{type(error).__name__}: {error}"}}, True
+        return {"failed": {"error": f"{type(error).__name__}: {error}"}}
 
 
 def set_up_machine(settings: BenchSettings) -> Any:
@@ -100,11 +115,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue  # an optional one that is not here
     return found
-
-
-def write(path: Path, written: dict[str, Any]) -> None:
-    """Whole or not at all, so that a run that ends early leaves what it had."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(written, indent=1) + "\n")
-    os.replace(temporary, path)

@@ -16,13 +16,15 @@ RESULT_NEUTRAL = "measures; makes nothing"
 JOBS = {
     "tiny": "model.depth=2 model.width=32 model.head_dim=16 model.vocab_size=512 model.sequence_len=32 "
     "pretrain.params.total_batch_tokens=64",
+    "small": "model.depth=4 model.vocab_size=1024 model.sequence_len=256 pretrain.params.total_batch_tokens=1024",
     "d4": "model.depth=4 model.vocab_size=8192 model.sequence_len=512 pretrain.params.total_batch_tokens=8192",
-    "d12": "model.depth=12 model.vocab_size=32768 model.sequence_len=2048 model.window_pattern=SSSL "
-    "pretrain.params.total_batch_tokens=524288",
+    "d12": "model.depth=12 model.vocab_size=65536 model.sequence_len=2048 pretrain.params.total_batch_tokens=524288",
     "d20": "model.depth=20 model.vocab_size=65536 model.sequence_len=2048 pretrain.params.total_batch_tokens=524288",
     "d32": "model.depth=32 model.vocab_size=65536 model.sequence_len=2048 pretrain.params.total_batch_tokens=16384 "
     "launch.device_batch_size=8",
 }
+# What `model=modern optim=muon_modern` changes of the work that a step does, in words that need no Hydra.
+MODERN = "model=modern optim.normuon=true optim.cautious=true"
 BY_DEVICE = {"cpu": ["d4"], "mps": ["d4"], "cuda": ["d12", "d20"]}
 
 

@@ -5,23 +5,27 @@ tokens of all rows over the seconds of the whole call. A bound is one token's ma
 holds in the end and top-k sampling, called one after the other on tensors that are there already, without anything
 between them; on GPUs replayed as a graph. `of_torch_bound` and `of_torch_matmuls` are the engine's speed in parts of
 that bound, and of the matmuls alone, with torch's own products. The decoder's can be faster, so that these may pass 1;
-`of_bound` and `of_matmuls` are taken with the faster products.
+`of_bound` and `of_matmuls` are taken with the faster products. `of_bandwidth` is the speed in parts of reading the
+matrices and half of what the caches hold in the end at the rate of a copy; where processor caches hold them it may
+pass 1.
 """
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.bench.registry import Result
 from pipeline.bench.settings import Bench
 from pipeline.bench.timing import in_turns, medians
+from pipeline.typed import unknown
 
 if TYPE_CHECKING:
     import torch
 
     from model.decoder import Decoder
+    from model.engine import Completion
     from model.gpt import GPT
 
 RESULT_NEUTRAL = "measures; makes nothing"
@@ -31,6 +35,7 @@ Products = list[Callable[[], object]]
 PROMPT_TOKENS = 16
 TOP_K = 50
 DRAWS = 8  # different logits: a processor learns to foresee which of the same ones are the likeliest
+COPIED = {"cpu": 1 << 28, "cuda": 1 << 31}  # bytes, more than caches hold
 
 
 @dataclass(frozen=True)
@@ -56,26 +61,61 @@ def measure(bench: Bench) -> Result:
     from model.decoder import Decoder
 
     result: Result = {}
-    for name, case in CASES["tiny" if bench.settings.tiny else bench.device.type].items():
+    for name, case in chosen(bench).items():
         model = build(case, bench.device)
         decoder = Decoder(model, in_place=True)
         for rows in case.batches:
-            cases = {"engine": _generate(model, decoder, case, rows)}
+            copied, copy = _copy(bench)
+            cases = {"engine": generate(model, decoder, case, rows), "copy": copy}
             for way, products in _ways_to_multiply(model, decoder, rows).items():
                 cases[f"bound, {way}"] = captured(_one_token(model, products, case, rows), bench.device)
                 cases[f"matmuls, {way}"] = captured(_all_of(products), bench.device)
             seconds = medians(in_turns(cases, bench.settings.repeats, bench.device))
             token = seconds["engine"] / case.new_tokens
             bound, matmuls = (min(seconds[c] for c in cases if c.startswith(what)) for what in ("bound", "matmuls"))
+            bandwidth = 2 * copied / seconds["copy"]  # bytes read and bytes written
             result[f"{name} batch {rows}"] = {
                 "tok_s": rows / token,
                 "of_bound": bound / token,
                 "of_matmuls": matmuls / token,
                 "of_torch_bound": seconds["bound, torch"] / token,
                 "of_torch_matmuls": seconds["matmuls, torch"] / token,
+                "of_bandwidth": bytes_read(model, case, rows) / bandwidth / token,
+                "copy_gb_s": bandwidth / 1e9,
                 "new_tokens": case.new_tokens,
             }
+            bench.save(result)
     return result
+
+
+def chosen(bench: Bench) -> dict[str, Case]:
+    """Models and batches to measure. Raises UserError for a model there is not."""
+    settings = bench.settings
+    if settings.tiny:
+        return CASES["tiny"]
+    known = CASES[bench.device.type]
+    for name in settings.models or []:
+        if name not in known:
+            raise unknown(name, list(known), "bench.models")
+    cases = {name: case for name, case in known.items() if name in (settings.models or known)}
+    return {name: replace(case, batches=tuple(settings.batches or case.batches)) for name, case in cases.items()}
+
+
+def _copy(bench: Bench) -> tuple[int, Callable[[], object]]:
+    """Bytes, and what copies them."""
+    import torch
+
+    size = 1 << 16 if bench.settings.tiny else COPIED.get(bench.device.type, COPIED["cpu"])
+    source = torch.ones(size, dtype=torch.uint8, device=bench.device)
+    target = torch.empty_like(source)
+    return size, lambda: target.copy_(source)
+
+
+def bytes_read(model: "GPT", case: Case, rows: int) -> int:
+    """Of one token of each row: every matrix once, and keys and values of what a row holds on average."""
+    config, element = model.config, model.lm_head.weight.element_size()
+    held = PROMPT_TOKENS + case.new_tokens // 2
+    return (config.matmul_params() + 2 * config.depth * config.kv_width * held * rows) * element
 
 
 def build(case: Case, device: "torch.device") -> "GPT":
@@ -102,7 +142,8 @@ def build(case: Case, device: "torch.device") -> "GPT":
     return model.to(device=device, dtype=dtype).eval()
 
 
-def _generate(model: "GPT", decoder: "Decoder", case: Case, rows: int) -> Callable[[], object]:
+def generate(model: "GPT", decoder: "Decoder", case: Case, rows: int) -> "Callable[[], list[Completion]]":
+    """What makes case.new_tokens for each of `rows` prompts, the same tokens each time."""
     from data.tokenizer import SPECIAL_TOKENS
     from model.engine import Engine
     from model.sampling import Sampling
@@ -112,11 +153,12 @@ def _generate(model: "GPT", decoder: "Decoder", case: Case, rows: int) -> Callab
     prompts = [[(row + at) % case.vocab_size for at in range(PROMPT_TOKENS)] for row in range(rows)]
     samplings = [Sampling(top_k=TOP_K, max_tokens=case.new_tokens, seed=row) for row in range(rows)]
 
-    def generate() -> None:
+    def call() -> "list[Completion]":
         made = engine.generate(prompts, samplings)
         assert all(len(completion.tokens) == case.new_tokens for completion in made)
+        return made
 
-    return generate
+    return call
 
 
 def _ways_to_multiply(model: "GPT", decoder: "Decoder", rows: int) -> dict[str, Products]:

@@ -27,7 +27,7 @@ def phase_seconds(training: Training, rounds: int) -> dict[str, float]:
 
     The median over rounds; the device is waited for between the parts.
     """
-    tokens, targets = _one_pass(training)
+    tokens, targets = one_pass(training)
     passes = training.settings.rows // training.settings.micro_batch
     found: dict[str, list[float]] = {}
     for _ in range(rounds):
@@ -52,7 +52,7 @@ def kernel_shares(training: Training) -> dict[str, float]:
     """
     from torch.profiler import ProfilerActivity, profile
 
-    tokens, targets = _one_pass(training)
+    tokens, targets = one_pass(training)
     on_gpu = training.world.device.type == "cuda"
     activities = [ProfilerActivity.CUDA, ProfilerActivity.CPU] if on_gpu else [ProfilerActivity.CPU]
     with profile(activities=activities) as traced:
@@ -80,7 +80,8 @@ def _operators(traced: "profile", on_gpu: bool) -> list[tuple[str, float]]:
     return [(e.key, e.self_cpu_time_total) for e in events]
 
 
-def _one_pass(training: Training) -> "tuple[Tensor, Tensor]":
+def one_pass(training: Training) -> "tuple[Tensor, Tensor]":
+    """Tokens and targets of the first pass of the first step."""
     from pipeline.stages.training import make_batches
 
     tokens, targets = make_batches(training.work, training.settings, training.world)(0)

@@ -1,9 +1,11 @@
-"""What there is to measure. Each module has `measure(bench) -> {case: {quantity: value}}`; names carry their units."""
+"""What there is to measure. Each is a function of a bench that returns {case: {quantity: value}}; names carry units."""
 
 import importlib
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
+from pipeline.bench import table
 from pipeline.bench.settings import Bench
 from pipeline.typed import unknown
 
@@ -11,7 +13,7 @@ RESULT_NEUTRAL = "measures; makes nothing"
 
 Result = dict[str, dict[str, Any]]
 
-MEASUREMENTS = {  # name: module of pipeline.bench; in the order of `bench` without names
+MEASUREMENTS = {  # name: module of pipeline.bench, :function if not `measure`; in the order of `bench` without names
     "matmul": "matmul",
     "memory": "memory",
     "attention": "attention",
@@ -26,8 +28,14 @@ MEASUREMENTS = {  # name: module of pipeline.bench; in the order of `bench` with
     "rollouts": "rollouts",
     "core": "core",
     "sample_efficiency": "sample_efficiency",
+    "gpu": "gpu",
+    "equal_steps": "equality:steps",
+    "equal_compiled": "equality:compiled",
+    "equal_fp8": "equality:eight_bits",
+    "equal_attention": "equality_of_kernels:attention",
+    "equal_graphs": "equality_of_kernels:graphs",
 }
-NAMED_ONLY = ("sample_efficiency",)  # takes an hour rather than minutes
+NAMED_ONLY = tuple(MEASUREMENTS)[list(MEASUREMENTS).index("sample_efficiency") :]  # an hour, or made of the others
 
 
 def choose(names: list[str]) -> list[str]:
@@ -39,6 +47,21 @@ def choose(names: list[str]) -> list[str]:
 
 
 def find(name: str) -> Callable[[Bench], Result]:
-    module = importlib.import_module(f"pipeline.bench.{MEASUREMENTS[name]}")
-    measure: Callable[[Bench], Result] = module.measure
+    function = MEASUREMENTS[name].partition(":")[2] or "measure"
+    measure: Callable[[Bench], Result] = getattr(_module_of(name), function)
     return measure
+
+
+def check(name: str, bench: Bench) -> None:
+    """Let a measurement refuse before anything is measured. Raises UserError."""
+    getattr(_module_of(name), "check", lambda bench: None)(bench)
+
+
+def lines(name: str, result: Result) -> list[str]:
+    """The result as text: the measurement's own table, where it has one."""
+    show: Callable[[Result], list[str]] = getattr(_module_of(name), "lines", table.lines)
+    return show(result)
+
+
+def _module_of(name: str) -> ModuleType:
+    return importlib.import_module(f"pipeline.bench.{MEASUREMENTS[name].partition(':')[0]}")

@@ -1,10 +1,12 @@
 """What `bench` is told, and what every measurement is given."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline import typed
 from pipeline.errors import UserError
+from pipeline.typed import Count, Positive
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +31,12 @@ class BenchSettings:
     tiny: bool = False  # sizes at which nothing is measured, to see that everything runs
     data: str | None = None  # a folder laid out like a hub, or one of text shards
     vocab_size: int = 8192  # of the tokenizer that is trained on that text
+    # Of decode alone:
+    models: list[str] | None = None  # null: all that this device decodes
+    batches: list[Count] | None = None  # rows side by side; null: those of the model
+    # Of gpu alone:
+    budget_seconds: Positive = 540.0  # of all parts together
+    parts: list[str] | None = None  # null: all; see pipeline/bench/gpu.py
     # Of core alone:
     bundle: str | None = None  # the folder of CORE's bundle, or its zip
     items: int = 16  # of each task
@@ -46,11 +54,15 @@ class BenchSettings:
 
 @dataclass(frozen=True)
 class Bench:
-    """One invocation, as a measurement sees it. overrides: settings of the pipeline, as for `run`."""
+    """One invocation, as a measurement sees it.
+
+    overrides: settings of the pipeline, as for `run`. save: keeps what is measured so far, in case the rest fails.
+    """
 
     settings: BenchSettings
     overrides: list[str]
     device: "torch.device"
+    save: Callable[[dict[str, Any]], None] = lambda result: None
 
     def say(self, text: str) -> None:
         print(text, flush=True)

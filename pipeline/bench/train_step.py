@@ -6,14 +6,16 @@ of_matmul the same over the measured rate, median over median, and best over bes
 step took beyond a usual one. Where the time goes is measured after that, in passes of their own.
 """
 
+from dataclasses import replace
 from typing import Any
 
+from model.split import divisors
 from pipeline.bench import configs
 from pipeline.bench.phases import kernel_shares, phase_seconds
 from pipeline.bench.registry import Result
 from pipeline.bench.settings import Bench
 from pipeline.bench.timing import Ceiling
-from pipeline.bench.trainings import WARM_STEPS, StopWatch, Training, prepared, run_trainer
+from pipeline.bench.trainings import WARM_STEPS, StopWatch, Training, free_memory, prepared, run_trainer
 
 RESULT_NEUTRAL = "measures; makes nothing"
 
@@ -24,16 +26,38 @@ def measure(bench: Bench) -> Result:
     """By job and way of running it."""
     result: Result = {}
     for name in configs.names(bench):
-        config = configs.compose(bench, configs.JOBS[name])
         for compiled in ways(bench):
             label = f"{name} {'compiled' if compiled else 'eager'}"
-            stride = STRIDE.get(bench.device.type, 1)
-            with prepared(bench, config, WARM_STEPS + bench.settings.repeats * stride, compiled) as training:
-                watch = StopWatch(Ceiling(bench.device, training.settings.dtype, bench.settings.tiny), stride)
-                run_trainer(training, watch)
-                result[label] = rates(training, watch) | {"phases": shares(training, watch)}
-                result[label]["kernels"] = kernel_shares(training)
+            config = configs.compose(bench, configs.JOBS[name])
+            while too_many := attempt(bench, config, compiled, label, result):
+                free_memory(bench)
+                fewer = divisors(too_many)[-2]
+                bench.say(f"  {label}: out of memory with {too_many} rows per pass, trying {fewer}")
+                config = replace(config, launch=replace(config.launch, device_batch_size=fewer))
     return result
+
+
+def attempt(bench: Bench, config: configs.Config, compiled: bool, label: str, result: Result) -> int | None:
+    """Measure one job. Returns None, or the rows per pass for which there was not enough memory.
+
+    Raises torch.OutOfMemoryError where they cannot be fewer.
+    """
+    import torch
+
+    stride, rows = STRIDE.get(bench.device.type, 1), 1
+    try:
+        with prepared(bench, config, WARM_STEPS + bench.settings.repeats * stride, compiled) as training:
+            rows = training.settings.micro_batch
+            watch = StopWatch(Ceiling(bench.device, training.settings.dtype, bench.settings.tiny), stride)
+            run_trainer(training, watch)
+            result[label] = rates(training, watch)
+            bench.save(result)
+            result[label] |= {"phases": shares(training, watch), "kernels": kernel_shares(training)}
+            return None
+    except torch.OutOfMemoryError:
+        if rows == 1:
+            raise
+        return rows
 
 
 def ways(bench: Bench) -> list[bool]:

@@ -88,13 +88,16 @@ def prepared(bench: Bench, config: Config, steps: int, compiled: bool) -> Iterat
         model = work.model.to(world.device)
         assert model.config.width
         optimizer = Optimizer(model, work.optim, model.config.width, world)
-        settings = make_settings(job, work, world, None)
+        training = Training(job, work, model, optimizer, make_settings(job, work, world, None), world)
         if compiled:
             model.use_compiler()
-        yield Training(job, work, model, optimizer, settings, world)
-        forget()
-    del work, model, optimizer
-    free_memory(bench)
+        del work, model, optimizer
+        try:
+            yield training
+        finally:
+            vars(training).clear()  # the caller's variable would keep its memory
+            forget()
+            free_memory(bench)
 
 
 def free_memory(bench: Bench) -> None:
