@@ -46,10 +46,9 @@ class GuardConfig:
 
 @dataclass
 class LoggerConfig:
-    kind: Literal["none", "wandb"] = "none"
+    kind: Literal["none", "wandb", "tensorboard"] = "none"
     project: str = "chatmill"
-    mode: Literal["online", "offline"] = "online"
-    name: str | None = None
+    mode: Literal["online", "offline", "disabled"] = "online"
 
 
 @dataclass

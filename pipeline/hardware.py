@@ -49,15 +49,6 @@ def _chosen(overrides: list[str], *names: str) -> bool:
     return any(o.lstrip("+~").startswith(names) for o in overrides)
 
 
-def habit_overrides(overrides: list[str]) -> list[str]:
-    """What environment variables of older scripts mean here, unless the command line says otherwise."""
-    name = os.environ.get("WANDB_RUN", "dummy")
-    if name in ("dummy", "") or _chosen(overrides, "logger="):
-        return []
-    mode = ["logger.mode=offline"] if os.environ.get("WANDB_MODE") == "offline" else []
-    return ["logger=wandb", f"logger.name={name}", *mode]  # single settings of the logger come behind these
-
-
 def cores() -> int:
     """Cores this process may use."""
     with suppress(AttributeError):

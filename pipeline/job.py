@@ -50,7 +50,11 @@ class Launch:
 
 
 class Logger(Protocol):
+    """Receives a copy of the stage's measurements: of steps, and at the end what the stage returns."""
+
     def log(self, step: int, metrics: dict[str, Any]) -> None: ...
+    def summary(self, metrics: dict[str, Any]) -> None: ...
+    def close(self, done: bool) -> None: ...
 
 
 @dataclass

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import make
+from pipeline import make, tracking
 from pipeline.console import RunView
 from pipeline.errors import Corrupt, Interrupted, StageFailed
 from pipeline.plan import Plan, Step, check_guards
@@ -48,7 +48,10 @@ class Run:
             check_guards(plan, settings.guard.usd, settings.guard.budget_usd, settings.force)
             run_id = new_run_id()
             origin = make.provenance(run_id, settings.run.name, settings.recipe)
-            logger = dict(vars(settings.logger)) | {"run": settings.run.name or run_id}
+            tracker, note = tracking.check(settings.logger, online=True)
+            if note and plan.running():
+                view.console.print(note, style="yellow", soft_wrap=True)
+            logger = dict(vars(tracker)) | {"run": settings.run.name or run_id, "sweep": settings.run.sweep}
             maker = make.Maker(
                 session.store,
                 switch,

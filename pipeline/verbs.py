@@ -5,10 +5,11 @@ import sys
 import webbrowser
 from collections.abc import Callable
 
-from pipeline import chat_command, evaluate_command, export, hardware, inspect_store
+from pipeline import chat_command, evaluate_command, export, hardware, inspect_store, tracking
 from pipeline.cli import STOPPED, VERBS, Parser
 from pipeline.errors import Corrupt, UserError
 from pipeline.session import Session
+from pipeline.tracking import habits
 
 RESULT_NEUTRAL = "carries out commands"
 
@@ -26,9 +27,11 @@ def run_verb(verb: str, arguments: list[str]) -> int:
             f"{wrong[0]!r} means nothing to {verb}", fix=f"`python flows.py {verb} --help` shows what does."
         )
     flags.names = names
-    found = [*hardware.launch_overrides(overrides), *hardware.habit_overrides(overrides)]
-    if verb in ("run", "plan") and (note := hardware.idle_gpus_note(overrides)):
-        print(note, file=sys.stderr)
+    found = hardware.launch_overrides(overrides)
+    if verb in ("run", "plan"):
+        found += habits.overrides(overrides)
+        if note := hardware.idle_gpus_note(overrides):
+            print(note, file=sys.stderr)
     return action(flags, [*found, *overrides])
 
 
@@ -90,6 +93,9 @@ def plan(flags: argparse.Namespace, overrides: list[str]) -> int:
     console = Console()
     console.print(plan_table(made))
     running = made.running()
+    note = tracking.check(session.settings.logger, online=False)[1]
+    if running and note:
+        console.print(note, style="yellow", soft_wrap=True)
     known = [s for s in running if s.seconds is not None]
     told = f": {duration(sum(s.seconds or 0.0 for s in known))}, {money(made.usd())}" if known else ""
     if unknown := len(running) - len(known):

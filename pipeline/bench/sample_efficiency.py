@@ -105,6 +105,12 @@ class _Voice:
             seconds = time.monotonic() - self.started
             self.bench.say(f"  {self.label}, step {step}: {metrics['val_bpb']:.4f} bpb ({seconds:.0f} s)")
 
+    def summary(self, metrics: dict[str, Any]) -> None:
+        pass
+
+    def close(self, done: bool) -> None:
+        pass
+
 
 def summary(bench: Bench, config: Config, runs: list[dict[str, Any]]) -> dict[str, Any]:
     model = config.params.model.resolved(vocab_size=bench.settings.vocab_size)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline import typed
+from pipeline import tracking, typed
 from pipeline.job import Job, Launch, Logger, Stopped
 from pipeline.locks import share_alive
 from pipeline.signals import stop_signals
@@ -28,14 +28,23 @@ def main(job_path: Path) -> int:
     if leash := os.environ.get("CHATMILL_LEASH"):  # set by the launcher; absent when run by hand
         threading.Thread(target=_end_with_launcher, args=(leash,), daemon=True).start()
     rank = int(os.environ.get("RANK", 0))
+    loggers: list[Logger] = []
+    done = False
     started = time.time()
     try:
         job = _open_job(described, work, rank)
         for sig in stop_signals():
             signal.signal(sig, lambda *_: setattr(job, "stop_requested", True))
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides what Ctrl-C means
-        metrics = importlib.import_module(described["module"]).main(job)
+        module = importlib.import_module(described["module"])
+        if rank == 0:
+            job.loggers += tracking.open_loggers(described, getattr(module, "SCORES", False), job.say)
+        loggers = job.loggers
+        metrics = module.main(job)
+        for logger in loggers:
+            logger.summary(metrics or {})
         _write_outcome(work, rank, "done", None, "", metrics=metrics or {}, started=started)
+        done = True
         return 0
     except Stopped as stop:
         _write_outcome(work, rank, "stopped", "preempted", str(stop), started=started)
@@ -46,6 +55,8 @@ def main(job_path: Path) -> int:
         _write_outcome(work, rank, "failed", cause_of(error), _message(error), started=started)
         return 1
     finally:
+        for logger in loggers:  # what became of the stage is written by now: uploading may take a while
+            logger.close(done)
         os.close(alive)
 
 
@@ -73,7 +84,7 @@ def _message(error: BaseException) -> str:
 
 def _open_job(described: dict[str, Any], work: Path, rank: int) -> Job[Any]:
     params_type = importlib.import_module(described["module"]).Params
-    job: Job[Any] = Job(
+    return Job(
         stage=described["stage"],
         key=described["key"],
         params=typed.build(params_type, described["params"], described["stage"] + ".params"),
@@ -87,17 +98,6 @@ def _open_job(described: dict[str, Any], work: Path, rank: int) -> Job[Any]:
         local_rank=int(os.environ.get("LOCAL_RANK", 0)),
         world_size=int(os.environ.get("WORLD_SIZE", 1)),
     )
-    if rank == 0:
-        job.loggers += _loggers(described)
-    return job
-
-
-def _loggers(described: dict[str, Any]) -> list[Logger]:
-    if (described.get("logger") or {}).get("kind") != "wandb":
-        return []
-    from pipeline.tracking import WandbLogger
-
-    return [WandbLogger(described)]
 
 
 def _end_with_launcher(leash: str) -> None:

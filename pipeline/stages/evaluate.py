@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from evals.core import Core
 
 RANKS = True
+SCORES = True  # what main returns are measurements, for trackers to show
 REFUSED = " refused"  # behind the name of a task, among the metrics
 
 

@@ -81,7 +81,7 @@ def test_how_a_model_is_trained_does_not_change_what_it_becomes(pretrain, launch
         torch.use_deterministic_algorithms(False)
     for name, weight in plain.weights().items():
         assert torch.allclose(weight, other.weights()[name], atol=2e-4), name
-    assert bool(list(other.work.glob("out/profile/trace-0.json"))) == bool(launch.get("profile"))
+    assert bool(list(other.work.glob("out/profile/trace-0.pt.trace.json"))) == bool(launch.get("profile"))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.full)])
