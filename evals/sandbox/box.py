@@ -30,7 +30,7 @@ Status = Literal["passed", "failed", "timeout", "memory", "killed", "refused"]
 
 _GRACE_SECONDS = 10.0  # for processes to start and end on a busy machine, on top of a program's own time
 _ROOT = str(Path(__file__).resolve().parents[2])
-_ZYGOTE = f"import sys; sys.path.insert(0, {_ROOT!r}); from {zygote.__name__} import main; del sys.path[0]; main()"
+_ZYGOTE = f"import sys; sys.path.append({_ROOT!r}); from {zygote.__name__} import main; sys.path.pop(); main()"
 _PROBE = """
 import os, socket
 found = []
