@@ -2,8 +2,9 @@
 
 box     asks for a program to be run            the caller's process
 zygote  a bare interpreter that forks quickly   one process per Sandbox
-runner  isolates, starts two cells, watches     one process per program
-judge   runs the check, holds the verdict       a cell: a confined process
+runner  isolates, starts both cells, watches    one process per program
+judge   runs the check, holds the verdict       a cell
 answer  runs the program that the model wrote   a cell
-wire    the only things that cross              kernel  how Linux confines a process
+cell    a confined process                      kernel  the mechanisms of Linux that confine it
+wire    the only things that cross
 """

@@ -153,6 +153,8 @@ class Sandbox:
             wire.send(talk.fileno(), case)
             if select.select([talk], [], [], limits.wall_seconds + _GRACE_SECONDS)[0]:
                 return wire.receive(talk.fileno())
+        except wire.NotPlain as error:  # a program of many megabytes
+            return {"status": "failed", "detail": str(error), "layers": []}
         except wire.Lost:
             pass
         return {"status": "killed", "detail": "the sandbox process died", "layers": []}

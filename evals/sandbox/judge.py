@@ -42,11 +42,9 @@ def verdict(case: dict[str, Any], answer: "Answer") -> tuple[str, str]:
             raise answer.over
     except wire.Lost:
         return "lost", ""
-    except wire.NotPlain as error:
-        return "failed", f"the answer returned no plain value: {error}"
     except MemoryError:
         return "memory", ""
-    except (AnswerError, Left) as error:
+    except (AnswerError, Left, wire.NotPlain) as error:
         return "failed", str(error)[:500]
     except BaseException as error:
         return "failed", f"{type(error).__name__}: {error}"[:500]
@@ -87,7 +85,7 @@ class Answer:
                 raise _exception(name, [wire.unpack(argument) for argument in args])
             case {"not_plain": str(detail)}:
                 raise wire.NotPlain(detail[:500])
-        raise wire.NotPlain("malformed")
+        raise wire.NotPlain("a message is malformed")
 
 
 def _exception(name: str, args: list[Any]) -> BaseException:

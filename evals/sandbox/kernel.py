@@ -8,6 +8,7 @@ import ctypes
 import os
 import platform
 import signal
+import stat
 import struct
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 NEW_NAMESPACE = {"mount": 0x20000, "ipc": 0x8000000, "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000}
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
-_MS_REC, _MS_PRIVATE, _MS_NOSUID, _MS_NODEV = 0x4000, 0x40000, 2, 4
+_MS_BIND, _MS_REC, _MS_PRIVATE, _MS_NOSUID, _MS_NODEV = 0x1000, 0x4000, 0x40000, 2, 4
 _AT_RECURSIVE, _MOUNT_ATTR_RDONLY = 0x8000, 1
 _CAPSET = {"x86_64": 126, "aarch64": 91}
 # The same numbers on every architecture, as all calls added since 2018.
@@ -112,6 +113,24 @@ def mount_memory(folder: str, size_bytes: int, user: int) -> None:
     """An own file system of limited size at `folder`, which belongs to `user`."""
     options = f"size={size_bytes},nr_inodes=4096,mode=700,uid={user}"
     _mount("tmpfs", folder, "tmpfs", _MS_NOSUID | _MS_NODEV, options)
+
+
+def uncover(path: str, needed: str) -> None:
+    """Let all users reach the folder `path` where one above is closed to them, as /root is: all else in that is gone.
+
+    Raises OSError where `needed` would be hidden by it.
+    """
+    target = Path(path).resolve()
+    closed = next((above for above in reversed(target.parents) if not above.stat().st_mode & stat.S_IXOTH), None)
+    if closed is None:
+        return
+    if Path(needed).is_relative_to(closed):
+        raise OSError(f"{needed} is in {closed}")
+    source = os.open(target, os.O_PATH | os.O_CLOEXEC)
+    _mount("tmpfs", str(closed), "tmpfs", _MS_NOSUID | _MS_NODEV, "size=64k,mode=755")
+    target.mkdir(parents=True)
+    _mount(f"/proc/self/fd/{source}", str(target), None, _MS_BIND | _MS_REC, "")
+    os.close(source)
 
 
 def make_read_only(except_folder: str | None) -> None:

@@ -26,7 +26,7 @@ class NotPlain(BaseException):
 def pack(value: Any, depth: int = _DEPTH) -> Any:
     """`value` in JSON's types. Raises NotPlain. A subclass of a built-in type becomes that type."""
     if depth == 0:
-        raise NotPlain("nested too deeply")
+        raise NotPlain("a value is nested too deeply")
     if value is None or isinstance(value, bool | int | float | str):
         return value  # json writes a subclass as its base
     if isinstance(value, complex):
@@ -40,13 +40,13 @@ def pack(value: Any, depth: int = _DEPTH) -> Any:
     for tag, kind in _TAGGED.items():
         if isinstance(value, kind):
             return {tag: [pack(item, depth - 1) for item in value]}
-    raise NotPlain(f"{type(value).__name__} is not a plain value")
+    raise NotPlain(f"a {type(value).__name__} is not a plain value")
 
 
 def unpack(packed: Any, depth: int = _DEPTH) -> Any:
     """The value that `pack` was given, from data that anybody may have written. Raises NotPlain."""
     if depth == 0:
-        raise NotPlain("nested too deeply")
+        raise NotPlain("a value is nested too deeply")
     if isinstance(packed, list):
         return [unpack(item, depth - 1) for item in packed]
     if not isinstance(packed, dict):
@@ -62,7 +62,7 @@ def unpack(packed: Any, depth: int = _DEPTH) -> Any:
             return {unpack(key, depth - 1): unpack(item, depth - 1) for key, item in content}
         return _TAGGED[tag](unpack(item, depth - 1) for item in content)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-        raise NotPlain("malformed") from None
+        raise NotPlain("a message is malformed") from None
 
 
 def encode(message: Any, limit: int = FRAME_BYTES) -> bytes:
@@ -72,7 +72,7 @@ def encode(message: Any, limit: int = FRAME_BYTES) -> bytes:
     except (ValueError, RecursionError) as error:
         raise NotPlain(str(error)) from None
     if len(data) > limit:
-        raise NotPlain(f"{len(data):,} bytes are more than {limit:,}")
+        raise NotPlain(f"a message has {len(data):,} bytes, more than {limit:,}")
     return struct.pack(">I", len(data)) + data
 
 
@@ -94,11 +94,11 @@ def receive(fd: int, limit: int = FRAME_BYTES) -> Any:
     """The next message. Raises Lost at the end of the stream, NotPlain for what `send` would not have written."""
     (size,) = struct.unpack(">I", _exactly(fd, 4))
     if size > limit:
-        raise NotPlain(f"{size:,} bytes are more than {limit:,}")
+        raise NotPlain(f"a message has {size:,} bytes, more than {limit:,}")
     try:
         return json.loads(_exactly(fd, size))
     except (ValueError, RecursionError):  # also of an int with more digits than Python converts
-        raise NotPlain("malformed") from None
+        raise NotPlain("a message is malformed") from None
 
 
 def _exactly(fd: int, size: int) -> bytes:

@@ -12,7 +12,6 @@ import socket
 
 from evals.sandbox import runner
 
-# Others are read from Python's own folders, which below /root the user that the program runs as cannot reach.
 _PROGRAMS_USE = (
     "typing math cmath re string random itertools functools collections heapq bisect operator statistics copy datetime "
     "decimal fractions hashlib json calendar textwrap abc dataclasses enum io contextlib array struct traceback socket "
@@ -24,6 +23,7 @@ def main() -> None:
     for name in _PROGRAMS_USE.split():
         importlib.import_module(name)
     gc.freeze()
+    os.umask(0o022)
     requests = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a runner ended

@@ -36,4 +36,4 @@ ATTACKS, SHARED = _read()
 _NAMES = list(ATTACKS)
 _LOOKING, _ENDLESS = _NAMES.index("reading memory it has"), _NAMES.index("an endless loop")
 LOOKING = _NAMES[_LOOKING:_ENDLESS]  # for the check, or for the judge
-ENDLESS = ["all files closed, awake", *_NAMES[_ENDLESS:]]
+ENDLESS = ["keys that collide, sent", "all files closed, awake", *_NAMES[_ENDLESS:]]

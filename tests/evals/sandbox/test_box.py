@@ -184,6 +184,13 @@ for path in (%r, "/", "/home", "/etc", "/proc"):
     assert "landlock" not in result.layers or (result.passed and result.output == "")
 
 
+def test_all_of_pythons_library_is_there_even_where_python_is_below_a_closed_folder(sandbox):
+    """As for root with Python in /root: the program runs as another user."""
+    result = sandbox("import wave, plistlib, encodings.cp1252, unittest.mock")
+
+    assert result.passed or "library" not in result.layers
+
+
 def test_the_environment_holds_nothing(sandbox, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
 

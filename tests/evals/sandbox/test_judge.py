@@ -45,7 +45,7 @@ def test_an_exception_that_the_check_expects_is_the_one_that_was_raised(sandbox)
     [
         ("def f(): raise SystemExit(3)", "exit 3"),
         ("def f(): raise KeyboardInterrupt", "KeyboardInterrupt"),
-        ("def f(): return f", "no plain value: function"),
+        ("def f(): return f", "a function is not a plain value"),
         ("import os\ndef f(): os._exit(7)", "left with exit code 7"),
     ],
 )

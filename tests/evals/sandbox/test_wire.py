@@ -7,7 +7,7 @@ import os
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evals.sandbox import wire
@@ -59,11 +59,13 @@ def shown(value) -> str:
     return f"{type(value).__name__}{sorted(items) if isinstance(value, set | frozenset) else items}"
 
 
+@settings(max_examples=50, deadline=None)
 @given(plain)
 def test_a_plain_value_arrives_as_it_is(value):
     assert shown(crossed(value)) == shown(value)
 
 
+@settings(max_examples=50, deadline=None)
 @given(any_json)
 def test_whatever_arrives_is_made_of_exact_built_in_types_or_refused(packed):
     try:
