@@ -40,7 +40,9 @@ def chat(session: Session, overrides: list[str], flags: argparse.Namespace) -> i
 
         app = session.settings.app
         bypass_proxies(app.host)  # the app asks itself whether it is up
-        launch_app(models, app.host, app.port, app.share, device, on_ready=_say_address)
+        if app.insecure:
+            print("WARNING: app.insecure=true: whoever reaches the address uses the model.", file=sys.stderr)
+        launch_app(models, app, device, on_ready=_say_address)
         return 0
     from pipeline.ui.chat import ChatSession, ChatSettings
     from pipeline.ui.terminal import answer_once, talk

@@ -65,8 +65,12 @@ class HubConfig:
 @dataclass
 class AppConfig:
     host: str = "127.0.0.1"
-    port: Natural = 7860
+    port: Natural = 7860  # 0: any free one
     share: bool = False
+    password: str | None = None  # null: one is made and shown when the app starts
+    insecure: bool = False  # ask for no password
+    hosts: list[str] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
 
 
 @dataclass

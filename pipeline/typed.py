@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -12,6 +13,8 @@ from pipeline.errors import UserError
 RESULT_NEUTRAL = "checks and types values, which enter keys themselves"
 
 T = TypeVar("T")
+
+LONGEST_SHOWN = 200  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         item = (get_args(hint) or (str, Any))[1]
         return {str(k): convert(item, v, join(where, str(k))) for k, v in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        with suppress(OverflowError):
+            return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, hint) and not (hint in (int, float) and isinstance(value, bool)):
@@ -144,7 +148,8 @@ def join(where: str, name: str) -> str:
 
 
 def _show(value: Any) -> str:
-    return "empty" if value is None else repr(value)
+    text = "empty" if value is None else repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 _NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

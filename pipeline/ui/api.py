@@ -6,12 +6,17 @@ POST /api/chat     {"messages": [{"role", "content"}, ...], "model": KEY, "tempe
                    {"type": "text" | "tool_call" | "tool_output", "text"}
                    {"type": "end", "reason", "tokens", "seconds", "forgotten", "message": {"role", "content"}}
                    With "stream": false the last one alone.
+
+Requests are sent as application/json with the header `Authorization: Bearer TOKEN` (see gate.py). What is wrong with
+one is answered as {"error"}.
 """
 
+import asyncio
 import dataclasses
 import itertools
 import json
-from collections.abc import AsyncIterator, Generator
+import threading
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import closing
 from typing import Any
 
@@ -19,7 +24,9 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
+from pydantic_core import from_json
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.routing import BaseRoute
 
 from data.errors import DataError
 from model.errors import ModelError
@@ -34,9 +41,10 @@ WAITING = 40  # requests that wait in a thread for their turn; others wait for a
 KNOWN = ("messages", "model", "stream", *(f.name for f in dataclasses.fields(ChatSettings)))
 
 
-def routes(sessions: Sessions) -> list[APIRoute]:
+def routes(sessions: Sessions) -> list[BaseRoute]:
     """What to hang into a FastAPI app."""
 
+    watches: set[asyncio.Task[None]] = set()  # an event loop alone would not keep them
     waiting = CapacityLimiter(WAITING)  # of their own: in the threads that all share they would starve who is answered
 
     def models() -> list[dict[str, str]]:
@@ -44,12 +52,8 @@ def routes(sessions: Sessions) -> list[APIRoute]:
 
     async def chat(request: Request) -> Response:
         try:
-            sent = await request.json()
-        except (ValueError, RecursionError) as error:
-            return JSONResponse({"error": f"the request is not JSON: {error}"}, status_code=400)
-        try:
-            body = _check(sent)
-            lines = await to_thread.run_sync(_begin, sessions, body, limiter=waiting)
+            body = _check(await request.body())
+            lines = await to_thread.run_sync(_begin, sessions, body, _left(request, watches), limiter=waiting)
         except (UserError, DataError, ModelError) as error:
             return JSONResponse({"error": str(error)}, status_code=400)
         if body.get("stream", True):
@@ -63,22 +67,41 @@ def routes(sessions: Sessions) -> list[APIRoute]:
     ]
 
 
-def _check(body: Any) -> dict[str, Any]:
-    """Raises UserError for a request that is not as the API wants it."""
+def _left(request: Request, watches: set[asyncio.Task[None]]) -> Callable[[], bool]:
+    """Return a function that returns True once the client is gone, whom nothing else notices before it is sent to."""
+    gone = threading.Event()
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+
+    task = asyncio.create_task(watch())
+    watches.add(task)
+    task.add_done_callback(watches.discard)
+    return gone.is_set
+
+
+def _check(sent: bytes) -> dict[str, Any]:
+    """Raises UserError for a request that is not as the API wants it; JSON nested too deeply is none."""
+    try:
+        body = from_json(sent)
+    except ValueError as error:
+        raise UserError(f"the request is not JSON: {error}") from None
     if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
         raise UserError("send a JSON object with a list of messages")
     for name in body:
         if name not in KNOWN:
-            raise typed.unknown(name, list(KNOWN), "")
+            raise typed.unknown(name[:100], list(KNOWN), "")
     if not isinstance(body.get("model"), str | None):
         raise UserError("is the key of a model, or left out", "model")
     return body
 
 
-def _begin(sessions: Sessions, body: dict[str, Any]) -> Generator[str]:
+def _begin(sessions: Sessions, body: dict[str, Any], left: Callable[[], bool]) -> Generator[str]:
     """The lines of the answer. What is wrong with the request is raised here, before the first line is out."""
     settings = typed.build(ChatSettings, {k: body[k] for k in body.keys() & ChatSettings.__dataclass_fields__.keys()})
-    events = sessions.get(body.get("model")).reply(body["messages"], settings)
+    events = sessions.get(body.get("model")).reply(body["messages"], settings, left)
     return _lines(next(events), events)
 
 

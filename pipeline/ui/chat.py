@@ -5,13 +5,19 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from data.conversation import BOS, Encoder, check, render_prompt, text_of
+from data.conversation import BOS, Encoder, check, render, render_prompt, text_of
 from pipeline.errors import UserError
 
 RESULT_NEUTRAL = "talks to finished models"
+
+MOST_MESSAGES = 10_000  # of a conversation
+MOST_CHARACTERS = 100_000  # of a message
+LARGEST_SEED = 2**63 - 1
+POLL_SECONDS = 0.1  # how soon somebody who waits and leaves is noticed
 
 Message = dict[str, Any]  # {"role", "content"} as in data.conversation
 
@@ -36,6 +42,8 @@ class ChatSettings:
             raise UserError(f"is {self.top_p:g}", "top_p", "It must be above 0 and at most 1.")
         if self.max_tokens < 1:
             raise UserError(f"is {self.max_tokens}", "max_tokens", "It must be at least 1.")
+        if self.seed is not None and not 0 <= self.seed <= LARGEST_SEED:
+            raise UserError(f"is {self.seed}", "seed", f"It must be between 0 and {LARGEST_SEED}.")
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,8 @@ class ChatSession:
     ) -> Generator[Event]:
         """The next answer of a conversation that ends with a user's message, piece by piece; the last event is End.
 
-        Closing the iterator, or `should_stop`, ends the answer. Raises UserError when the message alone is too long.
+        Closing the iterator, or `should_stop`, ends the answer, and the wait for those before it. Raises UserError for
+        a message that is too long by itself, and for a conversation beyond all bounds.
         """
         settings = settings or ChatSettings()
         settings.check()
@@ -158,38 +167,75 @@ class ChatSession:
             min(settings.max_tokens, room),
             secrets.randbits(31) if settings.seed is None else settings.seed,
         )
-        with self._busy:
+        while not self._busy.acquire(timeout=POLL_SECONDS):
+            if should_stop():
+                yield End("stop", 0, 0.0, forgotten)
+                return
+        try:
             started = time.monotonic()
             for event in self._generate(prompt, limits, should_stop):
                 if isinstance(event, End):
                     event = End(event.reason, event.tokens, time.monotonic() - started, forgotten)
                 yield event
+        finally:
+            self._busy.release()
 
     def _fit(self, messages: list[Message], settings: ChatSettings) -> tuple[list[int], int]:
-        """(prompt ids, messages left out): the oldest turns go until an answer has room; the system message stays."""
+        """(prompt ids, messages left out): the oldest turns go until an answer has room; the system message stays.
+
+        Counted from the end, so that a long conversation costs no more than what of it is read.
+        """
+        _check_size(messages)
         if messages:
             check({"messages": messages})
         system = messages[:1] if messages and messages[0]["role"] == "system" else []
         turns = messages[-1:] if self.continues else messages[len(system) :]
         if not turns or turns[-1]["role"] != "user":
             raise UserError("there is no message to answer")
-        spare = min(settings.max_tokens, self.context // 4)
-        forgotten = 0
-        while True:
-            prompt = self._prompt(system, turns[forgotten:])
-            if len(prompt) + spare <= self.context:
-                return prompt, forgotten
-            if forgotten + 2 >= len(turns):
-                break
-            forgotten += 2
+        encoder = _Once(self._tokenizer)
+        room = self.context - min(settings.max_tokens, self.context // 4)
+        start = len(turns) - 1
+        length = len(self._prompt(system, turns[start:], encoder))
+        while start >= 2 and length <= room:
+            length += len(render({"messages": turns[start - 2 : start]}, encoder)[0]) - 1  # without its <|bos|>
+            start -= 2
+        prompt = self._prompt(system, turns[start:], encoder)
+        while len(prompt) > room and start + 2 < len(turns):
+            start += 2
+            prompt = self._prompt(system, turns[start:], encoder)
         if len(prompt) >= self.context:
             raise UserError(
                 f"the message takes {len(prompt)} tokens with the system prompt, the model reads {self.context}",
                 fix="Shorten it.",
             )
-        return prompt, forgotten
+        return prompt, start
 
-    def _prompt(self, system: list[Message], turns: list[Message]) -> list[int]:
+    def _prompt(self, system: list[Message], turns: list[Message], encoder: Encoder) -> list[int]:
         if self.continues:
-            return [self._tokenizer.special[BOS], *self._tokenizer.encode(text_of(turns[-1]["content"]))]
-        return render_prompt({"messages": system + turns}, self._tokenizer)
+            return [encoder.special[BOS], *encoder.encode(text_of(turns[-1]["content"]))]
+        return render_prompt({"messages": system + turns}, encoder)
+
+
+class _Once:
+    """A tokenizer that encodes a text only once."""
+
+    def __init__(self, tokenizer: Encoder):
+        self.special, self.encode = tokenizer.special, cache(tokenizer.encode)
+
+
+def _check_size(messages: list[Message]) -> None:
+    """Raises UserError for more than anybody says in a conversation, before any of it is looked at."""
+    if len(messages) > MOST_MESSAGES:
+        raise UserError(f"there are {len(messages):,} messages", "messages", f"Send {MOST_MESSAGES:,} at most.")
+    for i, message in enumerate(messages):
+        length = _length(message.get("content")) if isinstance(message, dict) else 0
+        if length > MOST_CHARACTERS:
+            what = f"message {i + 1} has {length:,} characters"
+            raise UserError(what, "messages", f"Shorten it to {MOST_CHARACTERS:,} at most.")
+
+
+def _length(content: Any) -> int:
+    """Characters of a content, each part of a list counted as one at least."""
+    if isinstance(content, list):
+        return sum(max(1, _length(part.get("text")) if isinstance(part, dict) else 1) for part in content)
+    return len(content) if isinstance(content, str) else 0

@@ -98,7 +98,7 @@ class Page:
         self.chatbot.edit(self.edit, given, shown, **quiet)
         self.chatbot.undo(self.undo, [self.conversation], shown, **quiet)
         gr.on([self.chatbot.clear, self.new.click], self.clear, None, shown, **quiet)
-        self.box.stop(self.stop, None, None, queue=False, **quiet)
+        self.box.stop(self.stop, None, None, concurrency_limit=None, **quiet)
         self.model.change(self.choose, [self.model], [self.facts, self.chatbot, self.status], **quiet)
         self.blocks.load(None, None, None, js=NARROW_JS)
 

@@ -1,5 +1,6 @@
 """Chromium without a window, steered over its debugging protocol."""
 
+import base64
 import itertools
 import json
 import shutil
@@ -8,6 +9,7 @@ import tempfile
 import time
 import urllib.request
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -19,7 +21,7 @@ PATIENCE = 60.0  # seconds
 
 
 class Browser:
-    """One tab. `requests` are the addresses it asked for."""
+    """One tab. `requests` are the addresses it asked for, `complaints` what its console shows."""
 
     def __init__(self, width: int = 1280, height: int = 900):
         from websockets.sync.client import connect
@@ -32,8 +34,8 @@ class Browser:
         with urllib.request.urlopen(f"http://{address.split('//')[1].split('/')[0]}/json") as answer:
             tab = next(t for t in json.load(answer) if t["type"] == "page")
         self.socket = connect(tab["webSocketDebuggerUrl"], max_size=None)
-        self.numbers, self.requests = itertools.count(1), []
-        for domain in ("Page", "Runtime", "Network"):
+        self.numbers, self.requests, self.complaints = itertools.count(1), [], []
+        for domain in ("Page", "Runtime", "Network", "Log"):
             self.command(f"{domain}.enable")
         self.command(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
@@ -55,25 +57,39 @@ class Browser:
             self.process.communicate()
         self.profile.cleanup()
 
-    def command(self, method: str, **params: Any) -> dict[str, Any]:
+    def command(self, method: str, patience: float = PATIENCE, **params: Any) -> dict[str, Any]:
         number = next(self.numbers)
         self.socket.send(json.dumps({"id": number, "method": method, "params": params}))
         while True:
-            message = json.loads(self.socket.recv(timeout=PATIENCE))
+            message = json.loads(self.socket.recv(timeout=patience))
             if message.get("id") == number:
                 assert "error" not in message, message
                 return dict(message["result"])
             if message.get("method") == "Network.requestWillBeSent":
                 self.requests.append(message["params"]["request"]["url"])
+            elif message.get("method") == "Log.entryAdded":
+                entry = message["params"]["entry"]
+                self.complaints.append(f"{entry['text']} {entry.get('url', '')}")
+            elif message.get("method") == "Runtime.exceptionThrown":
+                self.complaints.append(str(message["params"]["exceptionDetails"]))
 
     def js(self, expression: str) -> Any:
-        """The value of an expression; None where it throws, as it may while a page is still loading."""
-        return self.command("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+        """The value of an expression; None where it throws, as it may while a page is still loading, and where the
+        page that was asked has gone without an answer."""
+        try:
+            answer = self.command("Runtime.evaluate", 5.0, expression=expression, returnByValue=True)
+        except TimeoutError:
+            return None
+        return answer["result"].get("value")
 
     def wait(self, expression: str) -> None:
         end = time.monotonic() + PATIENCE
         while not self.js(expression):
             assert time.monotonic() < end, f"never true: {expression}"
+
+    def shot(self, path: Path) -> None:
+        """A picture of the window."""
+        path.write_bytes(base64.b64decode(self.command("Page.captureScreenshot", format="png")["data"]))
 
     def open(self, address: str, until: str) -> None:
         self.command("Page.navigate", url=address)

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 from echo_model import ByteTokenizer, EchoModel
-from serve_app import running
+from serve_app import App, running
 
 from pipeline.ui.chat import ChatSession
 
@@ -18,7 +18,6 @@ def session(model: EchoModel) -> ChatSession:
 
 
 @pytest.fixture(scope="session")
-def app() -> Iterator[str]:
-    """The address of a running chat app."""
-    with running() as address:
-        yield address
+def app() -> Iterator[App]:
+    with running() as app:
+        yield app

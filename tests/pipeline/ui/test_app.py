@@ -1,8 +1,7 @@
 import json
 import re
+import socket
 import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,12 +9,7 @@ from serve_app import serve
 
 
 def post(app, body):
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    try:
-        with urllib.request.urlopen(urllib.request.Request(f"{app}/api/chat", data), timeout=30) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+    return app.send("/api/chat", body)
 
 
 def ask(text, **more):
@@ -62,17 +56,34 @@ def test_a_wrong_request_is_answered_with_what_is_wrong(app, body, said):
 
 
 def test_a_reader_who_leaves_frees_the_model_for_the_next(app):
-    request = urllib.request.Request(f"{app}/api/chat", json.dumps(ask("forever")).encode())
-    with urllib.request.urlopen(request, timeout=30) as endless:
+    with app.open("/api/chat", ask("forever")) as endless:
         endless.readline()
+
+    assert post(app, ask("3+4"))[0] == 200
+
+
+def leave(app, body):
+    """Send a request and hang up as soon as it is there."""
+    host, port = app.address.removeprefix("http://").split(":")
+    data = json.dumps(body).encode()
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        head = f"POST /api/chat HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {app.token}\r\n"
+        connection.sendall(
+            f"{head}Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+        )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_before_the_first_word_frees_the_model_too(app, stream):
+    for _ in range(50):  # more than there are threads
+        leave(app, ask("forever", stream=stream))
 
     assert post(app, ask("3+4"))[0] == 200
 
 
 def test_those_who_wait_do_not_keep_an_answer_from_going_on(app):
     with ThreadPoolExecutor(60) as pool:
-        request = urllib.request.Request(f"{app}/api/chat", json.dumps(ask("forever")).encode())
-        with urllib.request.urlopen(request, timeout=30) as endless:
+        with app.open("/api/chat", ask("forever")) as endless:
             waiting = [pool.submit(post, app, ask("3+4")) for _ in range(60)]  # more than there are threads
             time.sleep(2)
             for _ in range(5000):  # more than is on its way already
@@ -81,24 +92,22 @@ def test_those_who_wait_do_not_keep_an_answer_from_going_on(app):
 
 
 def test_the_models_to_choose_from_are_listed(app):
-    with urllib.request.urlopen(f"{app}/api/models", timeout=30) as answer:
-        assert [m["key"] for m in json.load(answer)] == ["aaaa1111", "bbbb2222"]
+    assert [m["key"] for m in json.loads(app.send("/api/models")[1])] == ["aaaa1111", "bbbb2222"]
 
 
 def test_the_page_loads_nothing_from_outside_and_tells_nobody(app):
-    with urllib.request.urlopen(app, timeout=30) as answer:
-        page = answer.read().decode()
+    _, page = app.send("/")
     config = json.loads(re.search(r"window\.gradio_config = (.*?);</script>", page)[1])
 
     outside = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)', page)
-    assert [url for url in outside if not url.startswith(app)] == []
+    assert [url for url in outside if not url.startswith(app.address)] == []
     assert config["analytics_enabled"] is False
     assert config["stylesheets"] == []
 
 
 def test_a_taken_port_is_named_with_the_setting_that_changes_it(app):
-    port = int(app.rpartition(":")[2])
-    process = serve(port)
+    port = int(app.address.rpartition(":")[2])
+    process = serve(port=port)
     out, err = process.communicate(timeout=60)
 
     assert process.returncode == 1 and out == ""

@@ -21,7 +21,7 @@ def press(name):
 
 def test_a_conversation_with_tools_stop_retry_edit_and_undo(app):
     with Browser() as tab:
-        tab.open(app, READY)
+        tab.open(app.link, READY)
         tab.say("3+4")
         tab.wait(chat_says("Calculator: 3+4 = 7"))
         tab.wait(DONE)
@@ -49,13 +49,13 @@ def test_a_conversation_with_tools_stop_retry_edit_and_undo(app):
         tab.click(press("Undo"))
         tab.wait("document.querySelector('#box textarea').value == 'hello'")
 
-        outside = [url for url in tab.requests if not url.startswith((app, "data:", "blob:"))]
+        outside = [url for url in tab.requests if not url.startswith((app.address, "data:", "blob:"))]
         assert outside == []
 
 
 def test_an_example_is_asked_at_a_click_and_the_other_model_can_be_chosen(app):
     with Browser() as tab:
-        tab.open(app, READY)
+        tab.open(app.link, READY)
         tab.click("#chat .example")
         tab.wait(chat_says("Calculator: What is 3+4? = 7"))
         tab.click("#new-chat")
@@ -68,7 +68,7 @@ def test_an_example_is_asked_at_a_click_and_the_other_model_can_be_chosen(app):
 @pytest.mark.parametrize("width", [480, 1280])
 def test_the_page_fits_its_window(app, width):
     with Browser(width) as tab:
-        tab.open(app, READY)
+        tab.open(app.link, READY)
         tab.wait(f"document.querySelector('#side').classList.contains('open') == {str(width > 800).lower()}")
         tab.wait("document.documentElement.scrollWidth <= innerWidth")
         tab.wait("document.querySelector('#box').getBoundingClientRect().bottom <= innerHeight")

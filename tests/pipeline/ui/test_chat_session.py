@@ -1,6 +1,9 @@
 import pytest
-from echo_model import ByteTokenizer
+from echo_model import ByteTokenizer, EchoModel
+from hypothesis import given
+from hypothesis import strategies as st
 
+from data.conversation import render_prompt
 from pipeline.errors import UserError
 from pipeline.ui.chat import ChatSession, ChatSettings, Draft, End, Text, ToolCall, ToolOutput
 
@@ -51,6 +54,64 @@ def test_the_oldest_turns_go_first_and_the_system_prompt_stays(session, model):
     assert "question 0 " not in read and "question 11" in read
     assert events[-1].forgotten > 0 and events[-1].forgotten % 2 == 0
     assert f"first {events[-1].forgotten} messages" in events[-1].describe()
+
+
+texts = st.text(max_size=60)
+talks = st.tuples(st.none() | texts, st.lists(st.tuples(texts, texts), max_size=12), texts)
+
+
+@given(talk=talks, max_tokens=st.integers(1, 500))
+def test_exactly_as_many_turns_are_kept_as_fit(talk, max_tokens):
+    system, pairs, last = talk
+    head = [] if system is None else [{"role": "system", "content": system}]
+    turns = [m for text, answer in pairs for m in (user(text), {"role": "assistant", "content": answer})] + [user(last)]
+    room = 400 - min(max_tokens, 100)
+    prompts = [render_prompt({"messages": head + turns[i:]}, ByteTokenizer()) for i in range(0, len(turns), 2)]
+    wanted = next((p for p in prompts if len(p) <= room), prompts[-1])
+    model = EchoModel()
+    try:
+        end = list(
+            ChatSession(Silent(model), ByteTokenizer(), 400).reply(head + turns, ChatSettings(max_tokens=max_tokens))
+        )[-1]
+    except UserError as error:
+        assert "Shorten it" in str(error) and len(wanted) >= 400
+    else:
+        assert model.prompts == [wanted]
+        assert end.forgotten == 2 * prompts.index(wanted)
+
+
+class Silent:
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, prompt, settings, should_stop):
+        self.model.prompts.append(prompt)
+        yield End("end", 0, 0.0)
+
+
+def test_a_long_conversation_is_encoded_no_further_than_it_is_read_and_nothing_twice(session, monkeypatch):
+    encoded = []
+    monkeypatch.setattr(session, "_tokenizer", Counting(encoded))
+    talk = [m for i in range(5000) for m in (user(f"question {i}"), {"role": "assistant", "content": f"answer {i}"})]
+    list(session.reply([*talk, user("last")][2:]))
+
+    assert len(encoded) == len(set(encoded)) < 60
+
+
+class Counting(ByteTokenizer):
+    def __init__(self, encoded):
+        self.encoded = encoded
+
+    def encode(self, text):
+        self.encoded.append(text)
+        return super().encode(text)
+
+
+def test_who_waits_for_the_model_and_leaves_is_let_go(session):
+    first = session.reply([user("forever")])
+    next(first)
+    assert [event.reason for event in session.reply([user("hi")], should_stop=lambda: True)] == ["stop"]
+    first.close()
 
 
 def test_the_length_of_an_answer_is_limited_by_what_is_left_of_the_context(session, model):
