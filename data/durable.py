@@ -4,11 +4,14 @@ import functools
 import json
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
+
+from data.trust import fits, shown
 
 RESULT_NEUTRAL = "stores what others made"
 
@@ -22,21 +25,48 @@ def put_in_place(temporary: Path, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text`, in UTF-8. A reader sees the old content or the new, never a part of it."""
+def write_text(path: Path, text: str, sync: bool = True) -> None:
+    """Replace `path` by `text`, in UTF-8. A reader sees the old content or the new, never a part of it.
+
+    sync: whether this holds after a power cut, too; without it the write does not wait for the disk.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         temporary.write_text(text, "utf-8")
-        put_in_place(temporary, path)
+        put_in_place(temporary, path) if sync else os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
 
 
-def write_json(path: Path, content: Any, default: Callable[[Any], Any] | None = None) -> None:
+def write_json(path: Path, content: Any, default: Callable[[Any], Any] | None = None, sync: bool = True) -> None:
     """Replace `path` by `content` as JSON, whole. default: as in json.dumps, for values that JSON has no type for."""
-    write_text(path, json.dumps(content, indent=1, default=default))
+    write_text(path, json.dumps(content, indent=1, default=default), sync)
+
+
+def keep_json(path: Path, content: Any, default: Callable[[Any], Any] | None = None, sync: bool = True) -> None:
+    """As `write_json`, for a file that only we write: its folder is made, and a directory in its place is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        remove(path)
+    write_json(path, content, default, sync)
+
+
+def reserve(path: Path) -> None:
+    """Claim the disk space of a file that is to be written through memory: a full disk is an OSError here, and would
+    be a SIGBUS there."""
+    if hasattr(os, "posix_fallocate"):  # not everywhere
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or whatever is in its place, if there is anything."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_json(path: Path, kind: type[Content]) -> Content | None:
@@ -50,12 +80,34 @@ def read_json(path: Path, kind: type[Content]) -> Content | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
-        _report(path, str(error) or type(error).__name__)
+        _report(path, getattr(error, "strerror", None) or str(error) or type(error).__name__)
         return None
     if not isinstance(content, kind):
         _report(path, f"holds {type(content).__name__}, expected {kind.__name__}")
         return None
     return content
+
+
+def read_record(path: Path, usual: dict[str, Any]) -> dict[str, Any] | None:
+    """The object in `path`, whose values are of the types that `usual` shows; these stand for what is missing or null.
+
+    None as in `read_json`, and where a value is of another type.
+    """
+    found = read_json(path, dict)
+    if found is None:
+        return None
+    record = usual | {name: value for name, value in found.items() if value is not None or name not in usual}
+    for name, value in usual.items():
+        if not fits(record[name], value):
+            _report(path, f"{name} is {shown(record[name])}")
+            return None
+    return record
+
+
+def read_fields(path: Path, usual: dict[str, Any]) -> dict[str, Any]:
+    """As `read_record`, with the names of `usual` alone; `usual` itself where there is nothing to be read."""
+    record = read_record(path, usual) or usual
+    return {name: record[name] for name in usual}
 
 
 @functools.cache

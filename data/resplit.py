@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from data.durable import read_json, write_json
+from data.durable import keep_json, read_fields
 from data.errors import DataError
 from data.shards import documents, held_out, write_shard
 from data.text_files import read_text
+from data.trust import fits
 
 VAL = "val.parquet"
 
@@ -115,15 +116,16 @@ class Resplit:
             parts,
             {path: dict(notes) for path, notes in self.notes.items()},
         )
-        write_json(self._position_file, asdict(after))
+        keep_json(self._position_file, asdict(after))
         return after
 
     def _load(self) -> Position:
         """The position that was saved, or the start where none was or it is damaged."""
-        start = Position()
-        saved = read_json(self._position_file, dict) or {}
-        sound = all(type(saved.get(name)) is type(value) for name, value in vars(start).items())
-        return Position(**{name: saved[name] for name in vars(start)}) if sound else start
+        saved = Position(**read_fields(self._position_file, asdict(Position())))
+        sound = all(isinstance(part, str) and (self.scratch / part).is_file() for part in saved.val_parts)
+        for notes in saved.notes.values():
+            sound &= isinstance(notes, dict) and fits(notes, dict.fromkeys(notes, 0))
+        return saved if sound else Position()
 
     @property
     def _position_file(self) -> Path:

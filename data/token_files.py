@@ -2,9 +2,7 @@
 
 import functools
 import hashlib
-import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,10 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from data.blobs import file_sha256, locked
+from data.durable import read_fields, remove, write_json
 from data.errors import DataError
 from data.shards import documents
 from data.tokenizer import Tokenizer
 
+PARTS = ("tokens.npy", "offsets.npy")
 FORMAT = 1  # of the files, and of how text becomes tokens; part of where they are kept
 
 
@@ -28,6 +28,9 @@ class TokenFile:
     tokens: int
     documents: int
     sha256: dict[str, str]  # of the two files
+
+
+NONE = TokenFile("", "", 0, 0, {})
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -59,7 +62,7 @@ def tokenize_shard(
             return kept
         aside = parent / f"{sha256}.tmp"
         for leftover in (folder, aside):
-            shutil.rmtree(leftover, ignore_errors=True)
+            remove(leftover)
         aside.mkdir()
         offsets = _write_tokens(shard, column, _tokenizer(tokenizer_folder), aside / "tokens.npy", on_text)
         np.save(aside / "offsets.npy", offsets)
@@ -68,9 +71,9 @@ def tokenize_shard(
             shard_sha256=sha256,
             tokens=int(offsets[-1]),
             documents=len(offsets) - 1,
-            sha256={name: file_sha256(aside / name) for name in ("tokens.npy", "offsets.npy")},
+            sha256={name: file_sha256(aside / name) for name in PARTS},
         )
-        (aside / "shard.json").write_text(json.dumps(asdict(made) | {"folder": None}))
+        write_json(aside / "shard.json", asdict(made))
         for path in aside.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
@@ -114,13 +117,10 @@ def _write_header(file, dtype: np.dtype, length: int) -> None:
 def _whole(folder: Path) -> TokenFile | None:
     """The files of a finished folder if their bytes are still those that were written."""
     try:
-        described = json.loads((folder / "shard.json").read_text())
-        kept = TokenFile(**described | {"folder": str(folder)})
-        if all(file_sha256(folder / name) == sha256 for name, sha256 in kept.sha256.items()):
-            return kept
-    except (OSError, ValueError, TypeError):
+        kept = TokenFile(**read_fields(folder / "shard.json", asdict(NONE)) | {"folder": str(folder)})
+        return kept if all(file_sha256(folder / name) == kept.sha256.get(name) for name in PARTS) else None
+    except OSError:
         return None
-    return None
 
 
 @functools.lru_cache(maxsize=1)

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,9 @@ class Ledger:
             whole = data[: data.rfind(b"\n") + 1]
             self._read_to[path] = self._read_to.get(path, 0) + len(whole)
             for line in whole.splitlines():
-                record = json.loads(line)
-                self.records.setdefault(record["group"], {})[record["item"]] = record
+                with suppress(ValueError, KeyError, TypeError):  # cut off by a full disk: it is measured again
+                    record = json.loads(line)
+                    self.records.setdefault(record["group"], {})[record["item"]] = record
 
     def _drop_torn_line(self) -> None:
         if self._own.exists():

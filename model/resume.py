@@ -22,6 +22,10 @@ from model.rng import restore_rng
 
 RESULT_NEUTRAL = "restores a training run; a resumed run makes the same numbers"
 
+# What a marker has, by the type of it.
+ABOUT = {"step": int, "key": str, "world_size": int, "optimizer_steps": int, "progress": dict, "conditions": dict}
+ABOUT |= {"files": dict}
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -58,7 +62,22 @@ def find(folder: Path, wanted: str | int, world: World, say: Callable[[str], Non
         there = ", ".join(map(str, steps_in(folder))) or "none"
         raise ModelError(f"there is no good checkpoint of step {wanted} in {folder}; there: {there}")
     checkpoint = folder_of(folder, step)
-    return Checkpoint(checkpoint, json.loads((checkpoint / MARKER).read_text()))
+    return Checkpoint(checkpoint, read_about(checkpoint))
+
+
+def read_about(checkpoint: Path) -> dict[str, Any]:
+    """The marker. Raises ValueError for one that does not have what a resume needs, OSError when it cannot be read."""
+    about = json.loads((checkpoint / MARKER).read_bytes())
+    if not isinstance(about, dict) or not all(isinstance(about.get(name), kind) for name, kind in ABOUT.items()):
+        raise ValueError(f"{MARKER} is not what was written")
+    numbers = [about["conditions"].get(name, 0) for name in ("world_size", "micro_batch", "threads")]
+    numbers += [value for name, value in about["progress"].items() if name not in ("record", "evaluated")]
+    if not all(isinstance(value, (int, float)) for value in numbers):
+        raise ValueError(f"{MARKER} is not what was written")
+    for name, entry in about["files"].items():
+        if Path(name).name != name or not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
+            raise ValueError(f"{MARKER} names no files")
+    return about
 
 
 def _find_step(folder: Path, wanted: str | int, say: Callable[[str], None]) -> int:
@@ -77,10 +96,10 @@ def _find_step(folder: Path, wanted: str | int, say: Callable[[str], None]) -> i
 def damage_of(checkpoint: Path) -> str:
     """What is wrong with it; empty when every file is there with its sha256."""
     try:
-        files = json.loads((checkpoint / MARKER).read_text())["files"]
+        files = read_about(checkpoint)["files"]
         with ThreadPoolExecutor(4) as pool:
             sums = list(pool.map(lambda name: sha256(checkpoint / name), files))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return str(error)
     wrong = [name for name, found in zip(files, sums) if files[name]["sha256"] != found]
     return f"{', '.join(wrong)}: the sha256 is not what was written" if wrong else ""

@@ -1,14 +1,13 @@
 """A published folder and its manifest, artifact.json, which may come from elsewhere and is checked where it is read."""
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.trust import check_name, check_sha256, check_size, printable, shown
+from data.trust import check_name, check_sha256, check_size, fits, printable, shown
 from pipeline.errors import Corrupt
 
 RESULT_NEUTRAL = "reads what is stored about an artifact"
@@ -109,10 +108,11 @@ def checked(record: Any, where: str) -> dict[str, Any]:
 
 
 def _check_type(name: str, value: Any, usual: Any) -> None:
-    if isinstance(usual, (int, float)):
-        good = type(value) in (int, float) and math.isfinite(value) and 0 <= value < LATEST
-    else:
-        good = isinstance(value, type(usual)) and (not isinstance(value, str) or printable(value, keep="") == value)
+    good = fits(value, usual)
+    if good and isinstance(usual, (int, float)):
+        good = 0 <= value < LATEST
+    elif good and isinstance(usual, str):
+        good = printable(value, keep="") == value
     if not good:
         raise ValueError(f"its {name} is {shown(value)}")
 

@@ -12,7 +12,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-from pipeline import environment
+from pipeline import disk, environment
 from pipeline.errors import Guarded, Interrupted, UserError
 
 RESULT_NEUTRAL = "reads the command line"
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0  # rich has seen it first
         raise
     except OSError as error:
-        return _complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILURE)
+        return _complain(disk.told(error), FAILURE)
     except Exception as error:
         cause = getattr(error, "cause", None)
         if not isinstance(cause, str):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.trust import origin
-from pipeline import renamed, typed
+from pipeline import typed
 from pipeline.errors import UserError
 from pipeline.job import Launch
 from pipeline.typed import Amount, Count, Natural
@@ -123,9 +123,9 @@ class MixtureConfig:
     chat_eval: list[dict[str, Any]]
     identity: IdentityConfig
     core: dict[str, Any] | None = None
-    identity_size: Count | None = None
-    eval_size: Count | None = None
-    operations: dict[str, Amount] = field(default_factory=dict)
+    identity_size: int | None = None
+    eval_size: int | None = None
+    operations: dict[str, float] = field(default_factory=dict)
     who: dict[str, Any] = field(default_factory=dict)
 
 
@@ -301,7 +301,7 @@ def _mistake_in(override: str, known: list[str]) -> UserError | None:
     elif name not in known and not override.startswith(("+", "hydra")):
         near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
         fix = f"Did you mean {' or '.join(near)}?" if near else "`python flows.py plan --config` shows all names."
-        return UserError(f"there is no setting {name}", fix=renamed.hint(name) or fix)
+        return UserError(f"there is no setting {name}", fix=fix)
     return None
 
 

@@ -15,7 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data.durable import read_fields, read_json, read_record
 from pipeline.errors import UserError
+from pipeline.job import PROGRESS
+from pipeline.launch import OUTCOME
 from pipeline.plan import Plan, Step
 from pipeline.report.words import duration, money
 from pipeline.store import RECORD, Artifact, Store
@@ -27,6 +30,8 @@ SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
 CHAT_MODULES = ("rl", "finetune", "pretrain")
 
 FOLLOW_SECONDS = 0.3  # between looks at a log
+
+RUN = {"started": 0.0, "ended": 0.0, "overrides": []}  # of a run's state.json, what is shown
 
 RESULT_COLUMNS = 110  # of a terminal, from which on `ls` also shows results
 
@@ -62,16 +67,6 @@ def print_ending(console: Console, store: Store, artifacts: list[Artifact]) -> N
         console.print("Chat:   python flows.py chat        (here on the terminal: python flows.py chat --cli)")
 
 
-def print_scores(console: Console, store: Store, artifact: Artifact) -> None:
-    """What an evaluation measured, as the stage printed it when it ran; nothing for other artifacts."""
-    if artifact.module != "evaluate":
-        return
-    from pipeline.stages.evaluate import lines
-
-    for line in lines(json.loads((store.open(artifact) / "results.json").read_bytes())):
-        console.print(f"{artifact.stages[0]}  {line}", soft_wrap=True, markup=False)
-
-
 def print_why(console: Console, plan: Plan, names: list[str]) -> None:
     """The key of each stage and what it is made of; for a stage that would run, what changed."""
     for step in plan.steps.values():
@@ -105,28 +100,30 @@ def print_status(console: Console, store: Store) -> None:
     """Unfinished work: running now, or waiting to be continued."""
     shown = 0
     for work in sorted((store.root / "work").glob("*")):
-        job = _json(work / "job.json")
-        if not job:
+        if not (work / "job.json").exists():
             continue
+        job = _job(work)
         shown += 1
         alive = _alive(store, work)
-        state = _json(work / "progress.json")
-        outcome = _json(work / "outcome.json")
+        state = read_record(work / "progress.json", PROGRESS)
+        outcome = read_fields(work / "outcome.json", OUTCOME)
         at = f"{state['done']:g}/{state['total']:g} {state['unit']}" if state else "starting" if alive else "not begun"
-        failed = outcome.get("status") == "failed"
-        how = f"failed ({outcome['cause']})" if failed else outcome.get("status", "interrupted")
-        told = f"{job['stage']:<16} {job['key']}  {'running' if alive else how}  {at}  {outcome.get('message', '')}"
+        failed = outcome["status"] == "failed"
+        how = f"failed ({outcome['cause']})" if failed else outcome["status"] or "interrupted"
+        told = f"{job['stage']:<16} {job['key']}  {'running' if alive else how}  {at}  {outcome['message']}"
         console.print(told.rstrip(), soft_wrap=True, markup=False)
         if not alive:
-            ahead = REMEDIES.get(outcome.get("cause", "") if failed else "", "the same command continues it")
-            console.print(Text(f"{'':<16} {ahead.format(**job)}", style="dim"), soft_wrap=True)
+            ahead = REMEDIES.get(outcome["cause"] if failed else "", "the same command continues it")
+            ahead = ahead.format(stage=job["stage"], key=job["key"])
+            console.print(Text(f"{'':<16} {ahead}", style="dim"), soft_wrap=True)
     if not shown:
         console.print("Nothing runs, and nothing is unfinished.")
     for state_path in sorted((store.root / "runs").glob("*/state.json"))[-3:]:
-        state = _json(state_path)
-        ended = time.strftime("%d %b %H:%M", time.localtime(state.get("started", 0)))
-        how = "ended" if state.get("ended") else "running or cut off"
-        overrides = " ".join(state.get("overrides", []))
+        if (state := read_record(state_path, RUN)) is None:
+            continue
+        ended = time.strftime("%d %b %H:%M", time.localtime(state["started"]))
+        how = "ended" if state["ended"] else "running or cut off"
+        overrides = " ".join(map(str, state["overrides"]))
         line = Text(f"run {state_path.parent.name}  {ended}  {how}  {overrides}", style="dim")
         console.print(line, soft_wrap=True)
 
@@ -141,7 +138,7 @@ def find_unfinished(store: Store, name: str, by_stage: bool = False) -> Path | N
     if len(named) > 1:
         said = ", ".join(work.name for work in named)
         raise UserError(f"{name!r} fits several unfinished works: {said}", str(store.root), "Give more of the key.")
-    of_stage = [work for work in works if by_stage and _json(work / "job.json").get("stage") == name]
+    of_stage = [work for work in works if by_stage and _job(work)["stage"] == name]
     return next(iter(named + of_stage), None)
 
 
@@ -240,7 +237,7 @@ def _headline(artifact: Artifact) -> str:
 
 def _names_by_artifact(store: Store) -> dict[tuple[str, str], list[str]]:
     found: dict[tuple[str, str], list[str]] = {}
-    for name, stages in store.memory("names").items():
+    for name, stages in store.memory.named().items():
         for module, key in stages.values():
             if name not in found.setdefault((module, key), []):
                 found[module, key].append(name)
@@ -277,10 +274,14 @@ def _unused_files(store: Store, done: set[Path]) -> list[Path]:
         return []
     needed: set[str] = set()
     for work in works:
-        folders = [Path(folder) for folder in _json(work / "job.json").get("inputs", {}).values()]
-        for path in (work / "job.json", *(folder / RECORD for folder in folders)):
+        if not (work / "job.json").exists():
+            continue
+        if (job := read_json(work / "job.json", dict)) is None:
+            return []  # damaged: nobody knows any more what it needs
+        needed |= set(SHA256.findall(json.dumps(job)))
+        for folder in _job(work)["inputs"].values():
             with suppress(OSError):
-                needed |= set(SHA256.findall(path.read_text()))
+                needed |= set(SHA256.findall((Path(str(folder)) / RECORD).read_text(errors="replace")))
     found = [p for p in (store.root / "blobs").glob("*") if p.is_file() and p.stat().st_nlink == 1]
     found += [p for p in (store.root / "blobs" / "tmp").glob("*") if p.suffix != ".lock"]
     for shard in (store.root / "tokens").glob("*/*"):
@@ -292,8 +293,8 @@ def _unused_files(store: Store, done: set[Path]) -> list[Path]:
 def _reader(store: Store, artifact: Artifact) -> str | None:
     """The stage that is being made of the artifact now, if any is."""
     for work in (store.root / "work").glob("*"):
-        job = _json(work / "job.json")
-        if str(artifact.folder) in job.get("inputs", {}).values() and _alive(store, work):
+        job = _job(work)
+        if str(artifact.folder) in job["inputs"].values() and _alive(store, work):
             return str(job["stage"])
     return None
 
@@ -303,7 +304,7 @@ def _alive(store: Store, work: Path) -> bool:
     path = store.root / "locks" / f"{work.name}.lock"
     if not path.exists():
         return False
-    fd = os.open(path, os.O_RDWR)
+    fd = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return False
@@ -313,7 +314,8 @@ def _alive(store: Store, work: Path) -> bool:
         os.close(fd)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        return dict(json.loads(path.read_text()))
-    return {}
+def _job(work: Path) -> dict[str, Any]:
+    """What is being made in `work`, by its job.json, or else its name: stage, key and inputs."""
+    module, _, key = work.name.rpartition("-")
+    named = {"stage": module, "key": key, "inputs": {}}
+    return read_fields(work / "job.json", named)

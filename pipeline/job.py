@@ -5,17 +5,20 @@ its artifact will be stored.
 """
 
 import json
-import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from pipeline.typed import Amount, Count, CountOrOff, Natural, PositiveOrOff
+from data.durable import keep_json, write_text
+from pipeline.typed import Amount, Count, Natural
 
 RESULT_NEUTRAL = "hands a stage its folders and carries its words; makes nothing itself"
 
 Params = TypeVar("Params")
+
+PROGRESS = {"done": 0.0, "total": 0.0, "unit": "", "shown": {}, "at": 0.0}  # progress.json
 
 
 class Stopped(Exception):
@@ -34,17 +37,17 @@ class Launch:
     compile: bool = False
     grad_checkpoint: bool = False  # recompute activations in backward: less memory, about a third slower
     deterministic: bool = False  # bitwise equal on resume; slower on GPUs
-    save_every: CountOrOff = None  # steps between checkpoints; None: by save_minutes alone
-    save_minutes: PositiveOrOff = 10.0
+    save_every: Count | None = None  # steps between checkpoints; None: by save_minutes alone
+    save_minutes: Amount = 10.0
     keep_last: Count = 2
-    keep_every: CountOrOff = None  # also keep each checkpoint whose step is a multiple of this
+    keep_every: Count | None = None  # also keep each checkpoint whose step is a multiple of this
     resume: Literal["latest", "never"] | Natural = "latest"  # latest | never | a step
     profile: bool = False  # write a profiler trace of a few steps into the artifact
     sandbox: Literal["strict", "weak"] = "strict"
     log_every: Count = 10  # steps
     slots: Count = 1  # stages that may run side by side
     grace_seconds: Amount = 60.0  # between asking a stage to stop and ending it
-    timeout_minutes: PositiveOrOff = None  # of a whole stage
+    timeout_minutes: Amount | None = None  # of a whole stage
     retries: Natural = 2  # after a lost peer or a preemption
     usd_per_hour: Amount = 0.0
 
@@ -117,10 +120,8 @@ class Job(Generic[Params]):
         path = self.work / "metrics.jsonl"
         if self.rank != 0 or not path.exists():
             return
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-        replacement = path.with_suffix(".tmp")
-        replacement.write_text("".join(line + "\n" for line in kept))
-        os.replace(replacement, path)
+        kept = [line for line in path.read_text(errors="replace").splitlines() if _step_of(line) <= step]
+        write_text(path, "".join(line + "\n" for line in kept))
 
     def progress(self, done: float, total: float, unit: str = "steps", **shown: Any) -> None:
         """Tell how far the stage has come. Cheap enough to call at each step: writes at most three times a second."""
@@ -129,22 +130,22 @@ class Job(Generic[Params]):
             return
         self._progress_at = now
         state = {"done": done, "total": total, "unit": unit, "shown": shown, "at": time.time()}
-        temporary = self.work / "progress.tmp"
-        temporary.write_text(json.dumps(state))
-        os.replace(temporary, self.work / "progress.json")
+        with suppress(OSError):  # nobody can be told how far a stage has come, which is no reason to end it
+            keep_json(self.work / "progress.json", state, sync=False)
 
     def say(self, text: str) -> None:
         """One line to the log and to the person who watches."""
         if self.rank != 0:
             return
-        print(text, flush=True)
-        with open(self.work / "said.txt", "a") as file:
-            file.write(text.replace("\n", " ") + "\n")
+        with suppress(OSError):
+            print(text, flush=True)
+            with open(self.work / "said.txt", "a") as file:
+                file.write(text.replace("\n", " ") + "\n")
 
 
 def _step_of(line: str) -> float:
     """A line cut off by a crash belongs to no step that is kept."""
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return float("inf")

@@ -1,6 +1,6 @@
 """Runs a stage as a child process: its log, its progress, its signals, and what became of it."""
 
-import json
+import dataclasses
 import os
 import shlex
 import shutil
@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.durable import keep_json, read_fields, read_record, remove
 from pipeline import hardware
-from pipeline.job import Launch
+from pipeline.disk import full
+from pipeline.job import PROGRESS, Launch
 from pipeline.keys import ROOT
 
 RESULT_NEUTRAL = "starts processes and watches them"
@@ -28,13 +30,16 @@ class Outcome:
     """status: done | stopped | failed; cause as in pipeline.stages.__main__.cause_of."""
 
     status: str
-    cause: str | None = None
+    cause: str = ""
     message: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     versions: dict[str, str] = field(default_factory=dict)
-    device: str | None = None
+    device: str = ""
     rank: int = 0
+
+
+OUTCOME = dataclasses.asdict(Outcome(""))  # outcome.json
 
 
 @dataclass
@@ -63,9 +68,9 @@ def run(
     `work` must be exclusively ours. Asked to stop, the stage gets launch.grace_seconds to save before it is ended.
     """
     for name in ("outcome.json", "progress.json", "stop", "said.txt"):
-        (work / name).unlink(missing_ok=True)
+        remove(work / name)
     job_path, started = work / "job.json", time.monotonic()
-    job_path.write_text(json.dumps(job, indent=1))
+    keep_json(job_path, job)
     line = command(job_path, ranks, launch.nproc)
     with _Leash(work / "leash"), open(work / "log.txt", "ab") as log:
         log.write(f"$ cd {ROOT} && {shlex.join(line)}\n".encode())
@@ -127,16 +132,16 @@ def _follow(child: "subprocess.Popen[bytes]", work: Path, launch: Launch, watch:
 
     Returns why the stage must be killed; empty when it ended by itself.
     """
-    told, seen, asked_at, started = 0, b"", 0.0, time.monotonic()
+    told, asked_at, started = 0, 0.0, time.monotonic()
+    seen: dict[str, Any] = {}
     while True:
         ended = child.poll() is not None
+        state = read_record(work / "progress.json", PROGRESS)
+        if state and state != seen:
+            seen = state
+            watch.on_progress(state)
         with suppress(OSError):
-            state = (work / "progress.json").read_bytes()
-            if state != seen:
-                seen = state
-                watch.on_progress(json.loads(state))
-        with suppress(OSError):
-            lines = (work / "said.txt").read_text().splitlines()
+            lines = (work / "said.txt").read_text(errors="replace").splitlines()
             for text in lines[told:]:
                 watch.on_say(text)
             told = len(lines)
@@ -175,10 +180,9 @@ def _group_lives(group: int) -> bool:
 
 def _outcome(work: Path, returncode: int | None, killed: str) -> Outcome:
     """What the stage wrote of its end, else what its exit code tells. killed: why the launcher ended it, if it did."""
-    with suppress(OSError, ValueError):
-        outcome = Outcome(**json.loads((work / "outcome.json").read_text()))
-        if outcome.status != "failed" or not killed:  # ranks that lose the killed ones fail as well
-            return outcome
+    outcome = Outcome(**read_fields(work / "outcome.json", OUTCOME))
+    if outcome.status and (outcome.status != "failed" or not killed):  # ranks that lose the killed ones fail as well
+        return outcome
     if killed:
         return Outcome("stopped", "preempted", f"ended before it could save: {killed}")
     cause, message = "unknown", f"the process ended with exit code {returncode} and said nothing"
@@ -188,5 +192,5 @@ def _outcome(work: Path, returncode: int | None, killed: str) -> Outcome:
         if name == "SIGKILL":
             message += " (out of memory, perhaps)"
     if shutil.disk_usage(work).free < 1 << 20:
-        cause, message = "disk", "no disk space is left"
+        cause, message = "disk", full(OSError(), work)
     return Outcome("failed", cause, message)

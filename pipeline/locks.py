@@ -6,7 +6,6 @@ seen the count unchanged for DEAD_SECONDS, with a higher fencing number; the old
 """
 
 import fcntl
-import json
 import os
 import platform
 import threading
@@ -17,12 +16,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from data.durable import keep_json, read_record
+from pipeline.disk import WRITABLE, is_read_only
 from pipeline.errors import Interrupted, StageFailed, UserError
 
 RESULT_NEUTRAL = "decides who makes an artifact, not what it is"
 
 BEAT_SECONDS = 10.0
 DEAD_SECONDS = 120.0
+
+STATE = {"host": "", "beat": -1, "fence": 0, "pid": 0, "since": 0.0, "stage": "", "run": ""}
 
 
 def this_host() -> str:
@@ -63,10 +66,10 @@ class Lock:
         try:
             self._take_flock()
             self._outlive_other_host()
+            self._write(beat=0)
         except BaseException:
             os.close(self._fd)
             raise
-        self._write(beat=0)
         self._beating = threading.Thread(target=self._beat, daemon=True)
         self._beating.start()
         return self
@@ -77,13 +80,14 @@ class Lock:
         self._ended.set()
         if self._beating:
             self._beating.join()
-        if self.holds():
-            self._write(beat=-1)
+        with suppress(OSError):  # a full disk: other hosts see the end by the beat that stands still
+            if self.holds():
+                self._write(beat=-1)
         os.close(self._fd)
 
     def holds(self) -> bool:
         """Whether nobody has taken over since. To be asked before anything is published."""
-        return self.read().get("fence") == self.fence
+        return self.read().get("fence", self.fence) == self.fence
 
     def check(self) -> None:
         if not self.holds():
@@ -93,11 +97,8 @@ class Lock:
             )
 
     def read(self) -> dict[str, Any]:
-        """The record of the last holder; empty when there was none."""
-        try:
-            return dict(json.loads(self._state.read_text()))
-        except (OSError, ValueError):
-            return {}
+        """The record of the last holder; empty when there was none, or it cannot be read."""
+        return read_record(self._state, STATE) or {}
 
     @property
     def _state(self) -> Path:
@@ -148,9 +149,7 @@ class Lock:
                 self._write(beat)
 
     def _write(self, beat: int) -> None:
-        temporary = self.path.with_suffix(f".tmp{os.getpid()}-{threading.get_ident()}")
-        temporary.write_text(json.dumps(self.who | {"fence": self.fence, "beat": beat}))
-        os.replace(temporary, self._state)
+        keep_json(self._state, self.who | {"fence": self.fence, "beat": beat})
 
 
 def share_alive(work: Path) -> int:
@@ -178,9 +177,18 @@ def wait_for_orphans(work: Path, on_wait: Callable[[], None], stop: Callable[[],
 
 
 def probe(folder: Path) -> None:
-    """UserError unless flock works in `folder`; some network file systems refuse it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    fd = os.open(folder / ".probe", os.O_RDWR | os.O_CREAT, 0o644)
+    """UserError unless `folder` can be written and flock works in it; some network file systems refuse it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(folder / ".probe", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        if not is_read_only(error):
+            raise
+        raise UserError(
+            f"cannot be written ({error.strerror}), and there are stages to make",
+            f"store.root={folder.parent}",
+            WRITABLE,
+        ) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

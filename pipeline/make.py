@@ -1,7 +1,6 @@
 """Makes one stage: takes its lock, looks once more, runs it, publishes it. The only place that writes artifacts."""
 
 import dataclasses
-import json
 import os
 import shutil
 import subprocess
@@ -14,16 +13,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import gpus, hardware, keys, launch
+from data.durable import keep_json, read_json, read_record
+from data.trust import fits
+from pipeline import disk, gpus, hardware, keys, launch
 from pipeline.dag import Stage
 from pipeline.errors import Corrupt, Interrupted, StageFailed, UserError
-from pipeline.keys import CHECKOUT, ROOT
+from pipeline.job import PROGRESS
+from pipeline.keys import ROOT
 from pipeline.locks import Lock, wait_for_orphans
 from pipeline.plan import Step, lacks
 from pipeline.signals import StopSwitch
 from pipeline.store import Artifact, Store
 
 RESULT_NEUTRAL = "runs stages and stores what they made"
+
+ATTEMPTS = "attempts.json"
 
 
 @dataclass
@@ -76,6 +80,7 @@ class Maker:
         who = {"stage": stage.name, "run": self.provenance["run"], "since": since}
         lock = Lock(self.store.lock_path(stage.run, step.key), who, self._on_wait(step), self._stopping)
         with ExitStack() as held:
+            held.enter_context(disk.failures_of(stage.name, self.store.work(stage.run, step.key), self.store.root))
             held.enter_context(lock)
             found = self._look(step)
             behind_it = max((artifact.remade for artifact in inputs.values()), default=0.0)
@@ -95,9 +100,11 @@ class Maker:
                 self.store.open(artifact)  # planning verified it, perhaps hours ago
             work = self._open_work(step)
             self.events.started(stage.name, step.why, work / "log.txt")
-            outcome = self._run(step, self._job(step, inputs, behind, work), work, env, lock, on_progress)
+            job = self._job(step, inputs, behind, work)
+            attempts = _attempts(work)
+            outcome = self._run(step, job, work, env, lock, on_progress, attempts)
             lock.check()
-            record = self._record(step, outcome, work)
+            record = self._record(step, outcome, attempts)
             if found:
                 behind_it = max(behind_it, found.remade, record["finished"] if lacks(found, stage) else 0.0)
             artifact = self.store.publish(work, record | {"remade": behind_it})
@@ -118,8 +125,8 @@ class Maker:
         try:
             return self.store.find(step.stage.run, step.key)
         except Corrupt as error:
-            self.store.quarantine(self.store.folder(step.stage.run, step.key), str(error))
-            self.events.say(step.name, f"{error}; moved to quarantine, making it again")
+            self.store.quarantine(self.store.folder(step.stage.run, step.key), error.what)
+            self.events.say(step.name, f"{error.what}; moved to quarantine, making it again")
             return None
 
     def _open_work(self, step: Step) -> Path:
@@ -152,7 +159,9 @@ class Maker:
         env: dict[str, str],
         lock: Lock,
         on_progress: Callable[[dict[str, Any]], None],
+        attempts: list[dict[str, Any]],
     ) -> launch.Outcome:
+        """Run the stage until it is done, again after what does not repeat itself. attempts: each is added to it."""
         stage = step.stage
 
         def tell(state: dict[str, Any]) -> None:
@@ -167,7 +176,11 @@ class Maker:
         )
         for attempt in range(stage.launch.retries + 1):
             outcome = launch.run(work, job, stage.has_ranks, stage.launch, watch, env)
-            self._note_attempt(work, outcome)
+            attempts.append(
+                {"started": time.time() - outcome.seconds, "seconds": outcome.seconds, "status": outcome.status}
+            )
+            with suppress(OSError):  # they tell what was paid, which is no reason to lose the work
+                keep_json(work / ATTEMPTS, attempts)
             if outcome.status == "done":
                 return outcome
             if self._stopping():
@@ -190,9 +203,8 @@ class Maker:
             "context": self.provenance | {"stages": told},
         }
 
-    def _record(self, step: Step, outcome: launch.Outcome, work: Path) -> dict[str, Any]:
+    def _record(self, step: Step, outcome: launch.Outcome, attempts: list[dict[str, Any]]) -> dict[str, Any]:
         stage, finished = step.stage, time.time()
-        attempts = json.loads((work / "attempts.json").read_text())
         seconds = sum(a["seconds"] for a in attempts)
         return self.provenance | {
             "module": stage.run.rpartition(".")[2],
@@ -213,15 +225,6 @@ class Maker:
             "launch": dataclasses.asdict(stage.launch),
         }
 
-    @staticmethod
-    def _note_attempt(work: Path, outcome: launch.Outcome) -> None:
-        path = work / "attempts.json"
-        attempts = json.loads(path.read_text()) if path.exists() else []
-        attempts.append(
-            {"started": time.time() - outcome.seconds, "seconds": outcome.seconds, "status": outcome.status}
-        )
-        path.write_text(json.dumps(attempts))
-
     @contextmanager
     def _slot(self, step: Step) -> Iterator[None]:
         """One of the run's places to work in."""
@@ -239,15 +242,19 @@ class Maker:
     def _on_wait(self, step: Step) -> Callable[[dict[str, Any]], None]:
         def tell(holder: dict[str, Any]) -> None:
             assert step.key is not None
-            since = time.strftime("%H:%M:%S", time.localtime(holder.get("since", time.time())))
-            at = ""
-            with suppress(OSError, ValueError):
-                state = json.loads((self.store.work(step.stage.run, step.key) / "progress.json").read_text())
-                at = f", at {state['done']:g} of {state['total']:g} {state['unit']}"
-            who = f"run {holder.get('run', '?')} (process {holder.get('pid', '?')})"
+            since = time.strftime("%H:%M:%S", time.localtime(holder.get("since") or time.time()))
+            state = read_record(self.store.work(step.stage.run, step.key) / "progress.json", PROGRESS)
+            at = f", at {state['done']:g} of {state['total']:g} {state['unit']}" if state else ""
+            who = f"run {holder.get('run') or '?'} (process {holder.get('pid') or '?'})"
             self.events.waiting(step.name, f"{who}, which has been making it since {since}{at}")
 
         return tell
+
+
+def _attempts(work: Path) -> list[dict[str, Any]]:
+    """Earlier attempts at this work."""
+    known = read_json(work / ATTEMPTS, list) or []
+    return [attempt for attempt in known if fits(attempt, {"started": 0.0, "seconds": 0.0})]
 
 
 def job_file(
@@ -300,8 +307,6 @@ def provenance(run: str, run_name: str | None, recipe: str) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str:
-    if not CHECKOUT:  # it would be the repository that the packages happen to lie in
-        return ""
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10)
         return done.stdout.strip() if done.returncode == 0 else ""

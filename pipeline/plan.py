@@ -1,12 +1,12 @@
 """What will run, why, and what it will cost, said before anything happens."""
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline import keys
 from pipeline.dag import Dag, Stage, check_files, check_launch, params_behind
 from pipeline.errors import Corrupt, Guarded, UserError
+from pipeline.memory import Memory
 from pipeline.store import RECORD, Artifact, Store
 
 RESULT_NEUTRAL = "decides what runs; makes nothing"
@@ -75,10 +75,10 @@ def make_plan(
 ) -> Plan:
     """Compare what the config asks for with what the store holds.
 
-    online: whether data that was never seen may be looked up over the network. hub: the endpoint to ask, and those
-    that get the user's token, as the download stage's `identity` finds them in its memory. Raises UserError for unknown
-    stages, for `only` when an input of a chosen stage is missing, and for processes or rows that a stage which runs
-    cannot use.
+    online: whether data that was never seen may be looked up over the network; otherwise nothing is written, either.
+    hub: the endpoint to ask, and those that get the user's token, as the download stage's `identity` finds them in its
+    memory. Raises UserError for unknown stages, for `only` when an input of a chosen stage is missing, and for
+    processes or rows that a stage which runs cannot use.
     """
     if until and only:
         raise UserError("cannot be combined", "until, only", "only=[...] alone names the stages to make.")
@@ -124,7 +124,8 @@ def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, hub:
         step.key = step.wanted = found.key
     else:
         sources = {name: steps[source].key for name, source in stage.inputs.items()}
-        identity = _identity(stage, store, online, hub, fresh=force and online)
+        memory = store.memory if online else store.memory.unwritten()
+        identity = _identity(stage, memory, online, hub, fresh=force and online)
         unknown = [name for name, key in sources.items() if key is None]
         if unknown or identity is UNKNOWN:
             step.why = "unknown until download"
@@ -132,13 +133,13 @@ def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, hub:
             return step
         step.identity = identity
         files = identity["files"] if identity else None
-        params = keys.canonical(stage.params, store.file_digest, f"{stage.name}.params")
+        params = keys.canonical(stage.params, memory.file_digest, f"{stage.name}.params")
         code = keys.code_of(stage.run, params)
         step.content = {"params": params, "inputs": sources, "identity": files, "code": code}
         step.wanted = keys.stage_key(stage.run, params, sources, files, code)  # type: ignore[arg-type]
         # What is made now is made by this code, and gets the key that says so.
         own = force or (store.folder(stage.run, step.wanted) / RECORD).exists()
-        step.key = step.wanted if own else store.accepted(stage.run, step.wanted)
+        step.key = step.wanted if own else memory.accepted(stage.run, step.wanted)
     try:
         step.artifact = store.find(stage.run, step.key)
     except Corrupt as error:
@@ -188,7 +189,7 @@ def lacks(artifact: Artifact, stage: Stage) -> str:
 UNKNOWN = object()
 
 
-def _identity(stage: Stage, store: Store, online: bool, hub: dict[str, Any], fresh: bool) -> Any:
+def _identity(stage: Stage, memory: Memory, online: bool, hub: dict[str, Any], fresh: bool) -> Any:
     """What data a stage stands for; None for stages that stand for none, UNKNOWN when it was never looked up.
 
     fresh: forget what was found out before, so that a branch is where it is now.
@@ -196,12 +197,7 @@ def _identity(stage: Stage, store: Store, online: bool, hub: dict[str, Any], fre
     hook = getattr(stage.module, "identity", None)
     if hook is None:
         return None
-    known = {kind: entries for kind, entries in store.memory("identity").items() if isinstance(entries, dict)}
-    memory = copy.deepcopy({} if fresh else known) | hub
-    found = hook(stage.params, memory, online)
-    learnt = {kind: known.get(kind, {}) | entries for kind, entries in memory.items() if kind not in hub}
-    if known | learnt != known:
-        store.remember("identity", known | learnt)
+    found = memory.identity(lambda known: hook(stage.params, known, online), hub, fresh)
     return UNKNOWN if found is None else found
 
 

@@ -1,6 +1,5 @@
 """One run: carries a plan out, stage by stage, and tells how it went."""
 
-import json
 import os
 import threading
 import time
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.durable import keep_json
 from pipeline import make, tracking
 from pipeline.console import RunView
 from pipeline.errors import Corrupt, Interrupted, StageFailed
@@ -34,6 +34,7 @@ class Run:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     failures: list[BaseException] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _state: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     @contextmanager
@@ -107,8 +108,7 @@ class Run:
         with self._lock:
             self.artifacts[step.name] = artifact
             if name := self.session.settings.run.name:
-                with self.session.store.memory_of("names") as names:
-                    names.setdefault(name, {})[step.name] = [artifact.module, artifact.key]
+                self.session.store.memory.name(name, step.name, artifact.module, artifact.key)
         return artifact
 
     def raise_failures(self) -> None:
@@ -141,17 +141,17 @@ class Run:
         ]
 
     def _begin(self, overrides: list[str]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        about = {"overrides": overrides, "sweep": self.session.settings.run.sweep}
+        self._state = {"pid": os.getpid(), "started": time.time(), "ended": None, **about}
         self._write("config.json", {"overrides": overrides, "config": self.session.composed})
         self._write("plan.json", self.plan_rows())
-        about = {"overrides": overrides, "sweep": self.session.settings.run.sweep}
-        self._write("state.json", {"pid": os.getpid(), "started": time.time(), "ended": None, **about})
+        self._write("state.json", self._state)
 
     def _end(self) -> None:
-        state = json.loads((self.folder / "state.json").read_text())
         made = {name: {"module": a.module, "key": a.key} for name, a in self.artifacts.items()}
         failed = [str(error) for error in self.failures]
-        self._write("state.json", state | {"ended": time.time(), "artifacts": made, "failures": failed})
+        with suppress(OSError):  # a full disk, which has been told of already
+            self._write("state.json", self._state | {"ended": time.time(), "artifacts": made, "failures": failed})
 
     def _write(self, name: str, content: Any) -> None:
-        (self.folder / name).write_text(json.dumps(content, indent=1, default=str))
+        keep_json(self.folder / name, content, str)

@@ -13,7 +13,7 @@ from pipeline.config import Settings
 from pipeline.dag import Dag
 from pipeline.environment import prepare_caches
 from pipeline.errors import Corrupt, UserError
-from pipeline.keys import CHECKOUT, ROOT
+from pipeline.keys import ROOT
 from pipeline.locks import probe
 from pipeline.plan import Plan
 from pipeline.store import Store
@@ -50,10 +50,11 @@ class Session:
 
     def checked_plan(self) -> tuple[Plan, list[str]]:
         """A plan whose running stages read only verified files, and what was found damaged on the way."""
-        probe(self.store.root / "locks")
         found: list[str] = []
         while True:
             made = self.plan(online=True)
+            if made.running():
+                probe(self.store.root / "locks")
             damaged = self._damaged_inputs(made)
             if damaged is None:
                 return made, found
@@ -76,12 +77,11 @@ class Session:
 
 
 def store_root(root: str) -> Path:
-    """CHATMILL_STORE where the setting is left as it is. A relative path is beside flows.py in a checkout, and in the
-    working directory where Chatmill was installed, as nobody looks for a store among Python's packages."""
+    """CHATMILL_STORE where the setting is left as it is; a relative path lies beside flows.py."""
     if root == config.StoreConfig.root and (chosen := os.environ.get("CHATMILL_STORE")):
         return Path(chosen).expanduser().absolute()
     path = Path(root).expanduser()
-    path = path if path.is_absolute() else (ROOT if CHECKOUT else Path.cwd()) / path
+    path = path if path.is_absolute() else ROOT / path
     if not root or (path.exists() and not path.is_dir()):
         raise UserError(f"is {root!r}, which is no folder", "store.root", "Name one; it is made where there is none.")
     return path

@@ -6,21 +6,21 @@ quarantine/            what was found damaged, with the reason
 """
 
 import dataclasses
-import fcntl
 import hashlib
-import json
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from data.durable import keep_json, read_json
 from pipeline.artifact import NAME, RECORD, Artifact, checked, read
 from pipeline.errors import Corrupt, UserError
+from pipeline.memory import Memory
 
 RESULT_NEUTRAL = "stores what was made"
 
@@ -32,6 +32,10 @@ class Store:
     def __init__(self, root: Path, reverify_days: float = 30.0):
         self.root = root.resolve()
         self.reverify_seconds = reverify_days * 86400
+
+    @cached_property
+    def memory(self) -> Memory:
+        return Memory(self.root)
 
     @cached_property
     def artifacts(self) -> Path:
@@ -88,6 +92,23 @@ class Store:
                 except Corrupt as error:
                     yield folder, str(error)
 
+    def find_by_name(self, name: str, modules: tuple[str, ...] = ()) -> Artifact:
+        """What `name` stands for: a key or its first digits, MODULE/KEY, a stage (its newest), a run, or RUN/STAGE.
+
+        modules: kinds of artifact to choose among; all when empty. Raises UserError when there is none.
+        """
+        run, _, stage = name.partition("/")
+        tagged = self.memory.named().get(run, {})
+        keys = [key for tag, (_, key) in tagged.items() if stage in ("", tag)]
+        for artifact in self.all():
+            if modules and artifact.module not in modules:
+                continue
+            tags = [*artifact.stages, f"{artifact.module}/{artifact.key}", artifact.record["run"]]
+            if name in tags or artifact.key in keys or (len(name) >= 4 and artifact.key.startswith(name)):
+                return artifact
+        kind = f" of kind {' or '.join(modules)}" if modules else ""
+        raise UserError(f"the store has nothing{kind} called {name!r}", str(self.root), "`ls` shows what there is.")
+
     # --- verifying
 
     def open(self, artifact: Artifact, *names: str) -> Path:
@@ -100,14 +121,15 @@ class Store:
             self.verify(artifact, names=names)
             return artifact.folder
         except Corrupt as error:
-            raise Corrupt(self._set_aside(artifact, error.what), _again(artifact)) from None
+            ours = artifact.folder == self.folder(artifact.module, artifact.key)
+            told = self.set_aside(artifact.folder, error.what) if ours else error.what
+            raise Corrupt(told, _again(artifact)) from None
 
-    def _set_aside(self, artifact: Artifact, error: str) -> str:
-        """Move a damaged artifact to quarantine if it is this store's and may be moved; what was done about it."""
-        if artifact.folder == self.folder(artifact.module, artifact.key):
-            with suppress(OSError):
-                self.quarantine(artifact.folder, error)
-                return f"{error}; moved to quarantine"
+    def set_aside(self, folder: Path, error: str) -> str:
+        """Move what is damaged to quarantine if it can be moved; what happened, for the user."""
+        with suppress(OSError):
+            self.quarantine(folder, error)
+            return f"{error}; moved to quarantine"
         return error
 
     def verify(self, artifact: Artifact, everything: bool = False, names: Iterable[str] = ()) -> int:
@@ -117,7 +139,7 @@ class Store:
         names: of the files to verify; all when empty.
         """
         files = artifact.record["files"]
-        known = {} if everything else _read_json(artifact.folder / VERIFIED)
+        known = {} if everything else read_json(artifact.folder / VERIFIED, dict) or {}
         due = [n for n in names or files if n in files and not self._verified(artifact.folder / n, known.get(n))]
         with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 1)) as pool:
             for name, found in zip(due, pool.map(lambda n: _state_and_sha256(artifact.folder / n), due)):
@@ -127,7 +149,7 @@ class Store:
                 known[name] = {"state": state, "at": time.time()}
         if due:
             with suppress(OSError):  # read-only or full: it is hashed again the next time
-                _write_json(artifact.folder / VERIFIED, known)
+                keep_json(artifact.folder / VERIFIED, known)
         return len(due)
 
     def _verified(self, path: Path, entry: Any) -> bool:
@@ -150,8 +172,8 @@ class Store:
         record = record | {"files": {n: {"bytes": state[2], "sha256": sha} for n, (state, sha) in hashed.items()}}
         record = checked(record, str(out))
         now = time.time()
-        _write_json(out / VERIFIED, {n: {"state": state, "at": now} for n, (state, _) in hashed.items()})
-        _write_json(out / RECORD, record, sync=True)
+        keep_json(out / VERIFIED, {n: {"state": state, "at": now} for n, (state, _) in hashed.items()})
+        keep_json(out / RECORD, record, _plain)
         folder = self.folder(record["module"], record["key"])
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists():
@@ -165,7 +187,7 @@ class Store:
         """Remember that another stage name stands for the same artifact."""
         if stage not in artifact.record["stages"]:
             artifact.record["stages"].append(stage)
-            _write_json(artifact.folder / RECORD, artifact.record, sync=True)
+            keep_json(artifact.folder / RECORD, artifact.record, _plain)
 
     def quarantine(self, folder: Path, reason: str) -> Path:
         """Move a damaged artifact, or a file in its place, out of the way, with the reason beside it."""
@@ -184,69 +206,6 @@ class Store:
         trash.parent.mkdir(parents=True, exist_ok=True)
         os.rename(folder, trash)
         shutil.rmtree(trash, ignore_errors=True)
-
-    # --- what is remembered beside artifacts
-
-    def memory(self, name: str) -> dict[str, Any]:
-        return _read_json(self.root / "memory" / f"{name}.json")
-
-    def remember(self, name: str, content: dict[str, Any]) -> None:
-        path = self.root / "memory" / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_json(path, content)
-
-    @contextmanager
-    def memory_of(self, name: str) -> Iterator[dict[str, Any]]:
-        """What is remembered, to be changed in place; others who change it wait, so that nothing gets lost."""
-        (self.root / "locks").mkdir(parents=True, exist_ok=True)
-        with open(self.root / "locks" / f"memory-{name}.lock", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            content = self.memory(name)
-            yield content
-            self.remember(name, content)
-
-    def accepted(self, module: str, key: str) -> str:
-        """The key of the artifact that somebody declared equal to `key`, else `key` itself."""
-        return str(_read_json(self._accept_path(module, key)).get("key", key))
-
-    def accept(self, module: str, key: str, old: str, why: str) -> None:
-        path = self._accept_path(module, key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_json(path, {"key": old, "why": why, "at": time.time()}, sync=True)
-
-    def _accept_path(self, module: str, key: str) -> Path:
-        return self.root / "accepted" / f"{_short(module)}-{key}.json"
-
-    def file_digest(self, path: str) -> str:
-        """sha256 of a local file, remembered while its path, size and mtime stay the same. Raises UserError."""
-        try:
-            found = os.stat(path)
-        except OSError:
-            raise UserError("there is no such file", path) from None
-        memory = self.memory("files")
-        state = [found.st_size, found.st_mtime_ns]
-        entry = memory.get(os.path.abspath(path))
-        if not entry or entry["state"] != state:
-            entry = {"state": state, "sha256": _state_and_sha256(Path(path))[1]}
-            self.remember("files", self.memory("files") | {os.path.abspath(path): entry})
-        return str(entry["sha256"])
-
-    def find_by_name(self, name: str, modules: tuple[str, ...] = ()) -> Artifact:
-        """What `name` stands for: a key or its first digits, MODULE/KEY, a stage (its newest), a run, or RUN/STAGE.
-
-        modules: kinds of artifact to choose among; all when empty. Raises UserError when there is none.
-        """
-        run, _, stage = name.partition("/")
-        tagged = self.memory("names").get(run, {})
-        keys = [key for tag, (_, key) in tagged.items() if stage in ("", tag)]
-        for artifact in self.all():
-            if modules and artifact.module not in modules:
-                continue
-            tags = [*artifact.stages, f"{artifact.module}/{artifact.key}", artifact.record["run"]]
-            if name in tags or artifact.key in keys or (len(name) >= 4 and artifact.key.startswith(name)):
-                return artifact
-        kind = f" of kind {' or '.join(modules)}" if modules else ""
-        raise UserError(f"the store has nothing{kind} called {name!r}", str(self.root), "`ls` shows what there is.")
 
 
 def _again(artifact: Artifact) -> str:
@@ -291,24 +250,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A remembered mapping; what cannot be read is forgotten rather than trusted."""
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
-def _write_json(path: Path, content: Any, sync: bool = False) -> None:
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    with open(temporary, "w") as file:
-        json.dump(content, file, indent=1, default=_plain)
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _plain(value: Any) -> Any:

@@ -63,9 +63,6 @@ def run_once(overrides: list[str]) -> int:
         console.print(f"Nothing to do: what this run makes is in {session.store.root}.", soft_wrap=True)
         keys = {step.name: step.artifact.key for step in plan.steps.values() if step.artifact}
     found = [session.store.find(plan.steps[name].stage.run, key) for name, key in keys.items() if key]
-    for name in plan.targets:
-        if (step := plan.steps[name]).action == "cached" and step.artifact:  # what ran has said its scores
-            inspect_store.print_scores(console, session.store, step.artifact)
     inspect_store.print_ending(console, session.store, [artifact for artifact in found if artifact])
     return 0
 
@@ -189,8 +186,7 @@ def verify(flags: argparse.Namespace, overrides: list[str]) -> int:
     bad = 0
     for folder, error in store.unreadable() if not flags.names else ():
         bad += 1
-        print(f"BAD   {folder.parent.name}/{folder.name}  {error}; moved to quarantine")
-        store.quarantine(folder, error)
+        print(f"BAD   {folder.parent.name}/{folder.name}  {store.set_aside(folder, error)}")
     if not chosen and not bad:
         print(f"{store.root} holds nothing yet.")
     for artifact in chosen:
@@ -200,8 +196,7 @@ def verify(flags: argparse.Namespace, overrides: list[str]) -> int:
             print(f"good  {artifact.module}/{artifact.key}  {hashed} files")
         except Corrupt as error:
             bad += 1
-            print(f"BAD   {artifact.module}/{artifact.key}  {error}; moved to quarantine")
-            store.quarantine(artifact.folder, str(error))
+            print(f"BAD   {artifact.module}/{artifact.key}  {store.set_aside(artifact.folder, error.what)}")
     return 1 if bad else 0
 
 
@@ -227,7 +222,7 @@ def accept(flags: argparse.Namespace, overrides: list[str]) -> int:
             reason = step.why or "never made"
             raise UserError(f"more than code differs ({reason})", name, "Only a change of code can be accepted.")
         else:
-            session.store.accept(step.stage.run, step.wanted, step.previous.key, flags.why)
+            session.store.memory.accept(step.stage.run, step.wanted, step.previous.key, flags.why)
             print(f"{name}: {step.previous.key} counts as {step.wanted}: {flags.why}")
     return 0
 

@@ -1,6 +1,5 @@
 """A stage in a process of its own: `python -m pipeline.stages JOB.json`, by hand or under torchrun alike."""
 
-import errno
 import importlib
 import json
 import os
@@ -13,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline import tracking, typed
+from data.durable import keep_json, read_json
+from pipeline import disk, tracking, typed
 from pipeline.job import Job, Launch, Logger, Stopped
 from pipeline.locks import share_alive
 from pipeline.signals import stop_signals
@@ -50,9 +50,10 @@ def main(job_path: Path) -> int:
         _write_outcome(work, rank, "stopped", "preempted", str(stop), started=started)
         return 0
     except BaseException as error:
-        traceback.print_exc()
-        sys.stderr.flush()
-        _write_outcome(work, rank, "failed", cause_of(error), _message(error), started=started)
+        with suppress(OSError):  # the log may be on a full disk
+            traceback.print_exc()
+            sys.stderr.flush()
+        _write_outcome(work, rank, "failed", cause_of(error), _message(error, work), started=started)
         return 1
     finally:
         for logger in loggers:  # what became of the stage is written by now: uploading may take a while
@@ -68,15 +69,17 @@ def cause_of(error: BaseException) -> str:
     text = f"{type(error).__name__}: {error}".lower()
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return "oom"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if disk.is_full(error):
         return "disk"
     if any(sign in text for sign in ("nccl", "gloo", "connection closed by peer", "connection reset by peer")):
         return "peer_lost"
     return "unknown"
 
 
-def _message(error: BaseException) -> str:
+def _message(error: BaseException, work: Path) -> str:
     text = str(error) or type(error).__name__
+    if disk.is_full(error):
+        return disk.full(error, work)
     if isinstance(getattr(error, "cause", None), str) or isinstance(error, OSError):
         return text
     return f"{type(error).__name__}: {text}"
@@ -132,15 +135,15 @@ def _write_outcome(
         "versions": _versions(),
         "device": _device(),
     }
-    temporary = work / f"outcome.tmp{rank}"
-    temporary.write_text(json.dumps(outcome, default=float))
-    if status == "failed":
-        with suppress(FileExistsError):
-            os.link(temporary, path)
-        if rank != 0 and json.loads(path.read_text())["cause"] == "peer_lost":
-            os.replace(temporary, path)  # a lost peer is the echo of another rank's failure
+    if status != "failed":
+        keep_json(path, outcome, float)
         return
-    os.replace(temporary, path)
+    own = work / f"outcome.{rank}.json"
+    keep_json(own, outcome, float)
+    with suppress(FileExistsError):
+        os.link(own, path)
+    if rank != 0 and (read_json(path, dict) or {}).get("cause", "peer_lost") == "peer_lost":
+        os.replace(own, path)  # a lost peer is the echo of another rank's failure
 
 
 def _versions() -> dict[str, str]:

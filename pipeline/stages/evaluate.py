@@ -5,13 +5,12 @@ Writes  results.json
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from data.spec import CoreSpec, TaskSpec
 from pipeline.job import Job, Launch, Stopped
-from pipeline.typed import Amount, Count, CountOrOff, Dtype, Natural, Seed
+from pipeline.typed import Amount, Count, Dtype, Natural
 
 if TYPE_CHECKING:
     from data.packing import ValidationRows
@@ -26,7 +25,7 @@ REFUSED = " refused"  # behind the name of a task, among the metrics
 @dataclass
 class Params:
     tasks: list[TaskSpec] = field(default_factory=list)  # chat tasks; their names are those in results
-    bpb_tokens: CountOrOff = None  # of the validation shard, from its start; null: no bits per byte
+    bpb_tokens: Count | None = None  # of the validation shard, from its start; null: no bits per byte
     core: CoreSpec | None = None  # null: no CORE
     prompts: list[str] = field(default_factory=list)  # texts to continue
     questions: list[str] = field(default_factory=list)  # messages to answer, for chat models
@@ -35,9 +34,9 @@ class Params:
     keep: Natural = 4  # conversations of each task in results.json
     max_new_tokens: Count = 512  # of an answer to a task's question
     temperature: Amount = 0.0  # of these answers; 0: the likeliest token
-    top_k: CountOrOff = 50
+    top_k: Count | None = 50
     samples: Count = 1  # answers to each question; with more than 1, pass@k is measured too
-    seed: Seed = 0
+    seed: int = 0
     dtype: Dtype = "auto"  # auto: what the device is good at
 
 
@@ -65,8 +64,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
         return {}
     results = bench.collect()
     (job.out / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    for line in lines(results):
-        job.say(line)
+    say_results(job, results)
     return flat(results)
 
 
@@ -247,27 +245,28 @@ class Bench:
         }
 
 
-def lines(results: dict[str, Any]) -> Iterator[str]:
+def say_results(job: Job[Params], results: dict[str, Any]) -> None:
     """One line for each thing measured."""
     from evals.chat import CHATCORE
     from evals.core import score_name
 
     if results["bpb"]:
-        yield f"bpb {results['bpb']['val']:.4f}"
+        job.say(f"bpb {results['bpb']['val']:.4f}")
     if core := results["core"]:
-        yield f"{score_name(core)} {core['score']:.4f} ({core['items']} items, {core['cropped']} cropped)"
+        job.say(f"{score_name(core)} {core['score']:.4f} ({core['items']} items, {core['cropped']} cropped)")
     for name, result in results["chat"].items():
         if "refused" in result:
-            yield f"{name}: not run, as {result['refused']}"
+            job.say(f"{name}: not run, as {result['refused']}")
             continue
         low, high = result["ci"]
         of = f"{result['correct']:g} of {result['items']}, 95% interval {low:.1%} to {high:.1%}"
-        yield f"{name} {result['accuracy']:.1%} ({of})"
+        advisory = "; advisory: programs judged themselves" if "advisory" in result else ""
+        job.say(f"{name} {result['accuracy']:.1%} ({of}{advisory})")
         for measure in (key for key in result if key.startswith("pass@")):
             low, high = result["pass_ci"]
-            yield f"{name} {measure} {result[measure]:.1%} (95% interval {low:.1%} to {high:.1%})"
+            job.say(f"{name} {measure} {result[measure]:.1%} (95% interval {low:.1%} to {high:.1%})")
     if results["chatcore_tasks"] == len(CHATCORE):
-        yield f"ChatCORE {results['chatcore']:.4f}"
+        job.say(f"ChatCORE {results['chatcore']:.4f}")
 
 
 def flat(results: dict[str, Any]) -> dict[str, Any]:

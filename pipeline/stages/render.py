@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data.spec import TaskSpec
 from pipeline.job import Job, Stopped
-from pipeline.typed import Count, Seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,9 +27,9 @@ SLICE = 64  # of them, one after the other in one thread
 class Params:
     mixture: list[TaskSpec] = field(default_factory=list)
     order: Literal["mixture", "sequence"] = "mixture"  # all tasks shuffled together, or one after the other
-    sequence_len: Count = 2048  # tokens of context; a row has one more
+    sequence_len: int = 2048  # tokens of context; a row has one more
     mask: Literal["assistant", "all"] = "assistant"  # what is trained on: what the assistant writes, or everything
-    seed: Seed = 0  # of the shuffle
+    seed: int = 0  # of the shuffle
 
 
 def check(params: Params, upstream: dict[str, Any]) -> None:
@@ -131,6 +130,7 @@ def _write_rows(job: Job[Params], mixture: "TaskSequence", tokenizer: "Tokenizer
     """Pack the chunks into rows; padded with <|bos|>, which is not trained on there."""
     import numpy as np
 
+    from data.durable import reserve
     from data.errors import DataMistake
     from data.rows import best_fit_whole
 
@@ -149,6 +149,8 @@ def _write_rows(job: Job[Params], mixture: "TaskSequence", tokenizer: "Tokenizer
     shape = (len(rows), row_tokens)
     tokens = np.lib.format.open_memmap(job.out / "rows.tokens.npy", "w+", dtype, shape)
     mask = np.lib.format.open_memmap(job.out / "rows.mask.npy", "w+", np.uint8, shape)
+    for name in ("tokens", "mask"):
+        reserve(job.out / f"rows.{name}.npy")
     trained = np.zeros(len(lengths), np.int64)
     for r, row in enumerate(rows):
         tokens[r] = tokenizer.bos

@@ -1,7 +1,6 @@
 """Problems to practise on, answered by the model as it is and graded by their tasks."""
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +172,8 @@ def describe_rollout(step: int, group: Group, place: int) -> dict[str, Any]:
 def drop_rollouts(folder: Path, step: int) -> None:
     """Forget what is made again: rollouts of steps after `step`, held-out answers from `step` on (it is measured after
     saving), and a line that a crash cut off."""
+    from data.durable import write_text
+
     path = folder / ROLLOUTS
     if not path.exists():
         return
@@ -182,8 +183,6 @@ def drop_rollouts(folder: Path, step: int) -> None:
             kept_line = json.loads(line)
             if kept_line["step"] + bool(kept_line.get("held_out")) <= step:
                 kept.append(line + "\n")
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             break
-    replacement = path.with_suffix(".tmp")
-    replacement.write_text("".join(kept))
-    os.replace(replacement, path)
+    write_text(path, "".join(kept))

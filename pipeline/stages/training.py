@@ -1,7 +1,6 @@
 """What pretrain, midtrain and sft share: a model, rows and rates become a trained model in job.out."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,9 +125,9 @@ def find_start(job: Job[Any], init: str | None, steps: int) -> "Checkpoint | Non
 
     Raises ModelError when there is none, or it does not lie before the end.
     """
-    from model.checkpoint import MARKER, folder_of, steps_in
+    from model.checkpoint import folder_of, steps_in
     from model.errors import ModelError
-    from model.resume import Checkpoint, damage_of
+    from model.resume import Checkpoint, damage_of, read_about
 
     if init is None:
         return None
@@ -145,7 +144,7 @@ def find_start(job: Job[Any], init: str | None, steps: int) -> "Checkpoint | Non
     checkpoint = folder_of(folder, int(step))
     if damage := damage_of(checkpoint):
         raise ModelError(f"{job.stage}.params.init={init} is damaged: {damage}")
-    return Checkpoint(checkpoint, json.loads((checkpoint / MARKER).read_text()))
+    return Checkpoint(checkpoint, read_about(checkpoint))
 
 
 def set_up_process(job: Job[Any], own: "Checkpoint | None") -> None:

@@ -134,7 +134,7 @@ def test_removing_takes_the_marker_first(store: Store, monkeypatch: pytest.Monke
 def test_names_find_artifacts(store: Store) -> None:
     publish(store, {"x": b"1"}, key="a" * 16, finished=1.0)
     publish(store, {"x": b"2"}, key="b" * 16, finished=2.0)
-    store.remember("names", {"mine": {"one": ["toy", "a" * 16]}})
+    store.memory.remember("names", {"mine": {"one": ["toy", "a" * 16]}})
     assert store.find_by_name("one").key == "b" * 16
     assert store.find_by_name("aaaa").key == "a" * 16
     assert store.find_by_name("mine").key == "a" * 16
@@ -146,11 +146,11 @@ def test_names_find_artifacts(store: Store) -> None:
 def test_a_local_file_is_known_by_content_and_hashed_again_when_it_changes(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text("one")
-    first = store.file_digest(str(path))
+    first = store.memory.file_digest(str(path))
     path.write_text("two!")
-    assert store.file_digest(str(path)) != first
+    assert store.memory.file_digest(str(path)) != first
     with pytest.raises(UserError, match="no such file"):
-        store.file_digest(str(tmp_path / "none"))
+        store.memory.file_digest(str(tmp_path / "none"))
 
 
 def test_an_unreadable_record_is_damage_not_absence(store: Store) -> None:
@@ -256,10 +256,11 @@ def test_a_manifest_that_cannot_be_used_is_damage(store: Store, text: str) -> No
 
 def test_what_is_remembered_by_several_at_once_is_not_lost(store: Store) -> None:
     code = "import sys; from pathlib import Path; from pipeline.store import Store\n"
-    code += "for i in range(50):\n  with Store(Path(sys.argv[1])).memory_of('names') as n: n[f'{sys.argv[2]}{i}'] = {}"
+    code += "m = Store(Path(sys.argv[1])).memory\n"
+    code += "for i in range(50):\n  with m.changing('names') as names: names[f'{sys.argv[2]}{i}'] = {}"
     ran = [subprocess.Popen([sys.executable, "-c", code, str(store.root), name]) for name in "abc"]
     assert [process.wait() for process in ran] == [0, 0, 0]
-    assert len(store.memory("names")) == 150
+    assert len(store.memory.recall("names")) == 150
 
 
 def test_gc_keeps_what_unfinished_work_has_fetched_and_tokenised(store: Store) -> None:
@@ -278,6 +279,10 @@ def test_gc_keeps_what_unfinished_work_has_fetched_and_tokenised(store: Store) -
         path.mkdir() if path.parent == tokens else path.write_bytes(b"1")
     with Lock(store.lock_path("download", "e" * 16), {}):
         assert collect_garbage(store, dry_run=False) == []
+    told = (tokenize / "job.json").read_text()
+    (tokenize / "job.json").write_text(told[: len(told) // 2])
+    assert collect_garbage(store, dry_run=False) == [], "nobody knows what it needs"
+    (tokenize / "job.json").write_text(told)
     assert sorted(path for path, _ in collect_garbage(store, dry_run=False)) == sorted(unneeded)
     assert all(path.exists() for path in needed)
 
