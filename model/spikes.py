@@ -1,10 +1,15 @@
-"""What a run does about steps that would harm it: gradients far above the usual are dropped, such a loss ends it."""
+"""What a run does about steps that would harm it, or do nothing.
+
+Gradients far above the usual are dropped, such a loss ends the run, and so does a model that does not learn at all.
+"""
 
 import math
 
 NORMS_KNOWN = 20  # steps before a norm can be called unusual
 LOSSES_KNOWN = 10  # logged losses before one can be called a spike
 MEMORY = 0.98  # of the running mean of gradient norms
+STILL_STEPS = 50  # without a gradient, or at the loss of guessing, before a run counts as dead
+STILL_NATS = 1e-3  # how near a loss is to that of guessing: a step of any useful rate goes further
 
 
 class NormGuard:
@@ -40,3 +45,15 @@ class NormGuard:
 def is_spike(loss: float, smooth: float, logged: int) -> bool:
     """Whether a finite loss is that of a run that has come apart: over twice the smoothed one, and 2 nats more."""
     return logged >= LOSSES_KNOWN and loss > 2 * smooth + 2
+
+
+def still_since(since: int | None, step: int, still: bool) -> int | None:
+    """The first logged step of an unbroken row of those where nothing moved; None: something does."""
+    if not still:
+        return None
+    return step if since is None else since
+
+
+def is_guessing(loss: float, vocab_size: int) -> bool:
+    """Whether the loss is that of a model that finds every token equally likely."""
+    return abs(loss - math.log(vocab_size)) < STILL_NATS

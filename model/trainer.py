@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from model.checkpoint import Checkpointer
 from model.distributed import World
-from model.errors import Diverged
+from model.errors import Diverged, ModelError
 from model.feed import Batch, Batches, Feeder
 from model.hardware import matmul_flops, memory_bytes, peak_flops
 from model.optim import Optimizer
 from model.precision import LossScale
 from model.profiling import tracer
 from model.schedule import Schedule
-from model.spikes import NormGuard, is_spike
+from model.spikes import STILL_STEPS, NormGuard, is_guessing, is_spike, still_since
 
 SMOOTHING = 0.9  # of the logged loss
 COLLECT_EVERY = 500  # steps between garbage collections, which would otherwise fall into any step
@@ -43,6 +43,7 @@ class Settings:
     save_every: int | None = None
     save_minutes: float = 10.0
     epoch_rows: int | None = None  # rows that there are; null: not said
+    vocab_size: int | None = None  # to know the loss of guessing by; null: not said
     trace: Path | None = None  # folder for a profiler trace
 
 
@@ -71,6 +72,8 @@ class Progress:
     loss: float = math.nan  # of the last logged step, nats per token
     smooth: float = 0.0  # running sum of SMOOTHING-weighted losses, not yet divided by its weights
     logged: int = 0  # how often a loss was logged
+    no_gradient_since: int | None = None  # the first logged step of those without any
+    guessing_since: int | None = None  # the same of a loss of ln(vocab_size)
     loss_scale: float = 1.0
     good_steps: int = 0
     record: dict[str, Any] = field(default_factory=dict)  # what was logged at `step`
@@ -104,7 +107,7 @@ class Trainer:
     def run(self, progress: Progress) -> bool:
         """Go on from `progress`, which is kept up to date, to the last step. False: asked to stop, and saved.
 
-        Raises Diverged when the loss is no number.
+        Raises Diverged when the loss is no number, ModelError when the model does not learn at all.
         """
         self.progress = progress
         self.scale.value, self.scale.good_steps = progress.loss_scale, progress.good_steps
@@ -154,6 +157,7 @@ class Trainer:
         progress.record = self._measure(loss, norm) if logged else {}
         if logged:
             self.hooks.log(progress.step, **progress.record)
+            self._check_that_it_learns(loss, progress.record["grad_norm"])
         self.hooks.progress(progress.step, self.settings.steps, **self._shown())
         if save:
             self._save()
@@ -221,6 +225,28 @@ class Trainer:
         if not self.dropped and is_spike(loss, smooth := self._smooth(), self.progress.logged):
             return f"loss jumped from about {smooth:.3g} to {loss:.3g}"
         return ""
+
+    def _check_that_it_learns(self, loss: float, norm: float) -> None:
+        """Raises ModelError when for many steps there was no gradient, or the loss stayed that of guessing.
+
+        Looks only at what was logged, so that the host waits for the device no more often.
+        """
+        progress, vocab_size = self.progress, self.settings.vocab_size
+        rate = max(self.optimizer.learning_rates(self.schedule.at(progress.step - 1)).values())
+        warm = self.schedule.config.warmup_steps
+        progress.no_gradient_since = still_since(progress.no_gradient_since, progress.step, norm == 0 and rate > 0)
+        guesses = rate > 0 and progress.step > warm and vocab_size is not None and is_guessing(loss, vocab_size)
+        progress.guessing_since = still_since(progress.guessing_since, progress.step, guesses)
+        for since, what in (
+            (progress.no_gradient_since, "the gradient norm has been exactly 0"),
+            (progress.guessing_since, f"the loss has been ln({vocab_size}), that of guessing,"),
+        ):
+            if since is not None and progress.step - since >= STILL_STEPS:
+                raise ModelError(
+                    f"the model does not learn: {what} from step {since} to {progress.step} (loss {loss:.4f}, gradient "
+                    f"norm {norm:.3g}, highest rate {rate:.3g}, warm-up until step {warm}). Look at the rates "
+                    "(optim.*_lr, optim.init_lr_frac, lr_frac), dtype and an architecture of your own"
+                )
 
     def _smooth(self) -> float:
         """The smoothed loss."""

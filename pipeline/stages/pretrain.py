@@ -147,10 +147,11 @@ def check_horizon(job: Job[Params], rows: "PackedRows", steps: int) -> None:
     needed = steps * job.params.total_batch_tokens
     if needed > there * job.params.max_epochs:
         name = f"{job.stage}.params"
+        fitting = int(there * job.params.max_epochs // job.params.total_batch_tokens)
+        shorter = f"a shorter horizon ({name}.steps={fitting})" if fitting else f"a smaller {name}.total_batch_tokens"
         raise ModelError(
             f"{steps} steps need {needed:,} tokens, but the packed text has {there:,} ({needed / there:.2f} epochs): "
-            f"take more shards, or a shorter horizon ({name}.steps={int(there // job.params.total_batch_tokens)}), or "
-            f"allow repetition ({name}.max_epochs={-(-needed // there)})"
+            f"take more shards, or {shorter}, or allow repetition ({name}.max_epochs={-(-needed // there)})"
         )
 
 

@@ -194,6 +194,7 @@ def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | 
         rows=rows,
         dtype=dtype,
         epoch_rows=len(work.rows),
+        vocab_size=config.vocab_size,
         flops_per_token=config.flops_per_token(),
         grad_clip=work.grad_clip,
         skip_spikes=work.skip_spikes,

@@ -3,6 +3,7 @@
 import gc
 import math
 import threading
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -30,17 +31,27 @@ def batches(step):
 class Session:
     """A trainer, and everything that it says."""
 
-    def __init__(self, folder, batches=batches, evaluate=None, stop=lambda: False, compile=False, **settings):
+    def __init__(
+        self,
+        folder,
+        batches=batches,
+        evaluate=None,
+        stop=lambda: False,
+        compile=False,
+        optim=None,
+        schedule=None,
+        **settings,
+    ):
         self.logged, self.words, self.events = [], [], []
         self.model = small_model()
         if compile:
             self.model.use_compiler()
-        optimizer = Optimizer(self.model, OptimConfig(), 32, ALONE)
+        optimizer = Optimizer(self.model, optim or OptimConfig(), 32, ALONE)
         defaults = {"steps": 6, "rows": 4, "micro_batch": 2, "log_every": 2, "dtype": torch.float32}
         self.settings = Settings(**{**defaults, "flops_per_token": 1.0, **settings})
         self.saver = Checkpointer(folder, ALONE, "key", Keep(), self.words.append)
         hooks = Hooks(self.log, lambda *_, **__: None, self.words.append, stop, evaluate and self.evaluated(evaluate))
-        schedule = Schedule(ScheduleConfig(), self.settings.steps)
+        schedule = Schedule(schedule or ScheduleConfig(), self.settings.steps)
         self.trainer = Trainer(self.model, optimizer, schedule, batches, self.settings, ALONE, hooks, self.saver)
         self.progress = Progress()
 
@@ -128,6 +139,58 @@ def test_time_alone_can_make_a_checkpoint_due(tmp_path):
     session = Session(tmp_path, save_minutes=-1.0)
     session.run()
     assert steps_in(tmp_path) == [5, 6]
+
+
+def test_a_model_without_gradients_is_stopped_with_what_was_seen(tmp_path):
+    session = Session(tmp_path, steps=80, log_every=10)
+    loss = session.model.loss
+    session.model.loss = lambda *batch: loss(*batch) * 0 + 3.0
+    with pytest.raises(
+        ModelError, match=r"gradient norm has been exactly 0 from step 10 to 60 \(loss .*, highest rate 0\.\d+"
+    ):
+        session.run()
+    assert session.progress.step == 60
+
+
+def test_a_loss_that_stays_that_of_guessing_is_stopped_after_warm_up_alone(tmp_path):
+    vocab = small_model().config.vocab_size
+    still = {"optim": OptimConfig(init_lr_frac=1e-12), "log_every": 10, "vocab_size": vocab}
+    stopped, warming = (
+        Session(tmp_path / str(warm), steps=80, schedule=ScheduleConfig(warmup_steps=warm), **still) for warm in (0, 70)
+    )
+    for session in (stopped, warming):
+        session.model.lm_head.weight.data.zero_()
+    with pytest.raises(ModelError, match=rf"ln\({vocab}\), that of guessing, from step 10 to 60 .*until step 0"):
+        stopped.run()
+    assert warming.run()
+
+
+def test_a_resumed_run_has_not_forgotten_since_when_it_stands_still(tmp_path):
+    session = Session(tmp_path, steps=80, log_every=10, stop=lambda: session.progress.step >= 40)
+    session.model.loss = lambda tokens, targets: session.model.lm_head.weight.sum() * 0
+    assert not session.run()
+    again = Session(tmp_path, steps=80, log_every=10)
+    again.model.loss = lambda tokens, targets: again.model.lm_head.weight.sum() * 0
+    again.progress = Progress(**(asdict(session.progress)))
+    with pytest.raises(ModelError, match="from step 10 to 60"):
+        again.run()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"batches": "masked"},
+        {"optim": OptimConfig(matrix_lr=0, embedding_lr=0, unembedding_lr=0, scalar_lr=0)},
+        {"optim": OptimConfig(name="sgd", matrix_lr=0.1, embedding_lr=0.1, unembedding_lr=0.1)},
+    ],
+    ids=["learns", "rows that are masked", "rates of 0", "sgd"],
+)
+def test_runs_that_may_stand_still_or_learn_are_not_stopped(tmp_path, settings):
+    if settings.get("batches"):
+        settings = {"batches": masked(set(range(60)))}
+    vocab = small_model().config.vocab_size
+    assert Session(tmp_path, steps=70, log_every=1, vocab_size=vocab, **settings).run()
 
 
 def test_a_loss_that_is_no_number_is_found_at_the_next_logged_step(tmp_path):
