@@ -57,14 +57,14 @@ def _usable(proxy: str) -> bool:
 def prepare_caches(store: Path) -> None:
     """Move caches into the store whose usual place below the home directory cannot be written."""
     home = os.path.expanduser("~")
-    if home == "~":  # a user without an entry in /etc/passwd; some libraries ask for a home only to have one
-        home = os.environ["HOME"] = str(store / "cache")
+    if home == "~":  # a user without an entry in /etc/passwd; some libraries fail where no home is known
+        os.environ["HOME"] = str(store / "cache")
     for name, usual in CACHES.items():
-        if name not in os.environ and not _writable(Path(home, usual)):
+        if name not in os.environ and not (os.path.isdir(home) and _writable(Path(home, usual))):
             os.environ[name] = str(store / "prefect" if name == "PREFECT_HOME" else store / "cache" / name.lower())
 
 
 def _writable(folder: Path) -> bool:
     """Return True if `folder` can be written, or made."""
     there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK) and (there == folder or there != Path("/"))
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)

@@ -1,12 +1,14 @@
 """Runs in unusual surroundings: proxies, homes that cannot be written, Prefect's address."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from pipeline.environment import CACHES, bypass_proxies, prepare_caches, prepare_proxies
 from tests.conftest import Chatmill
+from tests.pipeline.small_store import small_store
 from tests.pipeline.test_run import records, small_text_hub, toys
 from tests.small_proxy import small_proxy
 
@@ -84,6 +86,14 @@ def test_only_caches_whose_usual_place_cannot_be_written_move_and_nothing_is_mad
     assert [path.name for path in tmp_path.iterdir()] == [".prefect"]
 
 
+def test_a_user_without_any_home_gets_one_in_the_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in CACHES:
+        os.environ.pop(name, None)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it is without HOME and an entry in /etc/passwd
+    prepare_caches(tmp_path)
+    assert all(os.environ[name].startswith(str(tmp_path)) for name in [*CACHES, "HOME"])
+
+
 def test_an_empty_prefect_api_url_is_none(chatmill: Chatmill) -> None:
     out = chatmill.run(*toys(), PREFECT_API_URL="")
     assert "ERROR" not in out
@@ -100,3 +110,17 @@ def test_a_prefect_server_that_does_not_answer_is_one_line_with_its_url_and_the_
 def test_a_url_that_is_not_prefects_api_is_said(chatmill: Chatmill, prefect_server: str) -> None:
     out = chatmill.run(*toys(), code=2, PREFECT_API_URL=prefect_server.removesuffix("/api"))
     assert "ends in /api" in out
+
+
+def test_the_chat_app_comes_up_behind_a_proxy_that_does_not_answer(chatmill: Chatmill) -> None:
+    small_store(chatmill.store)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = chatmill.start("chat", "sft", f"app.port={port}", http_proxy=NOWHERE, ALL_PROXY="socks5://127.0.0.1:9")
+    try:
+        assert process.stdout is not None
+        assert any(f"http://127.0.0.1:{port}" in line for line in process.stdout), process.communicate()
+    finally:
+        process.kill()
+        process.communicate()

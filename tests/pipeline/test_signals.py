@@ -110,3 +110,16 @@ def test_ctrl_c_ends_a_followed_log_without_a_word(served: Chatmill) -> None:
     assert follower.returncode == 130
     run.send_signal(signal.SIGTERM)
     run.communicate()
+
+
+def test_a_stage_that_is_hung_up_on_saves_and_is_resumed(served: Chatmill, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    process = served.start(*toys(a=NUMBERS | {"gate": str(gate)}), "only=[a]")
+    wait_for(lambda: paused(served.store), process)
+    (stage,) = children_naming(served.store)
+    stage.send_signal(signal.SIGHUP)
+    psutil.wait_procs([stage], timeout=60)
+    gate.touch()
+    out, err = process.communicate()
+    assert process.returncode == 0, out + err
+    assert (records(served.store)["a"]["attempts"], records(served.store)["a"]["metrics"]["resumed_at"]) == (2, 2)
