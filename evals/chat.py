@@ -162,14 +162,13 @@ class ChatEvaluation:
                 self.ledger.record(chat.group, item, refused=self.refused[chat.name])
 
     def _grade(self, chat: ChatTask, item: int, completions: list[Completion]) -> None:
-        advisory = False
+        executions: list[Execution] = []
 
         def execute(program: str, check: Check | None = None) -> Execution:
-            nonlocal advisory
             execution = self.sandbox(program, check)
             if execution.status == "refused":
                 self.refused[chat.name] = execution.detail
-            advisory |= execution.advisory
+            executions.append(execution)
             return execution
 
         texts = [self.tokenizer.decode(completion.written) for completion in completions]
@@ -177,8 +176,10 @@ class ChatEvaluation:
         if chat.name not in self.refused:
             cropped = int(completions[0].dropped_turns > 0)
             unfinished = sum(completion.finish == "length" for completion in completions)
-            said = {"texts": texts, "cropped": cropped, "unfinished": unfinished}
-            self.ledger.record(chat.group, item, grades=grades, **said, **({"advisory": 1} if advisory else {}))
+            record = {"grades": grades, "texts": texts, "cropped": cropped, "unfinished": unfinished}
+            if executions:
+                record |= {"programs": 1, "advisory": int(any(execution.advisory for execution in executions))}
+            self.ledger.record(chat.group, item, **record)
 
     def collect(self, chat: ChatTask) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The result of all ranks for one task ({"refused": why} where the sandbox runs nothing), and the conversations
@@ -193,8 +194,9 @@ class ChatEvaluation:
         result["seconds"] = round(self.ledger.seconds(records), 3)
         if chat.task.kind == "generate":
             result["unfinished"] = sum(record["unfinished"] for record in records)
-        if advisory := sum(record.get("advisory", 0) for record in records):
-            result["advisory"] = advisory  # items graded by programs that judged themselves
+        for name in ("programs", "advisory"):  # items graded by running programs, and by ones that judged themselves
+            if found := sum(record.get(name, 0) for record in records):
+                result[name] = found
         if samples > 1:
             solved = sum(max(record["grades"]) > 0 for record in records) / len(records)
             result |= {f"pass@{samples}": solved, "pass_ci": list(wilson(solved, len(records)))}

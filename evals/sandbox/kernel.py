@@ -23,20 +23,21 @@ _CAPSET = {"x86_64": 126, "aarch64": 91}
 _MOUNT_SETATTR, _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 442, 444, 445, 446
 
 # audit architecture, then system calls a short computation never makes: reaching the network, starting processes and
-# threads, programs, signals to and memory of others, namespaces, kernel keys, and memory that no limit counts; what
-# Landlock leaves open, modes, owners, times and attributes of files; priorities and processors of other processes.
+# threads, programs, signals to and memory of others, namespaces, kernel keys and log, and memory that no limit counts;
+# what Landlock leaves open, modes, owners, times, attributes and watches of files; priorities and processors of other
+# processes.
 _DENIED = {
     "x86_64": (
         0xC000003E,
-        "29 41 42 53 56 57 58 59 62 64 68 76 90 91 92 93 94 101 129 132 141 142 144 161 165 166 188 189 190 197 198 "
-        "199 200 203 234 235 240 248 249 250 251 256 260 261 268 272 279 280 297 298 302 308 310 311 314 319 321 322 "
-        "323 424 425 434 435 440 447 452 463 466",
+        "29 30 31 41 42 53 56 57 58 59 62 64 65 66 67 68 69 70 71 76 90 91 92 93 94 101 103 129 132 141 142 144 "
+        "161 165 166 188 189 190 197 198 199 200 203 220 234 235 240 248 249 250 251 253 256 260 261 268 272 279 "
+        "280 294 297 298 300 302 308 310 311 314 319 321 322 323 424 425 434 435 440 447 452 463 466",
     ),
     "aarch64": (
         0xC00000B7,
-        "5 6 7 14 15 16 30 39 40 45 51 52 53 54 55 88 97 117 118 119 122 129 130 131 138 140 180 186 190 194 198 199 "
-        "203 217 218 219 220 221 238 239 240 241 261 268 270 271 274 279 280 281 282 424 425 434 435 440 447 452 463 "
-        "466",
+        "5 6 7 14 15 16 26 30 39 40 45 51 52 53 54 55 88 97 116 117 118 119 122 129 130 131 138 140 180 186 187 "
+        "188 189 190 191 192 193 194 195 196 197 198 199 203 217 218 219 220 221 238 239 240 241 261 262 268 270 "
+        "271 274 279 280 281 282 424 425 434 435 440 447 452 463 466",
     ),
 }
 # fcntl, and what of it is refused: signals of any kind to any process of the same user, by F_SETOWN, F_SETSIG and

@@ -26,9 +26,9 @@ def notices(made: Sequence[Made]) -> list[str]:
         found.append(
             f"Advisory: the programs of {listed(forgeable)} judged themselves, and can pass without being right."
         )
-    weak = [m.stage for m in tested if m.results.get("sandbox") == "weak" and "HumanEval" in (m.results["chat"] or {})]
-    if weak:
-        found.append(f"Model-written programs ran without full isolation (sandbox=weak) in {listed(weak)}.")
+    for m in tested:
+        if lacks := m.results.get("sandbox_lacks"):
+            found.append(f"{m.stage}: model-written programs ran without full isolation (sandbox=weak): {lacks}.")
     for m in made:
         found += _of_overlap(m) + _of_rows(m)
     for m in trainings(made):

@@ -231,6 +231,8 @@ class Bench:
         bpb = bits_per_byte(sum(part["nats"] for part in parts), sum(part["bytes"] for part in parts))
         drawn = self.ledger.wait("samples", len(self.samples), self.check)
         mean, measured = chatcore(chat)
+        sandbox = self.chat.sandbox
+        ran_weakly = sandbox.mode == "weak" and any("programs" in result for result in chat.values())
         return {
             "stage": self.job.stage,
             "bpb": {"val": bpb} if parts else None,
@@ -240,7 +242,8 @@ class Bench:
             "chatcore_tasks": measured,
             "samples": [{"prompt": text, "text": made["text"]} for (text, _), made in zip(self.samples, drawn)],
             "conversations": conversations,
-            "sandbox": self.job.launch.sandbox,
+            "sandbox": sandbox.mode,
+            "sandbox_lacks": sandbox.weakness if ran_weakly else "",
             "data": {spec.label: asdict(spec) for spec in self.job.params.tasks},
         }
 

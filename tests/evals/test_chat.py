@@ -191,8 +191,12 @@ def test_results_say_that_programs_judged_themselves(model, tokenizer, tmp_path)
         def grade(self, i, completion, execute=None):
             return float(bool(execute(f"print({i})", Check("def check(candidate): pass", "print"))))
 
-    assert measured(model, tokenizer, tmp_path / "own", Programs())[0]["advisory"] == 17
-    assert "advisory" not in measured(model, tokenizer, tmp_path / "checked", Checked())[0]
+    own, checked, other = (
+        measured(model, tokenizer, tmp_path / type(task).__name__, task)[0] for task in (Programs(), Checked(), Echo())
+    )
+    assert own["programs"] == own["advisory"] == 17
+    assert checked["programs"] == 17 and "advisory" not in checked
+    assert "programs" not in other
 
 
 def test_a_letter_of_several_tokens_is_an_error_that_names_it(model, tokenizer, tmp_path):

@@ -14,12 +14,14 @@ from safetensors.torch import save_file
 from data import bpe
 from data.errors import DataError
 from data.tokenizer import Tokenizer
+from evals.sandbox.box import Sandbox
 from model.config import GPTConfig
 from model.gpt import GPT
 from model.saved import write_config
 from pipeline import config
 from tests.pipeline.trained import StageRun
 
+MODES = ("weak", "strict")
 ROOT = Path(__file__).resolve().parents[2]
 ARITHMETIC = {"task": "data.tasks.arithmetic.Arithmetic", "name": "Sums", "split": "test", "size": 40}
 
@@ -85,7 +87,7 @@ def inputs(tmp_path_factory) -> dict[str, str]:
 def results(run: StageRun) -> dict:
     """results.json without what differs from run to run."""
     found = json.loads((run.work / "out" / "results.json").read_text())
-    for part in (found["core"], *found["chat"].values()):
+    for part in (found["core"] or {}, *found["chat"].values()):
         for name in [name for name in part if name.startswith("seconds")]:
             part.pop(name)
     return found
@@ -141,6 +143,19 @@ def test_an_interrupted_evaluation_goes_on(inputs, finished, tmp_path, how):
     assert after[: len(before)] == before  # what was measured stayed
     assert len({(line["group"], line["item"]) for line in after}) == len(after)  # and nothing was measured twice
     assert results(run) == results(finished)
+
+
+def test_programs_that_ran_weakly_leave_word_of_what_the_machine_lacked(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(Sandbox, "weakness", "a program could read files")
+    tasks = [{"task": "tests.toys.vowels.Judged", "size": 1}]
+    runs = [StageRun("evaluate", tmp_path / mode, inputs, {"tasks": tasks}, {"sandbox": mode}) for mode in MODES]
+
+    for run in runs:
+        run.inside()
+    weak, strict = (results(run) for run in runs)
+
+    assert weak["sandbox_lacks"] == "a program could read files" and weak["chat"]["Judged"]["programs"] == 1
+    assert strict["sandbox_lacks"] == "" and "could read files" in strict["chat"]["Judged"]["refused"]
 
 
 def test_bits_per_byte_without_tokens_is_an_error_that_says_what_to_do(inputs, tmp_path):

@@ -133,7 +133,7 @@ def test_chatcore_of_some_tasks_says_how_many(tmp_path):
 
 
 def test_what_lowers_trust_in_a_number_is_said(tmp_path):
-    measured = chat_results("sft", 0.9, 0.5, 0.5) | {"sandbox": "weak"}
+    measured = chat_results("sft", 0.9, 0.5, 0.5) | {"sandbox": "weak", "sandbox_lacks": "a program could read files"}
     measured["chat"]["HumanEval"] = task(0.1, 164) | {"unfinished": 100}
     measured["chat"]["Riddles"] = task(0.1, 50) | {"advisory": 50}
     measured["chat"]["Other"] = {"refused": "nothing here stops the network", "items": 10}
@@ -143,7 +143,7 @@ def test_what_lowers_trust_in_a_number_is_said(tmp_path):
 
     told = "\n".join(notices(read({"evaluate_sft": folder, "sft_data": data})))
 
-    assert "without full isolation (sandbox=weak) in evaluate_sft" in told
+    assert "evaluate_sft: model-written programs ran without full isolation (sandbox=weak): a program" in told
     assert "Advisory: the programs of Riddles judged themselves" in told
     assert "7 of 50 CORE items" in told
     assert "Answers cut off at the longest allowed length, after sft: HumanEval 100 of 164." in told

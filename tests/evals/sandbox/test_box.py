@@ -233,13 +233,22 @@ def test_without_namespaces_files_and_processes_of_the_same_user_are_left_as_the
     victim.write_text("data")
     before = victim.stat()
     program = f"""
-import fcntl, os, sys
+import ctypes, fcntl, os, sys
 sys.path.insert(0, {os.getcwd()!r})
 from evals.sandbox import kernel
 path, parent = {str(victim)!r}, {os.getpid()}
 inner, outer = os.pipe()
 kernel.deny_calls()
+libc = ctypes.CDLL(None, use_errno=True)
+def call(name, *given):
+    if getattr(libc, name)(*given) < 0:
+        raise OSError(ctypes.get_errno(), name)
 for attempt in (
+    lambda: call("shmctl", 0, 13, ctypes.create_string_buffer(200)),
+    lambda: call("msgctl", 0, 11, ctypes.create_string_buffer(200)),
+    lambda: call("semctl", 0, 0, 18, ctypes.create_string_buffer(200)),
+    lambda: call("inotify_init1", 0),
+    lambda: call("klogctl", 3, ctypes.create_string_buffer(100), 100),
     lambda: os.chmod(path, 0),
     lambda: os.utime(path, (0, 0)),
     lambda: os.setxattr(path, "user.a", b"b"),
