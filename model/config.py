@@ -77,14 +77,13 @@ class GPTConfig:
 
         Raises ModelError when sizes do not fit each other, or vocab_size contradicts the one that is set.
         """
-        if min(self.depth, self.head_dim) < 1:
-            raise ModelError("model.depth and head_dim must be at least 1")
+        self._check_values()
         if "." in self.arch:
             check_named(self.arch, "model.arch")
         defaults = dataclasses.asdict(MODERN if self.arch == "modern" else Switches())
         values = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         values["width"] = self.width or WIDTH_PER_LAYER * self.depth
-        values["kv_heads"] = self.kv_heads or values["width"] // self.head_dim
+        values["kv_heads"] = self.kv_heads or max(1, values["width"] // self.head_dim)
         values["vocab_size"] = self.vocab_size or vocab_size
         config = dataclasses.replace(self, **values)
         config.check()
@@ -105,9 +104,7 @@ class GPTConfig:
         for name, most in MOST.items():
             if not 1 <= getattr(self, name) <= most:
                 raise ModelError(f"model.{name} is {getattr(self, name)}; it must be from 1 to {most}")
-        for name in ("rope_theta", "qk_gain"):
-            if not 0.0 < getattr(self, name) < math.inf:
-                raise ModelError(f"model.{name} is {getattr(self, name)}; it must be above 0")
+        self._check_values()
         if self.head_dim % 2:
             raise ModelError(f"model.head_dim is {self.head_dim}: rotary embeddings need an even number")
         if self.width % self.head_dim:
@@ -117,10 +114,15 @@ class GPTConfig:
             )
         if self.heads % self.kv_heads:
             raise ModelError(f"model.kv_heads {self.kv_heads} does not divide the {self.heads} query heads")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ModelError(f"model.dropout is {self.dropout}; it must be in [0, 1)")
         if not self.window_pattern or set(self.window_pattern.upper()) - {"S", "L"}:
             raise ModelError(f"model.window_pattern {self.window_pattern!a:.80} may hold only the letters S and L")
+
+    def _check_values(self) -> None:
+        """Each number by itself, resolved or not."""
+        sizes = ["depth", "width", "head_dim", "kv_heads", "vocab_size", "sequence_len"]
+        _check_numbers(self, "model", sizes, at_least=1)
+        _check_numbers(self, "model", ["rope_theta", "qk_gain"], above=0)
+        _check_numbers(self, "model", ["dropout"], at_least=0, below=1)
 
     @property
     def heads(self) -> int:
@@ -181,14 +183,20 @@ GATE_CHANNELS = 12  # channels of x that steer the gate of a value embedding
 SMEAR_CHANNELS = 24  # channels of x that steer the smear gate
 
 
+OPTIMISERS = ("muon", "adamw", "lion", "sgd")  # those of our own
+
+
 @dataclass(frozen=True)
 class OptimConfig:
-    """Which optimiser and its rates. Muon updates the blocks' matrices and AdamW the rest; adamw and sgd update all.
+    """Which optimiser and its rates. Muon updates the blocks' matrices and AdamW the rest; the others update all.
 
     A rate is multiplied by the schedule, and AdamW's by (width / width_ref)^-0.5.
     """
 
-    name: str = "muon"  # muon | adamw | sgd | import path of a torch optimiser class
+    name: str = "muon"  # muon | adamw | lion | sgd | import path of a torch optimiser class
+    rates_for: str | None = field(
+        default=None, compare=False, metadata={"key": False}
+    )  # whose rates these are; null: any
     matrix_lr: float = 0.02  # times sqrt(max(1, rows / columns)) with muon
     embedding_lr: float = 0.2
     unembedding_lr: float = 0.004
@@ -211,18 +219,28 @@ class OptimConfig:
     args: dict[str, Any] = field(default_factory=dict)  # further arguments of a class named by import path
 
     def __post_init__(self) -> None:
-        if "." not in self.name and self.name not in ("muon", "adamw", "sgd"):
-            raise ModelError(f"optim.name {self.name!r} is not muon, adamw, sgd or the import path of a class")
+        if "." not in self.name and self.name not in OPTIMISERS:
+            raise ModelError(f"optim.name {self.name!r} is not {', '.join(OPTIMISERS)} or the import path of a class")
         if "." in self.name:
             check_named(self.name, "optim.name")
         rates = [f.name for f in dataclasses.fields(self) if f.name.endswith("_lr")]
-        _check_numbers(self, "optim", [*rates, "init_lr_frac", "eps", "weight_decay"], 0)
-        _check_numbers(self, "optim", ["iterations", "width_ref"], 1)
-        betas = ("betas", "embedding_betas", "unembedding_betas", "scalar_betas")
-        below_one = {name: getattr(self, name) or () for name in betas} | {"normuon_beta2": (self.normuon_beta2,)}
-        for name, values in below_one.items():
-            if not all(0 <= value < 1 for value in values):
-                raise ModelError(f"optim.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        _check_numbers(self, "optim", [*rates, "weight_decay"], at_least=0)
+        _check_numbers(self, "optim", ["init_lr_frac", "eps"], above=0)
+        _check_numbers(self, "optim", ["iterations", "width_ref"], at_least=1)
+        betas = ["betas", "embedding_betas", "unembedding_betas", "scalar_betas", "normuon_beta2"]
+        _check_numbers(self, "optim", betas, at_least=0, below=1)
+        self._check_rates()
+
+    def _check_rates(self) -> None:
+        """Raises ModelError for an optimiser at the rates of another: Muon's let Lion's and Adam's losses explode."""
+        theirs = self.rates_for
+        if theirs in (None, self.name) or ("." in self.name and theirs != "muon"):
+            return
+        own = f"optim=adamw optim.name={self.name}" if "." in self.name else f"optim={self.name}"
+        raise ModelError(
+            f"optim.name {self.name!r} would train at the rates of {theirs} (matrix_lr {self.matrix_lr:g}, "
+            f"embedding_lr {self.embedding_lr:g}), which do not fit it. Set {own}"
+        )
 
 
 @dataclass(frozen=True)
@@ -239,14 +257,26 @@ class ScheduleConfig:
     scale_lr_with_batch: bool = False  # every rate times sqrt(total_batch_tokens / 2^19); starves small runs
 
     def __post_init__(self) -> None:
-        _check_numbers(self, "schedule", ["warmup_steps", "warmdown_frac", "final_lr_frac", "momentum_steps"], 0)
+        amounts = ["warmup_steps", "warmdown_frac", "final_lr_frac", "momentum_steps"]
+        _check_numbers(self, "schedule", amounts, at_least=0)
+        _check_numbers(self, "schedule", ["momentum", "momentum_final"], at_least=0, below=1)
         if self.warmdown_frac > 1:
             raise ModelError(f"schedule.warmdown_frac is {self.warmdown_frac}; it is a part of all steps, at most 1")
 
 
-def _check_numbers(config: OptimConfig | ScheduleConfig, group: str, names: list[str], least: int) -> None:
-    """Raises ModelError for the first of these settings that is below `least`, or no number; null is none."""
+def _check_numbers(
+    config: "GPTConfig | OptimConfig | ScheduleConfig",
+    group: str,
+    names: list[str],
+    at_least: float = -math.inf,
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> None:
+    """Raises ModelError for the first setting that is out of these bounds or not finite; null is allowed."""
+    bounds = {"at least": at_least, "above": above, "below": below}
+    words = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
     for name in names:
-        value = getattr(config, name)
-        if value is not None and not value >= least:
-            raise ModelError(f"{group}.{name} is {value}; it must be at least {least}")
+        setting = getattr(config, name)
+        values = setting if isinstance(setting, tuple) else [] if setting is None else [setting]
+        if not all(at_least <= value < below and above < value < math.inf for value in values):
+            raise ModelError(f"{group}.{name} is {setting}; it must be {words}")

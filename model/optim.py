@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from model.buckets import Bucket
 from model.config import OptimConfig
 from model.distributed import World
-from model.rules import SGD, AdamW, External, Muon, Piece, Rule, SavedState
+from model.rules import SGD, AdamW, External, Lion, Muon, Piece, Rule, SavedState
 from model.schedule import Rates
 
 RESID_LR_FRAC = 0.01  # residual lambdas learn at this part of scalar_lr [nanochat, 2026]
@@ -85,6 +85,8 @@ class Optimizer:
             return Muon(bucket, config, lr)
         if config.name == "sgd":
             return SGD(bucket, lr, weight_decay)
+        if config.name == "lion":
+            return Lion(bucket, lr, betas_of(kind, config), weight_decay)
         return AdamW(bucket, lr, betas_of(kind, config), config.eps, weight_decay)
 
     def _external(self, kinds: dict[str, Named]) -> tuple[Bucket, Rule]:

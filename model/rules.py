@@ -1,4 +1,4 @@
-"""How the owned part of a bucket is updated: Muon, AdamW, SGD, or any torch optimiser."""
+"""How the owned part of a bucket is updated: Muon, AdamW, Lion, SGD, or any torch optimiser."""
 
 import importlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from model.buckets import Bucket
-from model.config import OptimConfig
+from model.config import OPTIMISERS, OptimConfig
 from model.errors import ModelError
 from model.muon import equalise_rows, orthogonalise
 from model.schedule import Rates
@@ -118,6 +118,21 @@ class AdamW(Stateful):
         own.addcdiv_(mean, spread, value=-lr / (1 - beta1**steps))
 
 
+class Lion(Stateful):
+    """Chen et al. 2023: along the sign of a mean of gradients, so that every element moves by the rate itself."""
+
+    def __init__(self, bucket: Bucket, lr: float, betas: tuple[float, float], weight_decay: float) -> None:
+        super().__init__(bucket, {"exp_avg": torch.zeros_like(bucket.own)})
+        self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
+
+    def update(self, rates: Rates, steps: int) -> None:
+        own, grads, (beta1, beta2) = self.bucket.own, self.bucket.own_grads, self.betas
+        mean, lr = self.state["exp_avg"], self.lr * rates.lr
+        own.mul_(1 - lr * self.weight_decay * rates.weight_decay)
+        own.add_(mean.lerp(grads, 1 - beta1).sign_(), alpha=-lr)
+        mean.lerp_(grads, 1 - beta2)
+
+
 class SGD(Stateful):
     """Heavy-ball momentum, the schedule's."""
 
@@ -143,7 +158,7 @@ class External:
         try:
             self.inner = getattr(importlib.import_module(module), name)(described, **config.args)
         except (ImportError, AttributeError, ValueError, TypeError) as error:
-            known = "muon, adamw, sgd or the path of a torch optimiser that takes optim.args"
+            known = f"{', '.join(OPTIMISERS)} or the path of a torch optimiser that takes optim.args"
             raise ModelError(f"optim.name {config.name!r} is not {known}: {error}") from error
 
     def update(self, rates: Rates, steps: int) -> None:

@@ -41,7 +41,7 @@ class Settings:
     eval_every: int | None = None  # steps; the end is always evaluated
     log_every: int = 10
     save_every: int | None = None
-    save_minutes: float = 10.0
+    save_minutes: float | None = 10.0
     epoch_rows: int | None = None  # rows that there are; null: not said
     vocab_size: int | None = None  # to know the loss of guessing by; null: not said
     trace: Path | None = None  # folder for a profiler trace
@@ -294,7 +294,8 @@ class Trainer:
         return {name: record[name] for name in ("loss", "tok_s", "mfu") if name in record}
 
     def _time_to_save(self) -> bool:
-        return time.monotonic() - self.saved_at > self.settings.save_minutes * 60
+        minutes = self.settings.save_minutes
+        return minutes is not None and time.monotonic() - self.saved_at > minutes * 60
 
     def _save(self) -> None:
         self.progress.loss_scale, self.progress.good_steps = self.scale.value, self.scale.good_steps

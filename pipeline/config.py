@@ -123,9 +123,9 @@ class MixtureConfig:
     chat_eval: list[dict[str, Any]]
     identity: IdentityConfig
     core: dict[str, Any] | None = None
-    identity_size: int | None = None
-    eval_size: int | None = None
-    operations: dict[str, float] = field(default_factory=dict)
+    identity_size: Count | None = None
+    eval_size: Count | None = None
+    operations: dict[str, Amount] = field(default_factory=dict)
     who: dict[str, Any] = field(default_factory=dict)
 
 

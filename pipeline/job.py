@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from data.durable import keep_json, write_text
-from pipeline.typed import Amount, Count, Natural
+from pipeline.typed import Amount, Count, CountOrOff, Natural, PositiveOrOff
 
 RESULT_NEUTRAL = "hands a stage its folders and carries its words; makes nothing itself"
 
@@ -37,17 +37,17 @@ class Launch:
     compile: bool = False
     grad_checkpoint: bool = False  # recompute activations in backward: less memory, about a third slower
     deterministic: bool = False  # bitwise equal on resume; slower on GPUs
-    save_every: Count | None = None  # steps between checkpoints; None: by save_minutes alone
-    save_minutes: Amount = 10.0
+    save_every: CountOrOff = None  # steps between checkpoints; None: by save_minutes alone
+    save_minutes: PositiveOrOff = 10.0
     keep_last: Count = 2
-    keep_every: Count | None = None  # also keep each checkpoint whose step is a multiple of this
+    keep_every: CountOrOff = None  # also keep each checkpoint whose step is a multiple of this
     resume: Literal["latest", "never"] | Natural = "latest"  # latest | never | a step
     profile: bool = False  # write a profiler trace of a few steps into the artifact
     sandbox: Literal["strict", "weak"] = "strict"
     log_every: Count = 10  # steps
     slots: Count = 1  # stages that may run side by side
     grace_seconds: Amount = 60.0  # between asking a stage to stop and ending it
-    timeout_minutes: Amount | None = None  # of a whole stage
+    timeout_minutes: PositiveOrOff = None  # of a whole stage
     retries: Natural = 2  # after a lost peer or a preemption
     usd_per_hour: Amount = 0.0
 

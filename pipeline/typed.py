@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from contextlib import suppress
@@ -19,22 +20,38 @@ LONGEST_SHOWN = 200  # characters of a value in a message
 
 @dataclass(frozen=True)
 class From:
-    """The smallest value that a number may have, or the one that it must exceed."""
+    """The smallest value that a number may have, or the one that it must exceed; `below`: what it must not reach."""
 
     limit: int
     included: bool = True
+    below: int | None = None
 
     def holds(self, number: float) -> bool:
-        return number >= self.limit if self.included else number > self.limit
+        enough = number >= self.limit if self.included else number > self.limit
+        return enough and (self.below is None or number < self.below)
 
     def __str__(self) -> str:
-        return f"from {self.limit} on" if self.included else f"above {self.limit}"
+        least = f"from {self.limit} on" if self.included else f"above {self.limit}"
+        return least if self.below is None else f"{least} and below {self.below}"
 
 
+@dataclass(frozen=True)
+class ZeroIsOff:
+    """Marks a number that may be null, which switches off what it is about: 0 is null."""
+
+
+# Every number of the settings is one of these. What 0 would make senseless does not take it; what null switches off is
+# switched off by 0 as well; NaN and infinity are numbers nowhere.
 Count = Annotated[int, From(1)]
 Natural = Annotated[int, From(0)]
 Amount = Annotated[float, From(0)]
 Positive = Annotated[float, From(0, included=False)]
+Fraction = Annotated[float, From(0, included=False, below=1)]
+Part = Annotated[float, From(0, below=1)]
+Seed = Annotated[int, From(0, below=1 << 63)]
+CountOrOff = Annotated[Count | None, ZeroIsOff()]
+PositiveOrOff = Annotated[Positive | None, ZeroIsOff()]
+FactorOrOff = Annotated[Annotated[float, From(1, included=False)] | None, ZeroIsOff()]
 Dtype = Literal["auto", "bfloat16", "float32", "float16"]
 
 
@@ -100,9 +117,12 @@ def convert(hint: Any, value: Any, where: str) -> Any:
             raise UserError(f"is {_show(value)}, but a group of settings is needed", where)
         item = (get_args(hint) or (str, Any))[1]
         return {str(k): convert(item, v, join(where, str(k))) for k, v in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         with suppress(OverflowError):
-            return float(value)
+            value = float(value)
+        if isinstance(value, float) and math.isfinite(value):
+            return value
+        raise UserError(f"is {_show(value)}, but a finite number is needed", where)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, hint) and not (hint in (int, float) and isinstance(value, bool)):
@@ -112,6 +132,8 @@ def convert(hint: Any, value: Any, where: str) -> Any:
 
 def _convert_bounded(hint: Any, value: Any, where: str) -> Any:
     base, *limits = get_args(hint)
+    if any(isinstance(limit, ZeroIsOff) for limit in limits):
+        return None if value == 0 and not isinstance(value, bool) else convert(base, value, where)
     number = convert(base, value, where)
     if not all(limit.holds(number) for limit in limits):
         raise UserError(f"is {_show(value)}, but {_name(hint)} is needed", where)
@@ -139,7 +161,7 @@ def _name(hint: Any) -> str:
     """What a value should be, in words."""
     if get_origin(hint) is Annotated:
         base, *limits = get_args(hint)
-        return " ".join([_name(base), *map(str, limits)])
+        return " ".join([_name(base), *(str(limit) for limit in limits if isinstance(limit, From))])
     return _NAMES.get(hint) or " | ".join(map(str, get_args(hint))) or str(hint)
 
 

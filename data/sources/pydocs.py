@@ -58,7 +58,7 @@ def make(request: Request) -> Made | None:
         (val if held_out(name, fraction) else train).extend(pages(text))
         request.on_progress(i, total)
     if not val or not train:
-        raise DataError(f"data.val_fraction: {fraction} leaves nothing to train on or to validate with.")
+        raise DataError(f"download.params.val_fraction: {fraction} leaves nothing to train on or to validate with.")
     names = [f"shard_{i:05d}.parquet" for i in range(SHARDS)]
     train = _shuffled(train, params.seed)
     for i, name in enumerate(names):

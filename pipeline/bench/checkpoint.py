@@ -51,7 +51,7 @@ def _save_once(training: Training) -> dict[str, float]:
         **saved,
         "stall_s": lost,
         "save_minutes": minutes,
-        "share_of_time": lost / (minutes * 60),
+        "share_of_time": lost / (minutes * 60) if minutes else 0.0,
     }
 
 

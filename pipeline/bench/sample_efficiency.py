@@ -12,7 +12,6 @@ A variant is a few overrides of the pipeline's configuration: `bench.variants=[b
 
 import dataclasses
 import importlib.util
-import math
 import statistics
 import tempfile
 import time
@@ -62,7 +61,7 @@ def compose(bench: Bench, overrides: str) -> Config:
         overrides,
         f"model.depth={settings.depth} model.sequence_len={settings.sequence_len} launch.log_every=10",
         f"pretrain.params.total_batch_tokens={settings.total_batch_tokens} pretrain.params.steps={settings.steps}",
-        f"pretrain.params.eval_every={settings.eval_every} pretrain.params.val_tokens={settings.val_tokens}",
+        f"pretrain.params.eval_every={settings.eval_every or 'null'} pretrain.params.val_tokens={settings.val_tokens}",
         f"tokenizer.params.vocab_size={settings.vocab_size}",
     )
 
@@ -85,7 +84,7 @@ def train(
     bench: Bench, stages: Stages, inputs: dict[str, Path], name: str, config: Config, seed: int
 ) -> dict[str, Any]:
     params = dataclasses.replace(config.params, seed=seed)
-    launch = dataclasses.replace(config.launch, save_minutes=math.inf)
+    launch = dataclasses.replace(config.launch, save_minutes=None)
     voice = _Voice(bench, f"{name}, seed {seed}")
     out = stages.run("pretrain", params, inputs, launch, tag=str(len(stages.metrics)), logger=voice)
     return {"params": stages.metrics[out.parent.name]["params"], "bpb": voice.bpb}

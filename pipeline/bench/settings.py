@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import typed
 from pipeline.errors import UserError
-from pipeline.typed import Count, Positive
+from pipeline.typed import Count, CountOrOff, Natural, Positive
 
 if TYPE_CHECKING:
     import torch
@@ -22,15 +22,15 @@ class BenchSettings:
 
     out: str = "bench.json"
     device: str = "auto"  # auto | cpu | cuda | mps
-    threads: int | None = None  # null: all cores
+    threads: Count | None = None  # null: all cores
     compile: bool | None = None  # of the training step; null: with and without on CPUs, with it on GPUs
     jobs: list[str] | None = (
         None  # training steps to measure (see pipeline/bench/configs.py); null: those of the device
     )
-    repeats: int = 5  # of every timing
+    repeats: Count = 5  # of every timing
     tiny: bool = False  # sizes at which nothing is measured, to see that everything runs
     data: str | None = None  # a folder laid out like a hub, or one of text shards
-    vocab_size: int = 8192  # of the tokenizer that is trained on that text
+    vocab_size: Count = 8192  # of the tokenizer that is trained on that text
     # Of decode alone:
     models: list[str] | None = None  # null: all that this device decodes
     batches: list[Count] | None = None  # rows side by side; null: those of the model
@@ -39,17 +39,17 @@ class BenchSettings:
     parts: list[str] | None = None  # null: all; see pipeline/bench/gpu.py
     # Of core alone:
     bundle: str | None = None  # the folder of CORE's bundle, or its zip
-    items: int = 16  # of each task
+    items: Count = 16  # of each task
     # Of sample_efficiency alone:
     variants: list[str] | dict[str, str] = field(default_factory=lambda: ["base", "modern"])
-    seeds: int = 1
-    depth: int = 4
-    sequence_len: int = 512
-    steps: int = 150
-    total_batch_tokens: int = 8192
-    eval_every: int = 50  # steps
-    val_tokens: int = 131_072
-    split: int | None = None  # number of the shard to validate on, the others are trained on; null: the last
+    seeds: Count = 1
+    depth: Count = 4
+    sequence_len: Count = 512
+    steps: Count = 150
+    total_batch_tokens: Count = 8192
+    eval_every: CountOrOff = 50  # steps
+    val_tokens: Count = 131_072
+    split: Natural | None = None  # number of the shard to validate on, the others are trained on; null: the last
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,6 @@ def parse(arguments: list[str]) -> tuple[BenchSettings, list[str]]:
     own = [a.removeprefix(PREFIX) for a in arguments if a.startswith(PREFIX)]
     values = {name: read_value(name, text) for name, _, text in (a.partition("=") for a in own)}
     settings = typed.build(BenchSettings, values, PREFIX.rstrip("."))
-    for name in ("repeats", "items", "seeds", "depth", "steps", "eval_every"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"is {getattr(settings, name)}, but must be at least 1", PREFIX + name)
     return settings, [a for a in arguments if not a.startswith(PREFIX)]
 
 

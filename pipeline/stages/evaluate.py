@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.spec import CoreSpec, TaskSpec
 from pipeline.job import Job, Launch, Stopped
-from pipeline.typed import Amount, Count, Dtype, Natural
+from pipeline.typed import Amount, Count, CountOrOff, Dtype, Natural, Seed
 
 if TYPE_CHECKING:
     from data.packing import ValidationRows
@@ -25,7 +25,7 @@ REFUSED = " refused"  # behind the name of a task, among the metrics
 @dataclass
 class Params:
     tasks: list[TaskSpec] = field(default_factory=list)  # chat tasks; their names are those in results
-    bpb_tokens: Count | None = None  # of the validation shard, from its start; null: no bits per byte
+    bpb_tokens: CountOrOff = None  # of the validation shard, from its start; null: no bits per byte
     core: CoreSpec | None = None  # null: no CORE
     prompts: list[str] = field(default_factory=list)  # texts to continue
     questions: list[str] = field(default_factory=list)  # messages to answer, for chat models
@@ -34,9 +34,9 @@ class Params:
     keep: Natural = 4  # conversations of each task in results.json
     max_new_tokens: Count = 512  # of an answer to a task's question
     temperature: Amount = 0.0  # of these answers; 0: the likeliest token
-    top_k: Count | None = 50
+    top_k: CountOrOff = 50
     samples: Count = 1  # answers to each question; with more than 1, pass@k is measured too
-    seed: int = 0
+    seed: Seed = 0
     dtype: Dtype = "auto"  # auto: what the device is good at
 
 

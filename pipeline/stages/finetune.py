@@ -12,7 +12,7 @@ from model.errors import ModelError
 from model.split import check_split
 from pipeline.job import Job, Launch
 from pipeline.stages.expected import training_seconds
-from pipeline.typed import Amount, Count, Dtype, Positive
+from pipeline.typed import Count, CountOrOff, Dtype, FactorOrOff, Part, Positive, PositiveOrOff, Seed
 
 if TYPE_CHECKING:
     from data.packing import ValidationRows
@@ -25,17 +25,17 @@ RANKS = True
 class Params:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    lr_frac: Amount = 1.0  # every rate times this
+    lr_frac: Positive = 1.0  # every rate times this
     total_batch_tokens: Count = 524_288  # of one step over all devices, masked ones included
     epochs: Positive = 1.0  # the horizon, unless steps is set
     steps: Count | None = None
-    dropout: float | None = None  # null: the model's
-    seed: int = 0  # of the order of rows
-    grad_clip: Amount | None = 1.0  # norm of the global gradients; null: off
-    skip_spikes: Positive | None = None  # drop steps whose gradient norm is this many times the usual
+    dropout: Part | None = None  # null: the model's
+    seed: Seed = 0  # of the order of rows
+    grad_clip: PositiveOrOff = 1.0  # norm of the global gradients; null: off
+    skip_spikes: FactorOrOff = None  # drop steps whose gradient norm is this many times the usual
     dtype: Dtype = "auto"  # of the computations; auto: what the device is good at
     fp8: bool = False  # matmuls of the blocks in 8 bits
-    eval_every: Count | None = 150  # steps between measurements of val_bpb, if tokens is an input
+    eval_every: CountOrOff = 150  # steps between measurements of val_bpb, if tokens is an input
     val_tokens: Count | None = 10_485_760  # of the validation shard, from its start; null: all
     init: str | None = None  # KEY@STEP: go on from a checkpoint of another run of this stage
 

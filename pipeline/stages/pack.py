@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.job import Job, Stopped
+from pipeline.typed import Count
 
 
 @dataclass
 class Params:
     method: Literal["stream", "bestfit"] = "stream"
-    sequence_len: int = 2048  # tokens of a row; it holds one more, for the last target
-    window: int = 1000  # bestfit: documents to choose from
+    sequence_len: Count = 2048  # tokens of a row; it holds one more, for the last target
+    window: Count = 1000  # bestfit: documents to choose from
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
@@ -20,10 +21,6 @@ def main(job: Job[Params]) -> dict[str, Any]:
     from data.packing import TokenSpan
 
     params = job.params
-    if params.sequence_len < 1 or params.window < 1:
-        raise DataMistake(
-            f"pack.params: sequence_len={params.sequence_len} and window={params.window} must be positive."
-        )
     span = TokenSpan(job.inputs["tokens"], "train")
     rows, kept = _stream(job, span) if params.method == "stream" else _best_fit(job, span)
     if rows < 1:

@@ -163,7 +163,8 @@ class Practice:
         raise Stopped(f"checkpoint at step {self.saver.last_step} of {self.steps}")
 
     def _time_to_save(self) -> bool:
-        return time.monotonic() - self.saved_at > self.job.launch.save_minutes * 60
+        minutes = self.job.launch.save_minutes
+        return minutes is not None and time.monotonic() - self.saved_at > minutes * 60
 
     def _save(self) -> None:
         self.progress.loss_scale, self.progress.good_steps = self.scale.value, self.scale.good_steps

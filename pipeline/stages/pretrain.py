@@ -12,7 +12,7 @@ from model.errors import ModelError
 from model.split import check_split
 from pipeline.job import Job, Launch
 from pipeline.stages.expected import training_seconds
-from pipeline.typed import Amount, Count, Dtype, Positive
+from pipeline.typed import Count, CountOrOff, Dtype, FactorOrOff, Positive, PositiveOrOff, Seed
 
 if TYPE_CHECKING:
     from data.packing import PackedRows
@@ -32,12 +32,12 @@ class Params:
     tokens: Count | None = None
     steps: Count | None = None
     max_epochs: Positive = 1.0  # more text than this is an error, not silently repeated
-    seed: int = 0  # of the weights and of the order of rows
-    grad_clip: Amount | None = 1.0  # norm of the global gradients; null: off
-    skip_spikes: Positive | None = None  # drop steps whose gradient norm is this many times the usual
+    seed: Seed = 0  # of the weights and of the order of rows
+    grad_clip: PositiveOrOff = 1.0  # norm of the global gradients; null: off
+    skip_spikes: FactorOrOff = None  # drop steps whose gradient norm is this many times the usual
     dtype: Dtype = "auto"  # of the computations; auto: what the device is good at
     fp8: bool = False  # matmuls of the blocks in 8 bits
-    eval_every: Count | None = 250  # steps between measurements of val_bpb; the end is always measured
+    eval_every: CountOrOff = 250  # steps between measurements of val_bpb; the end is always measured
     val_tokens: Count | None = 10_485_760  # of the validation shard, from its start; null: all
     init: str | None = None  # KEY@STEP: go on from a checkpoint of another pretrain
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data.spec import TaskSpec
 from pipeline.job import Job, Stopped
+from pipeline.typed import Count, Seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,9 +28,9 @@ SLICE = 64  # of them, one after the other in one thread
 class Params:
     mixture: list[TaskSpec] = field(default_factory=list)
     order: Literal["mixture", "sequence"] = "mixture"  # all tasks shuffled together, or one after the other
-    sequence_len: int = 2048  # tokens of context; a row has one more
+    sequence_len: Count = 2048  # tokens of context; a row has one more
     mask: Literal["assistant", "all"] = "assistant"  # what is trained on: what the assistant writes, or everything
-    seed: int = 0  # of the shuffle
+    seed: Seed = 0  # of the shuffle
 
 
 def check(params: Params, upstream: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from pipeline.report import as_html, as_markdown
 from pipeline.report.made import evaluations, read
 from pipeline.report.scores import headline, summary_rows
 from pipeline.report.sections import report
+from pipeline.typed import Natural
 
 SUMMARY = "summary.json"
 
@@ -22,8 +23,8 @@ SUMMARY = "summary.json"
 class Params:
     title: str = ""  # empty: after the recipe
     notes: list[str] = field(default_factory=list)  # below the results: what the data really are, for example
-    samples: int = 6  # continuations, and answers to the same questions
-    talks: int = 2  # graded questions of each task
+    samples: Natural = 6  # continuations, and answers to the same questions
+    talks: Natural = 2  # graded questions of each task
 
 
 def main(job: Job[Params]) -> dict[str, Any]:

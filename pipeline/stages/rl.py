@@ -12,7 +12,7 @@ from data.spec import TaskSpec
 from model.config import OptimConfig, ScheduleConfig
 from model.errors import ModelError
 from pipeline.job import Job, Launch
-from pipeline.typed import Amount, Count, Dtype, Natural, Positive
+from pipeline.typed import Amount, Count, CountOrOff, Dtype, Natural, Positive, PositiveOrOff, Seed
 
 if TYPE_CHECKING:
     from model.distributed import World
@@ -29,24 +29,24 @@ class Params:
     tasks: list[TaskSpec] = field(default_factory=list)  # what is practised; each must be graded, not multiple choice
     eval_tasks: list[TaskSpec] = field(default_factory=list)  # held-out problems for the curve
     eval_items: Count = 400  # the first so many of each
-    eval_every: Count | None = 60  # steps; the start and the end are always measured
+    eval_every: CountOrOff = 60  # steps; the start and the end are always measured
     problems: Count = 16  # of one step
     samples: Count = 16  # answers to each problem: a group
     steps: Count | None = None  # null: epochs
     epochs: Positive = 1.0  # of all problems
     temperature: Positive = 1.0  # of rollouts; what is trained is the model at this temperature
-    top_k: Count | None = 50
+    top_k: CountOrOff = 50
     max_new_tokens: Count = 256
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(warmdown_frac=1.0))
-    lr_frac: Amount = 0.05  # every rate times this
+    lr_frac: Positive = 0.05  # every rate times this
     divide_by_std: bool = False  # advantage (r - mean) / std instead of r - mean
     kl: Amount = 0.0  # weight of the divergence from the model it started with
-    clip: Amount | None = None  # of the probability ratio; matters with several updates a step
+    clip: PositiveOrOff = None  # of the probability ratio; matters with several updates a step
     updates: Count = 1  # of the optimiser on the rollouts of one step, each on a part of the groups
-    grad_clip: Amount | None = None  # norm of the global gradients; null: off
+    grad_clip: PositiveOrOff = None  # norm of the global gradients; null: off
     advisory: bool = False  # practise also tasks whose programs judge themselves (Task.advisory)
-    seed: int = 0
+    seed: Seed = 0
     dtype: Dtype = "auto"  # of the computations; auto: what the device is good at
     keep: Natural = 2  # rollouts of each step, and answers to each held-out task at each evaluation, in rollouts.jsonl
     init: str | None = None  # KEY@STEP: go on from a checkpoint of another run of this stage

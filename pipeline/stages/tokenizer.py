@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.counted import Counted
 from pipeline.job import Job, Stopped
+from pipeline.typed import Count
 
 if TYPE_CHECKING:
     from data.word_counts import ShardText
@@ -21,10 +22,10 @@ KEPT = "stopped; the shards whose words are counted are kept"
 
 @dataclass
 class Params:
-    vocab_size: int = 65536  # the special tokens included
-    max_chars: int = 2_000_000_000  # of text to train on, the same of each shard
-    doc_cap: int = 10_000  # characters of one document; a longer one gives its start
-    eval_chars: int = 1_000_000  # of held-out text to measure on
+    vocab_size: Count = 65536  # the special tokens included
+    max_chars: Count = 2_000_000_000  # of text to train on, the same of each shard
+    doc_cap: Count = 10_000  # characters of one document; a longer one gives its start
+    eval_chars: Count = 1_000_000  # of held-out text to measure on
 
 
 def check(params: Params, upstream: dict[str, Any]) -> None:

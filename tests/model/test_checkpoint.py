@@ -60,7 +60,14 @@ def same(one, other):
 
 
 @pytest.mark.parametrize(
-    "optim", [{"normuon": True}, {"name": "adamw"}, {"name": "torch.optim.Adagrad"}, {"name": "torch.optim.Adafactor"}]
+    "optim",
+    [
+        {"normuon": True},
+        {"name": "adamw"},
+        {"name": "lion"},
+        {"name": "torch.optim.Adagrad"},
+        {"name": "torch.optim.Adafactor"},
+    ],
 )
 def test_a_restored_run_goes_on_to_the_same_bits(tmp_path, optim):
     straight = Run(tmp_path / "a", **optim).train(0, 6).weights()

@@ -107,6 +107,27 @@ def test_adamw_is_torchs_to_the_bit():
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters()))
 
 
+def test_lion_is_the_published_algorithm():
+    """Program 1 of Chen et al. 2023, written down once more in float64."""
+    model = small_model().double()
+    config = OptimConfig(name="lion", weight_decay=0.1, matrix_lr=1e-3, betas=(0.9, 0.99), width_ref=None)
+    rates = {n: learning_rate(kind_of(n, p), config, 32) for n, p in model.named_parameters()}
+    decays = {n: 0.1 * (kind_of(n, p) == "matrix") for n, p in model.named_parameters()}
+    expected = {n: p.detach().clone() for n, p in model.named_parameters()}
+    means = {n: torch.zeros_like(p) for n, p in expected.items()}
+    optimizer = Optimizer(model, config, 32, ALONE)
+    for step in range(1, 8):
+        gradients = gradients_of(model, step)
+        for name, p in model.named_parameters():
+            p.grad.copy_(gradients[name])
+            update = torch.sign(0.9 * means[name] + 0.1 * gradients[name])
+            expected[name] -= rates[name] * (update + decays[name] * expected[name])
+            means[name] = 0.99 * means[name] + 0.01 * gradients[name]
+        optimizer.step(RATES)
+    for name, p in model.named_parameters():
+        assert torch.allclose(p.detach(), expected[name], rtol=0, atol=1e-12), name
+
+
 def test_one_classic_step_in_bfloat16_is_torchs_muon():
     model = small_model(width=64, head_dim=32)
     config = OptimConfig(coefficients="classic", orthogonal_dtype="bfloat16")
@@ -341,7 +362,7 @@ def test_more_processes_make_the_same_weights_and_hold_less_state_each(tmp_path,
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["adamw", "sgd", "torch.optim.Adam"])
+@pytest.mark.parametrize("name", ["adamw", "lion", "sgd", "torch.optim.Adam"])
 def test_the_other_optimisers_agree_on_two_processes_too(tmp_path, name):
     wanted, _ = train_together(tmp_path, 1, "float64", name)
     assert_equal_weights(train_together(tmp_path, 2, "float64", name)[0], wanted, 1e-10)

@@ -199,7 +199,7 @@ def test_a_wrong_name_is_an_error_with_the_nearest_right_one(override: str, said
 
 
 def test_a_class_that_is_there_is_not_imported_to_be_planned_with() -> None:
-    overrides = ["optim.name=torch.optim.RAdam", "model.arch=model.gpt.GPT"]
+    overrides = ["optim=adamw", "optim.name=torch.optim.RAdam", "model.arch=model.gpt.GPT"]
     program = (
         "import sys; from pipeline import config, dag; "
         f"dag.build(config.settings(config.compose({overrides}))); print('torch' in sys.modules)"
@@ -326,8 +326,15 @@ def test_a_file_that_is_not_there_is_named_with_its_setting(tmp_path: Path) -> N
         (["mixture.sft=[]"], r"sft_data\.params: needs a mixture"),
         (["mixture.rl=[{task: data.tasks.gsm9k.GSM9K}]"], r"rl\.params\.tasks\[0\]: task 'data\.tasks\.gsm9k"),
         (["optim.name=adamz"], r"optim\.name 'adamz' is not muon"),
+        (
+            ["optim.name=torch.optim.RAdam"],
+            r"at the rates of muon .*\. Set optim=adamw optim\.name=torch\.optim\.RAdam$",
+        ),
+        (["optim=muon_modern", "optim.name=adamw"], r"at the rates of muon .*\. Set optim=adamw$"),
+        (["optim=sgd", "optim.name=muon"], r"at the rates of sgd .*\. Set optim=muon$"),
+        (["sft.params.optim.name=lion"], r"sft\.params\.optim: optim\.name 'lion' .*\. Set optim=lion$"),
         (["model.arch=bsae"], r"model\.arch 'bsae' is not base"),
-        (["model.head_dim=0"], r"head_dim must be at least 1"),
+        (["model.head_dim=0"], r"model\.head_dim is 0; it must be at least 1"),
         (["launch.nproc=0"], r"launch\.nproc: is 0, but a whole number from 1 on is needed"),
         (["launch.retries=-1"], r"launch\.retries: is -1"),
         (["launch.resume=newest"], r"launch\.resume: is 'newest', but latest \| never or a whole number"),
