@@ -1,6 +1,7 @@
 """Every number among the settings refuses or obeys 0, -1, NaN and infinity; a new one has to decide as well."""
 
 import dataclasses
+import functools
 import importlib
 import math
 import pkgutil
@@ -111,9 +112,12 @@ def numbers() -> list[tuple[type, str]]:
     ]
 
 
+composed_once = functools.cache(lambda: config.compose([]))
+
+
 def taken(cls: type, name: str, number: float) -> Any:
     """What becomes of the number: "refused", or the setting's value."""
-    composed = config.compose([])
+    composed = composed_once()
     needed = {
         "TaskSpec": {"task": "data.tasks.arithmetic.Arithmetic"},
         "Params": {"source": "data.sources.pydocs"} if cls.__module__.endswith("download") else {},
@@ -147,7 +151,7 @@ def test_what_0_means_is_said_of_settings_that_take_it() -> None:
 def test_0_is_off_where_null_is_and_says_so() -> None:
     built = typed.build(Launch, {"timeout_minutes": 0, "save_every": 0, "save_minutes": 0.0, "keep_every": 0})
     assert built.timeout_minutes is built.save_every is built.save_minutes is built.keep_every is None
-    params = config.settings(config.compose([])).stages["pretrain"].params
+    params = composed_once()["pretrain"]["params"]
     stage = importlib.import_module("pipeline.stages.pretrain")
     off = typed.build(stage.Params, params | {"grad_clip": 0, "skip_spikes": 0, "eval_every": 0})
     assert off.grad_clip is off.skip_spikes is off.eval_every is None
