@@ -14,10 +14,11 @@ import sys
 import tempfile
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from data.durable import read_json
 from pipeline.bench import configs, table
@@ -92,7 +93,7 @@ def measure(bench: Bench) -> Result:
     result: Result = {}
     queue, running = deque(chosen(settings)), list[Child]()
     end = time.monotonic() + settings.budget_seconds
-    with tempfile.TemporaryDirectory(prefix="chatmill-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="chatmill-bench-") as folder, exit_on_sigterm():
         try:
             while queue or running:
                 while queue and may_start(queue[0], running):
@@ -110,6 +111,20 @@ def measure(bench: Bench) -> Result:
             for child in running:
                 child.kill()
     return result
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Parts are in process groups of their own, so that nobody else would end them."""
+
+    def leave(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def chosen(settings: BenchSettings) -> list[Part]:
