@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.trust import origin
-from pipeline import typed
+from pipeline import renamed, typed
 from pipeline.errors import UserError
 from pipeline.job import Launch
 from pipeline.typed import Amount, Count, Natural
@@ -301,7 +301,7 @@ def _mistake_in(override: str, known: list[str]) -> UserError | None:
     elif name not in known and not override.startswith(("+", "hydra")):
         near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
         fix = f"Did you mean {' or '.join(near)}?" if near else "`python flows.py plan --config` shows all names."
-        return UserError(f"there is no setting {name}", fix=fix)
+        return UserError(f"there is no setting {name}", fix=renamed.hint(name) or fix)
     return None
 
 

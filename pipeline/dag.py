@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from pipeline import typed
+from pipeline import renamed, typed
 from pipeline.config import Settings, StageConfig
 from pipeline.errors import UserError
 from pipeline.job import Launch
@@ -65,7 +65,7 @@ class Dag:
             if name not in self.stages:
                 near = difflib.get_close_matches(name, self.stages, n=1, cutoff=0.4)
                 fix = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(self.stages)}."
-                raise UserError(f"there is no stage {name!r}", where, fix)
+                raise UserError(f"there is no stage {name!r}", where, renamed.hint(name) or fix)
 
 
 def build(settings: Settings) -> Dag:

@@ -67,6 +67,16 @@ def print_ending(console: Console, store: Store, artifacts: list[Artifact]) -> N
         console.print("Chat:   python flows.py chat        (here on the terminal: python flows.py chat --cli)")
 
 
+def print_scores(console: Console, store: Store, artifact: Artifact) -> None:
+    """What an evaluation measured, as the stage printed it when it ran; nothing for other artifacts."""
+    if artifact.module != "evaluate":
+        return
+    from pipeline.stages.evaluate import lines
+
+    for line in lines(json.loads((store.open(artifact) / "results.json").read_bytes())):
+        console.print(f"{artifact.stages[0]}  {line}", soft_wrap=True, markup=False)
+
+
 def print_why(console: Console, plan: Plan, names: list[str]) -> None:
     """The key of each stage and what it is made of; for a stage that would run, what changed."""
     for step in plan.steps.values():

@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 RESULT_NEUTRAL = "names artifacts; makes nothing"
 
 ROOT = Path(__file__).resolve().parent.parent
+CHECKOUT = (ROOT / "pyproject.toml").is_file()  # else installed among other packages
 Code = dict[str, dict[str, str]]  # module -> top-level definition (or "" for the rest) -> digest of its syntax tree
 
 

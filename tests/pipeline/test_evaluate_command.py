@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate_command import Subject, declared, params, split
 from pipeline.export import write
 from pipeline.store import Store
-from tests.pipeline.small_store import model_of, session_of, small_store
+from tests.pipeline.small_store import model_of, seal, session_of, small_store
 
 SUMS = {"task": "data.tasks.arithmetic.Arithmetic", "name": "Sums", "split": "test", "size": 1000}
 WORDS = {"task": "data.tasks.simple_spelling.SimpleSpelling", "dataset": "words", "split": "test"}
@@ -157,3 +157,22 @@ def test_an_export_whose_store_is_gone_has_no_bits_per_byte_and_says_so(store, t
 
     with pytest.raises(UserError, match="bits per byte need the tokens"):
         subject(Store(tmp_path / "other"), tmp_path / "exported").tokens()
+
+
+def test_a_run_whose_evaluation_is_cached_prints_its_scores(store, monkeypatch, capsys):
+    monkeypatch.setenv("CHATMILL_STORE", str(store.root))
+    step = session_of(store).plan(online=False, targets=["evaluate_sft"]).steps["evaluate_sft"]
+    folder = store.folder("evaluate", step.key)
+    folder.mkdir(parents=True)
+    chat = {"Sums": {"accuracy": 0.5, "correct": 2, "items": 4, "ci": [0.15, 0.85]}}
+    results = {"bpb": {"val": 1.25}, "core": None, "chat": chat, "chatcore": 0.5, "chatcore_tasks": 1}
+    (folder / "results.json").write_text(json.dumps(results))
+    record = {"module": "evaluate", "key": step.key, "stages": ["evaluate_sft"], "finished": 1.0, "files": {}}
+    (folder / "artifact.json").write_text(json.dumps(record))
+    seal(folder)
+
+    assert main(["until=evaluate_sft"]) == 0
+
+    told = capsys.readouterr().out
+    assert "Nothing to do" in told and "evaluate_sft  bpb 1.2500" in told
+    assert "evaluate_sft  Sums 50.0% (2 of 4, 95% interval 15.0% to 85.0%)" in told

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from pathlib import Path
 from random import Random
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from data.conversation import render, render_prompt
 from data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from model.engine import Engine
+from model.errors import ModelError
 from model.sampling import Sampling
 from model.saved import load_model
 from pipeline.errors import UserError
@@ -181,6 +184,40 @@ def test_modern_weights_say_which_switches_are_in_the_way_and_leave_nothing(chat
     for switch in ("qk_gain=1.2", "lambdas=true", "value_embeddings=true", "backout=true", "smear=true"):
         assert switch in said
     assert "cannot be exported" in said and list(tmp_path.iterdir()) == []
+
+
+def test_nanochat_finds_its_checkpoint_and_tokenizer_with_plain_tensors_by_its_names(store, ours, tmp_path):
+    for stage, place in (("sft", "chatsft_checkpoints"), ("pretrain", "base_checkpoints")):
+        base = tmp_path / stage
+        write(model_of(store, stage), base, "nanochat")
+        network = load_model(model_of(store, stage).folder)
+
+        weights = torch.load(base / place / "d2" / "model_000000.pt", weights_only=True)
+        meta = json.loads((base / place / "d2" / "meta_000000.json").read_text())
+        with open(base / "tokenizer" / "tokenizer.pkl", "rb") as file:
+            encoding = pickle.load(file)
+        token_bytes = torch.load(base / "tokenizer" / "token_bytes.pt", weights_only=True)
+
+        assert torch.equal(weights["transformer.h.1.mlp.c_fc.weight"], network.layers[1].mlp.fc1.weight)
+        assert (
+            len(weights) == len(network.state_dict()) and {"lm_head.weight", "transformer.wte.weight"} <= weights.keys()
+        )
+        sizes = {"sequence_len": 128, "vocab_size": 400, "n_layer": 2, "n_head": 2, "n_kv_head": 2, "n_embd": 32}
+        assert meta["model_config"] == sizes
+        assert encoding.encode_ordinary("The mill grinds 1234") == ours.encode("The mill grinds 1234")
+        assert token_bytes.tolist() == ours.token_bytes.tolist()
+        # mlx-lm reads the folder itself
+        assert load_file(base / "model.safetensors").keys() == weights.keys()
+        assert json.loads((base / "config.json").read_text())["rope_theta"] == 10_000.0
+
+
+def test_what_nanochat_has_not_is_named(store, tmp_path):
+    put_model(store, "pretrain", "far", {}, rope_theta=100_000.0)
+
+    with pytest.raises(ModelError, match="nanochat has no rope_theta=100000"):
+        write(model_of(store, "far"), tmp_path / "out", "nanochat")
+
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kept", ["notes.txt", "model.safetensors"])

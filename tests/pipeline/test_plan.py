@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_hub import SmallHub
 
-from pipeline import config, dag, keys
+from pipeline import config, dag, keys, renamed
 from pipeline.dag import Dag, Stage
 from pipeline.errors import UserError
 from pipeline.job import Launch
@@ -262,6 +262,7 @@ NEUTRAL_OUTSIDE_PIPELINE = {
     "data/blobs.py",
     "data/durable.py",
     "data/errors.py",
+    "data/chat_template.py",
     "data/fetch.py",
     "data/helpers.py",
     "data/ratelimit.py",
@@ -287,6 +288,28 @@ NEUTRAL_OUTSIDE_PIPELINE = {
 def test_every_launch_setting_is_in_the_launch_configs() -> None:
     composed = config.compose([])
     assert set(composed["launch"]) == {f.name for f in dataclasses.fields(Launch)}
+
+
+@pytest.mark.parametrize(
+    ("override", "now"),
+    [
+        ("data.kind=x", "data.source"),
+        ("overlap.params.ngram=8", "overlap_text or overlap_rows"),
+        ("until=overlap", "overlap_text or overlap_rows"),
+        ("num_iterations=5", "pretrain.params.steps"),
+        ("device_batch_size=4", "launch.device_batch_size"),
+    ],
+)
+def test_a_name_of_an_earlier_version_or_of_nanochat_answers_with_the_one_of_today(override: str, now: str) -> None:
+    with pytest.raises(UserError, match=f"It is called {now} here"):
+        Session.open([override]).plan(online=False)
+
+
+def test_names_of_today_are_settings() -> None:
+    known = config._dotted(config.compose([]))
+    for now in renamed.NOW.values():
+        for name in now.split(" or "):
+            assert name in known
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "midtrain", "sft", "rl"])
