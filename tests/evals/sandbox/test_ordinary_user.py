@@ -1,5 +1,6 @@
 """A user's own files and processes are safe where that user, not root, runs programs; Landlock alone does it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,23 +22,24 @@ sys.path.insert(0, sys.argv[1])
 from concurrent.futures import ThreadPoolExecutor
 from data.task import Check
 from evals.sandbox.box import Limits, Sandbox
-box = Sandbox(Limits(wall_seconds=4.0, cpu_seconds=1, memory_bytes=256 << 20), "weak", sys.argv[2])
+box = Sandbox(Limits(wall_seconds=4.0, cpu_seconds=1, memory_bytes=256 << 20), *sys.argv[2:])
 given = json.load(sys.stdin)
 check = Check(given["check"], "add") if given["check"] else None
 with ThreadPoolExecutor(2) as pool:
     print(json.dumps([dataclasses.asdict(made) for made in pool.map(lambda text: box(text, check), given["programs"])]))
 """
 
-# A Python for Sandbox whose kernel knows no namespaces, as in most containers.
-WITHOUT_NAMESPACES = """#!{python} -IS
+# A Python for Sandbox whose kernel lacks what is listed: namespaces, as in most containers; Landlock, if it is old.
+LACKING = """#!{python} -IS
 import sys
 source = sys.argv[-1]
 sys.path.insert(0, {root!r})
 from evals.sandbox import kernel
 del sys.path[0]
-def refuse(kind):
-    raise OSError(kind)
-kernel.unshare = refuse
+def refuse(*given):
+    raise OSError
+for name in {lacking!r}:
+    setattr(kernel, name, refuse)
 exec(source)
 """
 
@@ -45,8 +47,8 @@ exec(source)
 class User:
     """An account with a secret in its home and in its environment."""
 
-    def __init__(self, folder: Path, user: int | None, python: str, namespaces: bool) -> None:
-        self.user, self.python, self.namespaces = user, python, namespaces
+    def __init__(self, folder: Path, user: int | None, python: str, lacking: tuple[str, ...]) -> None:
+        self.user, self.python, self.lacking = user, python, lacking
         self.home = folder / "home"
         self.token = self.home / ".cache" / "huggingface" / "token"
         self.token.parent.mkdir(parents=True)
@@ -57,18 +59,18 @@ class User:
         (folder / "code" / "evals" / "__init__.py").touch()
         self.code = folder / "code"
         self.sandbox_python = python
-        if not namespaces:
+        if lacking:
             wrapper = folder / "python"
-            wrapper.write_text(WITHOUT_NAMESPACES.format(python=python, root=str(self.code)))
+            wrapper.write_text(LACKING.format(python=python, root=str(self.code), lacking=lacking))
             wrapper.chmod(0o755)
             self.sandbox_python = str(wrapper)
         if user is not None:
             for path in (self.home, *self.home.rglob("*")):
                 os.chown(path, user, user)
 
-    def run(self, *programs: str, check: str | None = None) -> list[dict]:
+    def run(self, *programs: str, check: str | None = None, mode: str = "weak") -> list[dict]:
         done = subprocess.run(
-            [self.python, "-c", RUN, str(self.code), self.sandbox_python],
+            [self.python, "-c", RUN, str(self.code), mode, self.sandbox_python],
             input=json.dumps({"programs": programs, "check": check}),
             capture_output=True,
             text=True,
@@ -77,18 +79,23 @@ class User:
             **({} if self.user is None else {"user": self.user, "group": self.user, "extra_groups": []}),
         )
         assert done.returncode == 0, done.stderr
-        made = json.loads(done.stdout)
-        if "landlock" not in made[0]["layers"]:
-            pytest.skip("this kernel has no Landlock")
-        return made
+        return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["namespaces", "landlock alone"])
-def user(request):
+@contextlib.contextmanager
+def an_account(*lacking: str):
     nobody = NOBODY if os.getuid() == 0 else None
     with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
         os.chmod(folder, 0o755)
-        yield User(Path(folder), nobody, _python_for(nobody), request.param)
+        yield User(Path(folder), nobody, _python_for(nobody), lacking)
+
+
+@pytest.fixture(scope="module", params=[(), ("unshare",)], ids=["namespaces", "landlock alone"])
+def user(request):
+    with an_account(*request.param) as account:
+        if "landlock" not in account.run("pass")[0]["layers"]:
+            pytest.skip("this kernel has no Landlock")
+        yield account
 
 
 def _python_for(user: int | None) -> str:
@@ -137,7 +144,7 @@ print(sorted(set(os.environ) - {{"LC_CTYPE"}}))
     (looked,) = user.run(look)
 
     assert looked["status"] == "passed"
-    assert user.namespaces or not {"mount", "net", "pid"} & {*looked["layers"]}
+    assert not user.lacking or not {"mount", "net", "pid"} & {*looked["layers"]}
     assert looked["output"] == "[]\n"
 
 
@@ -154,6 +161,18 @@ def test_modules_and_libraries_of_python_are_read(user):
     (made,) = user.run("import csv, unittest.mock, encodings.cp1252, ctypes, lzma, tempfile, xml.dom.minidom")
 
     assert made["status"] == "passed"
+
+
+def test_strict_runs_nothing_where_neither_landlock_nor_another_user_keeps_files_from_being_read():
+    with an_account("unshare", "landlock") as user:
+        (strict,), (weak,) = user.run("print(1)", mode="strict"), user.run("print(1)")
+
+    assert (
+        strict["status"] == "refused"
+        and "a program could" in strict["detail"]
+        and "read your files" in strict["detail"]
+    )
+    assert weak["status"] == "passed"
 
 
 def test_a_program_that_looks_for_the_check_or_its_judge_does_not_pass(user):
