@@ -27,6 +27,11 @@ def whole_all(value: Any, notes: Counter[str]) -> Any:
     return value
 
 
+def counted(notes: dict[str, int]) -> str:
+    """What a reader noted and how often, for one line; empty where it noted nothing."""
+    return ", ".join(f"{what}: {number:,}" for what, number in notes.items() if number)
+
+
 def decode(content: bytes) -> str:
     """UTF-8 in which halves of surrogate pairs may be encoded, too. Raises UnicodeDecodeError for anything else."""
     return content.decode("utf-8", "surrogatepass")

@@ -73,6 +73,8 @@ def describe_url(url: str, own_token: bool = False) -> dict[str, Any]:
     except http_errors() as error:
         raise_if_final(error, url)
         raise unreachable(url, error) from None
+    if response.headers.get("Content-Type", "").startswith("text/html") and not url.endswith((".html", ".htm")):
+        raise DataError(f"{url}: the answer is a web page, not the file. Open it in a browser, or try another mirror.")
     etag = response.headers.get("ETag", "").removeprefix("W/").strip('"')
     size = response.headers.get("Content-Length")
     if is_sha256(etag) and size:

@@ -19,6 +19,10 @@ CALLS = ("tool_calls", "function_call")
 MOST_NOTES = 20  # different fields that are counted by name
 
 
+class Unlearnable(DataMistake):
+    """A conversation whose answers cannot be learnt as they are."""
+
+
 def conversation_of(value: Any, notes: Counter[str]) -> Conversation:
     """The conversation that a JSON value stands for, checked, to learn from. notes: counts fields that are ignored.
 
@@ -86,7 +90,7 @@ def _message(message: Any, number: int, notes: Counter[str]) -> Any:
     if not isinstance(message, dict):
         return message
     if called := next((name for name in CALLS if message.get(name)), None):
-        raise DataMistake(
+        raise Unlearnable(
             f"message {number} has {called}, which is not read. Leave it out, or write a call of the calculator as "
             'content [{"type": "python", "text": "1+1"}, {"type": "python_output", "text": "2"}, ...]'
         )
@@ -112,10 +116,10 @@ def _is_text_part(part: Any) -> bool:
 
 def _check_answers(messages: list[dict[str, Any]]) -> None:
     if messages[-1]["role"] != "assistant":
-        raise DataMistake("a conversation to learn from ends with the assistant")
+        raise Unlearnable("a conversation to learn from ends with the assistant")
     for number, message in enumerate(messages, 1):
         if is_empty_answer(message) and message.get("weight") != 0:
-            raise DataMistake(f'the answer in message {number} is empty. Leave it out, or give it "weight": 0')
+            raise Unlearnable(f'the answer in message {number} is empty. Leave it out, or give it "weight": 0')
 
 
 def _ignore(value: dict[str, Any], read: set[str], notes: Counter[str]) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.characters import decode, whole
-from data.errors import DataMistake
+from data.durable import read_json
+from data.errors import DataError, DataMistake
 from data.parquet import explained, open_parquet, read_batches
+from data.trust import check_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -56,6 +58,18 @@ def text_bytes(path: Path, column: str = "text") -> int:
 def check_shard(path: Path, column: str = "text") -> None:
     """Raise DataError if the file has no footer, as one cut off has not, or no text in that column."""
     _open(path, column)
+
+
+def read_listing(folder: Path) -> tuple[list[str], str | None, str]:
+    """(the training shards, the one held out or None, the column) that shards.json lists. Raises DataError."""
+    path = folder / "shards.json"
+    listing = read_json(path, dict) or {}
+    train, val, column = listing.get("train"), listing.get("val"), listing.get("column")
+    if not isinstance(train, list) or not train or not isinstance(column, str):
+        raise DataError(f"{path}: is damaged. Remove its artifact; it is made again.")
+    for name in [*train, *([] if val is None else [val])]:
+        check_name(name, str(path))
+    return train, val, column
 
 
 def held_out(text: str, fraction: float) -> bool:

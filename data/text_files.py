@@ -20,7 +20,7 @@ LONGEST_PAGE_CHARS = 200_000  # where no blank line comes, at a line end
 LONGEST_LINE = 256 << 20  # bytes
 MOST_EXPANSION = 100  # of a compressed file, past SMALL_UNPACKED
 SMALL_UNPACKED = 1 << 30
-LINES = "lines, each a document, as no blank line stands between them"
+LINES = "lines read as a document each, as no blank line stands between them"
 
 
 def kind_of(path: Path) -> tuple[str, str | None] | None:

@@ -1,5 +1,6 @@
 """Zip archives from outside, unpacked within bounds: what could leave the folder, or fill the disk, is refused."""
 
+import errno
 import os
 import stat
 import struct
@@ -11,7 +12,7 @@ from data.errors import DataError
 from data.trust import below, check_name
 
 MOST_MEMBERS = 100_000
-LARGEST_UNPACKED = 4 << 30  # bytes of all members; the CORE bundle has 0.4 GB
+LARGEST_UNPACKED = 4 << 30  # bytes of all members, far above the CORE bundle
 MOST_EXPANSION = 100  # times the archive's own size, past SMALL_UNPACKED: text shrinks to a tenth or so
 SMALL_UNPACKED = 16 << 20
 CHUNK = 1 << 20
@@ -31,7 +32,9 @@ def unzip(path: Path, folder: Path, where: str) -> None:
                 raise _too_large(where, left)
             for info in members:
                 left -= _write(archive, info, below(folder, info.orig_filename, where), left, where)
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError, OSError) as error:
+        if getattr(error, "errno", None) not in (None, errno.EINVAL):  # that of a seek to where the archive sends us
+            raise
         raise DataError(f"{where}: is no whole zip file ({error}). Fetch it again, or try another mirror.") from None
 
 

@@ -32,4 +32,8 @@ def _from_list(folder: Path) -> list[str]:
     paths = [path for path in sorted(folder.glob("**/*.txt")) if path.name != "log.txt"]  # the log of the download
     if len(paths) != 1:
         raise DataError(f"{folder}: a word list is one .txt file, but there are {len(paths)}")
-    return [word for word in paths[0].read_text(encoding="utf-8").split() if word.isascii() and word.islower()]
+    return [
+        word
+        for word in paths[0].read_text(encoding="utf-8", errors="replace").split()
+        if word.isascii() and word.islower()
+    ]

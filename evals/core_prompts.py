@@ -13,6 +13,8 @@ import jinja2
 import yaml
 
 from data.errors import DataError
+from data.text_files import numbered_lines
+from data.trust import below, shown
 
 Kind = Literal["multiple_choice", "schema", "language_modeling"]
 Item = dict[str, Any]
@@ -74,7 +76,7 @@ def read_bundle(folder: Path) -> list[CoreTask]:
         with open(root / "eval_meta_data.csv", newline="") as file:
             baselines = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
         tasks = [_read_task(root, entry, baselines) for entry in described]
-    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"{root}: no CORE bundle ({type(error).__name__}: {error})") from error
     missing = [str(task.path) for task in tasks if not task.path.is_file()]
     if missing:
@@ -83,14 +85,34 @@ def read_bundle(folder: Path) -> list[CoreTask]:
 
 
 def _read_task(root: Path, entry: dict[str, Any], baselines: dict[str, float]) -> CoreTask:
+    if entry["icl_task_type"] not in SHAPES:
+        raise ValueError(f"{shown(entry['icl_task_type'])} is not a kind of task")
     return CoreTask(
         label=entry["label"],
         kind=entry["icl_task_type"],
-        path=root / "eval_data" / entry["dataset_uri"],
+        path=below(root / "eval_data", entry["dataset_uri"], str(root / "core.yaml")),
         shots=int(entry["num_fewshot"][0]),
         delimiter=entry.get("continuation_delimiter", " "),
         baseline=baselines[entry["label"]],
     )
+
+
+SHAPES: dict[str, dict[str, type]] = {
+    "multiple_choice": {"query": str, "choices": list, "gold": int},
+    "schema": {"context_options": list, "continuation": str, "gold": int},
+    "language_modeling": {"context": str, "continuation": str},
+}
+
+
+def _check_item(kind: Kind, item: Any, where: str) -> None:
+    shape = SHAPES[kind]
+    if not isinstance(item, dict) or not all(isinstance(item.get(name), of) for name, of in shape.items()):
+        raise DataError(f"{where}: is not an item of {kind}, which has {', '.join(shape)}.")
+    options = item["choices" if kind == "multiple_choice" else "context_options"] if "gold" in shape else []
+    if not all(isinstance(option, str) for option in options) or (
+        "gold" in shape and item["gold"] not in range(len(options))
+    ):
+        raise DataError(f"{where}: its gold is not one of its options, or these are not texts.")
 
 
 @dataclass(frozen=True)
@@ -103,8 +125,15 @@ class TaskItems:
 
     @classmethod
     def load(cls, task: CoreTask, max_per_task: int | None = None) -> "TaskItems":
-        with open(task.path) as file:
-            items = [json.loads(line) for line in file if line.strip()]
+        items = []
+        for number, line in numbered_lines(task.path):
+            try:
+                item = json.loads(line) if line.strip() else None
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{task.path}:{number}: is not JSON ({error}).") from None
+            if item is not None:
+                _check_item(task.kind, item, f"{task.path}:{number}")
+                items.append(item)
         random.Random(SHUFFLE_SEED).shuffle(items)
         count = min(len(items), max_per_task or len(items))
         # Examples come from the items that are evaluated, or from a few more where these are too few to choose from.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from data.durable import keep_json, write_text
+from data.trust import printable
 from pipeline.typed import Amount, Count, CountOrOff, Natural, PositiveOrOff
 
 RESULT_NEUTRAL = "hands a stage its folders and carries its words; makes nothing itself"
@@ -137,10 +138,11 @@ class Job(Generic[Params]):
         """One line to the log and to the person who watches."""
         if self.rank != 0:
             return
+        line = printable(text)  # names of files and of tasks may be quoted in it
         with suppress(OSError):
-            print(text, flush=True)
+            print(line, flush=True)
             with open(self.work / "said.txt", "a") as file:
-                file.write(text.replace("\n", " ") + "\n")
+                file.write(line.replace("\n", " ") + "\n")
 
 
 def _step_of(line: str) -> float:

@@ -49,7 +49,10 @@ def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any
             if not online:
                 return None
             url = _file_url(params.repo_id, name, listing["commit"], endpoint)
-            listing["files"][name] = describe_url(url, own_token)
+            found = describe_url(url, own_token)
+            if found["bytes"] != listing["files"][name]["bytes"]:
+                raise DataError(f"{url}: is not of the size that {endpoint} lists. {ANOTHER_ENDPOINT}")
+            listing["files"][name] = found
         files[name] = listing["files"][name]
     source = {"endpoint": endpoint, "repo_id": params.repo_id, "commit": listing["commit"], "own_token": own_token}
     return {"files": files, "source": source}

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data.blobs import file_sha256, link
+from data.characters import counted
 from data.errors import DataMistake
 from data.resplit import VAL, Resplit
 from data.shards import check_shard, write_shard
@@ -43,7 +44,7 @@ def make(request: Request) -> Made | None:
             raise DataMistake(f"{path}: has changed since this run was planned. Run again.")
     if ignored := request.identity["source"].get("ignored"):
         named = ", ".join(PurePosixPath(path).name for path in ignored[:NAMED]) + ", ..." * (len(ignored) > NAMED)
-        request.say(printable(f"{len(ignored)} files ignored: {named} (read: {READ}, but no {NOT_TEXT})", keep=""))
+        request.say(printable(f"files ignored: {len(ignored):,} ({named}). Read: {READ}, but no {NOT_TEXT}.", keep=""))
     if params.what == "dataset":
         for name, path in found.items():
             link(request.blobs.path(request.blobs.add(path)), request.out / name)
@@ -159,5 +160,5 @@ def _resplit(found: dict[str, Path], request: Request) -> Made | None:
 
 
 def _say(path: Path, notes: dict[str, int], request: Request) -> None:
-    if counted := [f"{number:,} {what}" for what, number in notes.items() if number]:
-        request.say(printable(f"{path.name}: {', '.join(counted)}", keep=""))
+    if said := counted(notes):
+        request.say(printable(f"{path.name}: {said}", keep=""))

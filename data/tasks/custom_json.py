@@ -8,7 +8,7 @@ from data.characters import whole_all
 from data.conversation import Conversation
 from data.draw import Draw
 from data.errors import DataError, DataMistake
-from data.formats import KNOWN, conversation_of, is_trained
+from data.formats import KNOWN, Unlearnable, conversation_of, is_trained
 from data.task import Task, TaskError
 from data.text_files import numbered_lines
 
@@ -64,5 +64,7 @@ def _conversation(line: bytes, notes: Counter[str], where: str) -> Conversation:
         raise DataMistake(f"{where}: not UTF-8 text (byte {error.start + 1} of the line)") from error
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits; lists in lists in lists
         raise DataMistake(f"{where}: JSON that cannot be read ({str(error)[:80]})") from error
+    except Unlearnable as error:
+        raise DataMistake(f"{where}: {error}.") from error
     except DataError as error:
         raise DataMistake(f"{where}: {error}. A line is {KNOWN}.") from error

@@ -43,18 +43,18 @@ def check(params: Params, upstream: dict[str, Any]) -> None:
 
 def main(job: Job[Params]) -> dict[str, Any]:
     """Render in chunks that survive a crash, then pack. Raises DataError for what is no mixture."""
+    from data.characters import counted
     from data.mixture import TaskMixture, TaskSequence
     from data.spec import load_tasks
     from data.tokenizer import Tokenizer
-    from data.trust import printable
 
     params = job.params
     check(params, {})
     tokenizer = Tokenizer.load(job.inputs["tokenizer"])
     tasks = load_tasks(params.mixture, lambda name: job.inputs[f"dataset/{name}"])
     for spec, task in zip(params.mixture, tasks):
-        if task.notes:
-            job.say(printable(f"{spec.label}: {', '.join(f'{n:,} {what}' for what, n in task.notes.items())}", keep=""))
+        if said := counted(task.notes):
+            job.say(f"{spec.label}: {said}")
     repeats = [spec.repeat for spec in params.mixture]
     if params.order == "sequence":
         mixture = TaskSequence(tasks, repeats)

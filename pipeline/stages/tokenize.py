@@ -66,19 +66,19 @@ def _flat(name: str) -> str:
 
 def _shards(job: Job[Params]) -> list[_Shard]:
     """What there is to do. Looks at each footer, so that a shard that was cut off is known before any work is done."""
-    from data.shards import text_bytes
+    from data.shards import read_listing, text_bytes
 
     folder = job.inputs["shards"]
-    listing = json.loads((folder / "shards.json").read_text())
-    names = [(name, "train") for name in listing["train"]] + ([(listing["val"], "val")] if listing["val"] else [])
+    train, val, column = read_listing(folder)
+    names = [(name, "train") for name in train] + ([(val, "val")] if val else [])
     return [
         _Shard(
             index=i,
             name=name,
             split=split,
             path=folder / name,
-            column=listing["column"],
-            bytes=text_bytes(folder / name, listing["column"]),
+            column=column,
+            bytes=text_bytes(folder / name, column),
             tokenizer=job.inputs["tokenizer"],
             store=job.store / "tokens",
         )

@@ -85,16 +85,16 @@ class _Shard:
 
 def _shards(job: Job[Params]) -> list[_Shard]:
     """What there is to count; held-out documents are of the first shard."""
-    from data.shards import text_bytes
+    from data.shards import read_listing, text_bytes
     from data.word_counts import ShardText
 
     params, folder = job.params, job.inputs["text"]
-    listing = json.loads((folder / "shards.json").read_text())
-    share = -(-params.max_chars // len(listing["train"]))
+    train, _, column = read_listing(folder)
+    share = -(-params.max_chars // len(train))
     shards: list[_Shard] = []
-    for number, name in enumerate(listing["train"]):
+    for number, name in enumerate(train):
         held_out = params.eval_chars if number == 0 else 0
-        text = ShardText(folder / name, listing["column"], params.doc_cap, share, held_out)
+        text = ShardText(folder / name, column, params.doc_cap, share, held_out)
         expected = min(share, text_bytes(text.path, text.column))
         shards.append(_Shard(text, expected, job.scratch / f"{number}.counts.parquet"))
     return shards

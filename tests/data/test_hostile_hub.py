@@ -299,6 +299,17 @@ def test_reading_a_file_only_to_know_it_has_an_end(small_hub, monkeypatch, heade
         describe_url(f"{small_hub.url}/words.txt")
 
 
+def test_a_web_page_in_place_of_a_file_is_not_taken_for_it(small_hub):
+    small_hub.add("datasets/org/text/data/small.json", b"{}")
+    page = (200, {"Content-Type": "text/html; charset=utf-8"}, [b"<html>Sign in</html>"])
+    small_hub.answers["/words.txt"] = page
+    with pytest.raises(DataError, match="is a web page, not the file"):
+        describe_url(f"{small_hub.url}/words.txt")
+    small_hub.answers[f"/datasets/org/text/resolve/{COMMIT}/data/small.json"] = (200, {}, [b"no JSON"])
+    with pytest.raises(DataError, match=r"is not of the size that .* lists"):
+        plan(small_hub, files=["data/*.json"])
+
+
 # --- archives
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from data import resplit, text_files
 from data.errors import DataError
 from data.resplit import Resplit
-from data.shards import documents, held_out, write_shard
+from data.shards import documents, held_out, read_listing, write_shard
 from data.sources import local, pydocs
 from pipeline.job import Job, Launch, Stopped
 from pipeline.stages import download
@@ -230,8 +230,8 @@ def test_rows_without_text_are_skipped_and_half_characters_replaced_by_all_reade
     assert found == WHOLE | {"the end"}
     said = (tmp_path / "work" / "said.txt").read_text() if name != "a.parquet" or val_shard is None else ""
     if said:
-        assert "2 halves of surrogate pairs replaced by U+FFFD" in said
-        assert ("2 rows without text skipped" in said) == (name != "a.txt")
+        assert "halves of surrogate pairs replaced by U+FFFD: 2" in said
+        assert ("rows without text skipped: 2" in said) == (name != "a.txt")
 
 
 def compressed(text: bytes, how: str) -> bytes:
@@ -276,7 +276,7 @@ def test_what_is_ignored_in_a_folder_is_named_and_counted(tmp_path):
     out, listing = run_download(tmp_path / "work", source="data.sources.local", paths=[str(folder)])
     assert {text for shard in [*listing["train"], listing["val"]] for text in read(out / shard)} == {"one", "two"}
     said = (tmp_path / "work" / "said.txt").read_text()
-    assert "7 files ignored: x.txt, .hidden.txt, LICENSE.txt" in said and "README" in said
+    assert "files ignored: 7 (x.txt, .hidden.txt, LICENSE.txt" in said and "README" in said
     assert local.find_sources([str(folder / "readme.txt")])[0]  # named, it is taken
 
 
@@ -285,7 +285,10 @@ def test_a_txt_without_blank_lines_is_a_document_each_line(tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(lines) + "\n\n")
     out, listing = run_download(tmp_path / "work", source="data.sources.local", paths=[str(tmp_path / "a.txt")])
     assert {text for shard in [*listing["train"], listing["val"]] for text in read(out / shard)} == set(lines)
-    assert "a.txt: 50 lines, each a document" in (tmp_path / "work" / "said.txt").read_text()
+    assert (
+        "a.txt: lines read as a document each, as no blank line stands between them: 50"
+        in (tmp_path / "work" / "said.txt").read_text()
+    )
     (tmp_path / "b.txt").write_text("A title\n\n" + "one line after another\n" * 100_000)
     pages = list(text_files.read_text(tmp_path / "b.txt", "text"))
     assert "\n".join(pages) == (tmp_path / "b.txt").read_text().strip("\n")
@@ -299,6 +302,16 @@ def test_a_damaged_position_starts_again(tmp_path):
     for damage in ("", "[]", "{}", '{"source": "x", "document": 0, "shards": 1, "val_parts": [], "notes": {}}'):
         (tmp_path / "work" / "scratch" / "position.json").write_text(damage)
         assert run_download(tmp_path / "work", **params)[1] == listing
+
+
+@pytest.mark.parametrize(
+    "listing",
+    ["", "[]", "{}", '{"train": ["../x"], "val": null, "column": "text"}', '{"train": [3], "column": "text"}'],
+)
+def test_a_list_of_shards_that_is_damaged_or_leaves_its_folder_is_refused(tmp_path, listing):
+    (tmp_path / "shards.json").write_text(listing)
+    with pytest.raises(DataError, match=r"is damaged|Refused"):
+        read_listing(tmp_path)
 
 
 def test_sources_that_cannot_be_read_are_named(tmp_path):

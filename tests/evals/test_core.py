@@ -234,6 +234,39 @@ def test_a_bundle_that_is_none_is_named(tmp_path, bundle):
         read_bundle(bundle)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "core.yaml",
+            "icl_tasks: [{label: mc, dataset_uri: ../../../x, num_fewshot: [0], icl_task_type: schema}]",
+            "Refused",
+        ),
+        (
+            "core.yaml",
+            "icl_tasks: [{label: mc, dataset_uri: /etc/passwd, num_fewshot: [0], icl_task_type: schema}]",
+            "Refused",
+        ),
+        (
+            "core.yaml",
+            "icl_tasks: [{label: mc, dataset_uri: mc.jsonl, num_fewshot: [0], icl_task_type: x}]",
+            "no CORE bundle",
+        ),
+        ("core.yaml", "icl_tasks: [3]", "no CORE bundle"),
+        ("core.yaml", "[" * 100_000, "no CORE bundle"),
+        ("eval_data/mc.jsonl", "{", r"mc\.jsonl:1: is not JSON"),
+        ("eval_data/mc.jsonl", "[3]", r"mc\.jsonl:1: is not an item of multiple_choice"),
+        ("eval_data/mc.jsonl", '{"query": "a", "choices": ["b"], "gold": 1}', r"mc\.jsonl:1: its gold is not one"),
+        ("eval_data/mc.jsonl", '{"query": "a", "choices": [3], "gold": 0}', r"mc\.jsonl:1: its gold is not one"),
+    ],
+)
+def test_a_bundle_from_elsewhere_is_read_within_its_folder_or_refused_in_one_line(bundle, name, content, said):
+    (bundle / "eval_bundle" / name).write_text(content)
+    with pytest.raises(DataError, match=said) as raised:
+        TaskItems.load(read_bundle(bundle)[0])
+    assert str(raised.value).isprintable()
+
+
 def test_chunks_hold_every_item_once_longest_first(bundle):
     items = TaskItems.load(read_bundle(bundle)[0])
     chunks = plan(items, 100)

@@ -133,7 +133,7 @@ def test_an_answer_of_weight_0_is_never_trained_on(tmp_path, tokenizer_folder, m
     assert "WRONG" in tokenizer.decode(tokens.tolist())
     learnt = tokenizer.decode(tokens[trained == 1].tolist())
     assert "WRONG" not in learnt and "right" in learnt and ("Again" in learnt) == (mask == "all")
-    assert "CustomJSON: 1 fields 'id' ignored" in (job.work / "said.txt").read_text()
+    assert "CustomJSON: fields 'id' ignored: 1" in (job.work / "said.txt").read_text()
 
 
 def test_what_does_not_fit_is_cut_at_a_turn_or_dropped_and_counted(tmp_path, tokenizer_folder):

@@ -407,6 +407,15 @@ def table_of(texts: list[str]) -> bytes:
     return sink.getvalue()
 
 
+def test_a_mirror_that_answers_with_a_web_page_is_said_in_one_line(chatmill: Chatmill, tmp_path: Path) -> None:
+    with small_text_hub(tmp_path, shards=2).serving() as hub:
+        page = (200, {"Content-Type": "text/html"}, [b"<html>\x1b]0;owned\x07</html>"])
+        hub.answers["/api/datasets/me/text/revision/main"] = page
+        out = chatmill.run("data=fineweb_edu", "data.repo_id=me/text", "until=download", code=1, HF_ENDPOINT=hub.url)
+    assert f"{hub.url}/api/datasets/me/text/revision/main: the answer is not JSON" in out
+    assert len(out.strip().splitlines()) <= 2 and "\x1b" not in out
+
+
 def test_an_unreachable_hub_is_said_in_one_line(chatmill: Chatmill) -> None:
     out = chatmill.run("data=fineweb_edu", "until=download", code=1, HF_ENDPOINT="http://127.0.0.1:1")
     assert "cannot reach karpathy/fineweb-edu-100b-shuffle" in out
