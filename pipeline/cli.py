@@ -10,7 +10,7 @@ import io
 import os
 import sys
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pipeline import disk, environment
 from pipeline.errors import Guarded, Interrupted, UserError
@@ -79,9 +79,9 @@ def _dispatch(arguments: list[str]) -> int:
     for argument in arguments:
         if any("\ud800" <= character <= "\udfff" for character in argument):
             raise UserError(f"{argument!a} is not UTF-8", fix="Set LC_ALL=C.UTF-8, or name it in other letters.")
-    verb = "run"
-    if arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
-        verb = arguments.pop(0)
+    verb, place = "run", next((i for i, argument in enumerate(arguments) if "=" not in argument), len(arguments))
+    if place < len(arguments) and not arguments[place].startswith(("-", "~", "+")):  # settings may come before it
+        verb = arguments.pop(place)
         if verb not in VERBS:
             near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.5)
             fix = f"Did you mean {near[0]}?" if near else "`python flows.py help` lists the verbs."
@@ -93,6 +93,18 @@ def _dispatch(arguments: list[str]) -> int:
 
 class Parser(argparse.ArgumentParser):
     """argparse whose complaints are ours: one line, exit code 2."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """A flag takes what follows it, also a text that begins with a dash, as --prompt "-5+3?"."""
+        flags = {text: action for action in self._actions for text in action.option_strings}
+        given, joined = list(args or []), []
+        while given:
+            argument = given.pop(0)
+            takes = argument in flags and flags[argument].nargs is None
+            if takes and given and given[0].startswith("-") and given[0] not in flags:
+                argument = f"{argument}={given.pop(0)}"
+            joined.append(argument)
+        return super().parse_known_args(joined, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message, self.prog)

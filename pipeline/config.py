@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from data.trust import origin
 from pipeline import renamed, typed
 from pipeline.errors import UserError
 from pipeline.job import Launch
+from pipeline.quoting import quote, quoted, texts_in
 from pipeline.typed import Amount, Count, Natural
 
 RESULT_NEUTRAL = "reads settings; the values that matter enter keys themselves"
@@ -170,7 +172,7 @@ def compose(overrides: list[str]) -> dict[str, Any]:
     outer = [o for o in overrides if o not in inner]
     with explained(overrides), initialize_config_dir(str(CONF), version_base="1.3"):
         composed = plain(hydra_compose("config", overrides=as_hydra_takes(outer)))
-    for override in inner:
+    for override in as_hydra_takes(inner):
         _set_inner(composed, override)
     listed = typed.build(PipelineConfig, composed.get("pipeline"), "pipeline").stages
     listed = listed + [name for o in overrides if (found := ADDED.match(o)) and (name := found[1]) not in listed]
@@ -181,9 +183,11 @@ def compose(overrides: list[str]) -> dict[str, Any]:
 def as_hydra_takes(overrides: list[str]) -> list[str]:
     """STAGE.pin, STAGE.launch.NAME and STAGE.params.NAME are set, whether or not the stage's YAML names them.
 
-    What the stage's module does not know is found out when they are typed.
+    What the stage's module does not know is found out when they are typed. Values are quoted where Hydra asks for it.
     """
-    return [f"++{o}" if UNDECLARED.match(o) or (INNER.match(o) and o[0] != "+") else o for o in overrides]
+    texts = {name: kind for name, kind in texts_in(Settings) if not (CONF / name).is_dir()}
+    taken = [quoted(override, texts) for override in overrides]
+    return [f"++{o}" if UNDECLARED.match(o) or (INNER.match(o) and o[0] != "+") else o for o in taken]
 
 
 def _set_inner(composed: dict[str, Any], override: str) -> None:
@@ -276,10 +280,17 @@ def _explain(error: Exception, overrides: list[str], known: list[str]) -> UserEr
             return found
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if text.startswith("Ambiguous value"):
-        return UserError(text.replace("'++", "'"), fix=SEVERAL)
+        ambiguous = next((o for o in overrides if repr(o)[1:-1] in text or o in text), "")
+        return UserError(text.replace("'++", "'"), fix=f"{SEVERAL}{_as_text(ambiguous)}")
     if wrong := getattr(error, "override", None):
-        return UserError(f"cannot be read ({text})", str(wrong), "Lists are written 'NAME=[a,b]', text \"NAME='a b'\".")
+        return UserError(f"cannot be read ({text})", str(wrong), f"Lists are written 'NAME=[a,b]'.{_as_text(wrong)}")
     return UserError(text)
+
+
+def _as_text(override: str) -> str:
+    """How to type the value of an override as text, whatever is in it."""
+    name, given, value = override.lstrip("+").partition("=")
+    return f" As one text: {shlex.quote(f'{name}={quote(value)}')}" if given else ""
 
 
 def _mistake_in(override: str, known: list[str]) -> UserError | None:

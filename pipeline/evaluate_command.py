@@ -7,6 +7,7 @@ not have are fetched into it first.
 import argparse
 import dataclasses
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import dag, gpus, launch, make, plan
+from pipeline import config, dag, gpus, launch, make, plan
 from pipeline.cli import STOPPED
 from pipeline.config import Settings, StageConfig
 from pipeline.console import RunView
@@ -46,6 +47,7 @@ def evaluate(flags: argparse.Namespace, overrides: list[str]) -> int:
     """Print what was measured; the same numbers as the stages evaluate_* give for the same settings."""
     if len(flags.names) != 1:
         raise UserError("needs one model", NAME, "python flows.py eval MODEL 'tasks=[...]'; `ls` shows names.")
+    flags.out = flags.out and os.path.expanduser(flags.out)
     if flags.out and not Path(flags.out).absolute().parent.is_dir():
         raise UserError("lies in no folder that exists", flags.out)
     own, rest = split(overrides)
@@ -144,7 +146,10 @@ def split(overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
     known = fields - set(LISTED) | {"tasks", "max_per_task"}
     mine = [text for text in overrides if text.partition("=")[0] in known]
     try:
-        own = {parsed.key_or_group: parsed.value() for parsed in OverridesParser.create().parse_overrides(mine)}
+        own = {
+            parsed.key_or_group: parsed.value()
+            for parsed in OverridesParser.create().parse_overrides(config.as_hydra_takes(mine))
+        }
     except HydraException as error:
         raise UserError(str(error).splitlines()[0], NAME, "Lists are written tasks=[ARC-Easy,core].") from None
     return own, [text for text in overrides if text not in mine]

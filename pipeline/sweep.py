@@ -45,8 +45,9 @@ def _root(overrides: list[str]) -> Path:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     root = config.StoreConfig.root
+    given = config.as_hydra_takes([o for o in overrides if "store.root=" in o])
     with config.explained(overrides):
-        for override in OverridesParser.create().parse_overrides([o for o in overrides if "store.root=" in o]):
+        for override in OverridesParser.create().parse_overrides(given):
             if override.key_or_group == "store.root" and not override.is_sweep_override():
                 root = str(override.value())
     return store_root(root)

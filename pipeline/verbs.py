@@ -20,7 +20,7 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     action, declare = ACTIONS[verb]
     declare(parser)
     flags, rest = parser.parse_known_args(arguments)
-    overrides = [a for a in rest if "=" in a or a.startswith(("~", "+"))]
+    overrides = [a for a in rest if "=" in a or (a.startswith(("~", "+")) and not a.startswith("~/"))]
     names = [a for a in rest if a not in overrides]
     if wrong := [n for n in names if n.startswith("-")] or (names if not hasattr(flags, "takes_names") else []):
         raise UserError(

@@ -29,7 +29,7 @@ def run(names: list[str], arguments: list[str]) -> int:
     bench = Bench(settings, overrides, set_up_machine(settings))
     for name in chosen:
         registry.check(name, bench)
-    out = Path(settings.out)
+    out = Path(settings.out).expanduser()
     written: dict[str, Any] = about(bench)
     failed = False
     for name in chosen:

@@ -1,0 +1,103 @@
+"""Values of settings as people type them, in the grammar that Hydra takes: what it could not read is quoted for it."""
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+RESULT_NEUTRAL = "reads the command line; the values that matter enter keys themselves"
+
+TEXTS_OF_STAGES = (".pin", ".params.init", ".params.title")  # of any stage; 1234 is text there too
+
+
+def quoted(override: str, texts: dict[str, type]) -> str:
+    """NAME=VALUE as Hydra reads it as meant. texts: settings that are text (str) or a list of texts (list), by name."""
+    name, given, value = override.partition("=")
+    bare = name.lstrip("+")
+    if not given or not re.fullmatch(r"\+{0,2}[\w./@:-]+", name):
+        return override
+    kind = str if bare.endswith(TEXTS_OF_STAGES) else texts.get(bare)
+    found = _parsed(override)
+    if found is not None:
+        plain = found.value() if not found.is_sweep_override() else ""
+        if kind is str and not (plain is None or _is_text(plain)):
+            return f"{name}={quote(value)}"
+        if not (kind is list and isinstance(plain, list) and not all(map(_is_text, plain))):
+            return override
+    inner = value.strip()
+    if kind is not str and inner[:1] == "[" and inner[-1:] == "]":
+        items = (_item(item.strip(), kind is list) for item in _items(inner[1:-1]))
+        listed = f"{name}=[{','.join(items)}]"
+        return listed if _parsed(listed) is not None else override
+    if kind is not str and inner[:1] in ("[", "{"):
+        return override  # not text but a list or a group that does not end
+    return f"{name}={quote(value)}"
+
+
+def quote(text: str) -> str:
+    """`text` between quotes; backslashes count only in front of one."""
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"
+
+
+def texts_in(cls: Any, path: str = "") -> Iterator[tuple[str, type]]:
+    """Names of the settings of a dataclass that are text, or lists of it, those of its groups included."""
+    for name, hint in typing.get_type_hints(cls).items():
+        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        if dataclasses.is_dataclass(hint):
+            yield from texts_in(hint, f"{path}{name}.")
+        elif str in options:
+            yield path + name, str
+        elif list[str] in options:
+            yield path + name, list
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)  # what Hydra keeps with its quotes is one as well
+
+
+@cache
+def _parser() -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create()
+
+
+def _parsed(override: str) -> Any:
+    """Hydra's reading; None where it has none."""
+    from hydra.errors import HydraException
+
+    try:
+        return _parser().parse_override(override)
+    except HydraException:
+        return None
+
+
+def _item(item: str, text: bool) -> str:
+    """One item of a list."""
+    found = _parsed(f"x={item}")
+    if found is None or found.is_sweep_override() or (text and not _is_text(found.value())):
+        return quote(item)
+    return item
+
+
+def _items(inner: str) -> Iterator[str]:
+    """What stands between the commas of a list that are in no quotes or brackets of their own.
+
+    A quote counts only where an item begins with it: elsewhere it is an apostrophe.
+    """
+    start, depth, mark = 0, 0, ""
+    for at, letter in enumerate(inner):
+        if mark:
+            mark = "" if letter == mark and inner[at - 1] != "\\" else mark
+        elif letter in "\"'" and not inner[start:at].strip(" [{"):
+            mark = letter
+        elif letter in "[]{}":
+            depth += 1 if letter in "[{" else -1
+        elif letter == "," and depth == 0:
+            yield inner[start:at]
+            start = at + 1
+    if inner.strip():
+        yield inner[start:]
