@@ -89,7 +89,11 @@ CHAT_TEMPLATE = """\
 {%- set ns.open = false -%}
 {%- endif -%}
 {%- for piece in ns.pieces + [[ns.said, '']] -%}
-{%- if piece[0] -%}{% generation %}{{- piece[0] -}}{% endgeneration %}{%- endif -%}
+{%- if message['weight'] == 0 -%}
+{{- piece[0] -}}
+{%- elif piece[0] -%}
+{% generation %}{{- piece[0] -}}{% endgeneration %}
+{%- endif -%}
 {{- piece[1] -}}
 {%- endfor -%}
 {%- endif -%}

@@ -1,7 +1,8 @@
 """Policy gradients on sampled completions: advantages within a group, and the loss of the tokens the model wrote.
 
 GRPO (Shao et al., 2024) without its trust region unless asked for: advantage r - mean(r), no division by the standard
-deviation, no KL, no clipping, and every token counts the same (token-level normalisation, as in DAPO).
+deviation, no KL, no clipping, and every token of a step counts the same (token-level normalisation, as in DAPO).
+nanochat normalises over the answers to each problem, so that tokens of a problem with short answers weigh more there.
 """
 
 from collections.abc import Iterator

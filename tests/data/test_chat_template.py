@@ -23,11 +23,12 @@ def wrapped(messages):
     ]
 
 
-@given(st.none() | texts, exchanges, st.booleans(), st.booleans())
-def test_it_writes_and_marks_what_we_render(system, turns, unanswered, trim):
+@given(st.none() | texts, exchanges, st.sampled_from([{}, {"weight": 0}, {"weight": 1}]), st.booleans(), st.booleans())
+def test_it_writes_and_marks_what_we_render(system, turns, weight, unanswered, trim):
     messages = [] if system is None else [{"role": "system", "content": system}]
     for question, answer in turns:
         messages += [user(question), assistant(answer)]
+    messages[-1] |= weight
     if unanswered:
         messages = messages[:-1]
         ids = render_prompt({"messages": messages}, letters)

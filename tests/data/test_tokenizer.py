@@ -206,3 +206,31 @@ def test_a_shard_gives_no_more_text_than_its_share(tmp_path):
     write_shard(tmp_path / "s.parquet", ["a" * 100] * 50)
     parts = list(word_counts.ShardText(tmp_path / "s.parquet", "text", 60, 600).parts())
     assert parts == [("a" * 60, False)] * 10
+
+
+def without(document, name):
+    document["added_tokens"] = [token for token in document["added_tokens"] if token["content"] != name]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda document: without(document, "<|bos|>"),
+        lambda document: without(document, "<|output_end|>"),
+        lambda document: document["added_tokens"][0].update(id=7),
+        lambda document: document["added_tokens"][0].update(id="7"),
+        lambda document: document["model"].update(vocab=[]),
+        lambda document: document["model"]["vocab"].update({"\u4e2d": 1}),
+        lambda document: document.update(pre_tokenizer=None),
+    ],
+)
+def test_a_tokenizer_that_is_not_one_of_ours_is_one_line(tmp_path, change):
+    bpe.save(bpe.train(["the mill grinds the meal of the miller"] * 20, 275), tmp_path)
+    document = json.loads((tmp_path / "tokenizer.json").read_text())
+    change(document)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+
+    with pytest.raises(DataError, match="is no byte-level BPE tokenizer of this project") as error:
+        Tokenizer.load(tmp_path)
+
+    assert "\n" not in str(error.value)

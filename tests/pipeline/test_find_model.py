@@ -239,9 +239,8 @@ def test_a_store_trusts_its_own_architectures(store):
 
 
 @pytest.fixture
-def tuned(exported, tmp_path, monkeypatch):
+def tuned(exported, tmp_path):
     """A function: the export with one weight changed, as save_pretrained writes it."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     transformers = pytest.importorskip("transformers", reason="needs transformers: pip install -e '.[dev]'")
 
     def save(folder, dtype="float32", **how):

@@ -315,6 +315,8 @@ def test_a_sweep_makes_what_its_runs_share_once(served: Chatmill) -> None:
     assert totals == [16, 32, 64]
     assert len(all_records(served.store, "source")) == 2
     assert out.count("===") == 3
+    states = [json.loads(path.read_text()) for path in (served.store / "runs").glob("*/state.json")]
+    assert len(states) == 3 and len({state["sweep"] for state in states}) == 1 and states[0]["sweep"]
     other = served.store.with_name("other")
     served.run("-m", *toys(), f"store.root={other}", "until=a,b")
     assert set(records(other)) == {"a", "b"} and (other / "runs" / "sweeps").is_dir()
