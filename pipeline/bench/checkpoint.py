@@ -35,7 +35,7 @@ def measure(bench: Bench) -> Result:
     return result
 
 
-def _save_once(training: Training) -> dict[str, float]:
+def _save_once(training: Training) -> dict[str, Any]:
     saved: dict[str, float] = {}
     saver = _saver(training, saved)
     watch = StopWatch(Ceiling(training.world.device, training.settings.dtype, tiny=True))

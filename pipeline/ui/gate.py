@@ -190,7 +190,7 @@ async def _answer_early(refusal: Response, scope: Scope, receive: Receive, send:
     for an answer only after they have sent everything, and find none on a closed connection."""
 
     async def unended(message: Message) -> None:
-        await send(message | {"more_body": True} if message["type"] == "http.response.body" else message)
+        await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
 
     await refusal(scope, receive, unended)
     left = LEFT_BYTES
