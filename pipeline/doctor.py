@@ -6,6 +6,7 @@ import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
+from evals.sandbox.box import Sandbox
 from pipeline import hardware
 from pipeline.config import CONF
 from pipeline.locks import probe
@@ -46,6 +47,9 @@ def check(session: Session) -> int:
     print(f"config      {CONF}, recipe={session.settings.recipe}, launch nproc={session.settings.launch.nproc}")
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     print(f"compiler    {compiler or 'none: launch.compile=true will not work on CPU; everything else does'}")
+    weakness = Sandbox().weakness
+    advice = f"{weakness}. Set launch.sandbox=weak to run model-written programs anyway"
+    print(f"sandbox     {advice if weakness else 'model-written programs are fully confined'}")
     if importlib.util.find_spec("torch"):
         import torch
 

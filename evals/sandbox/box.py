@@ -1,7 +1,7 @@
 """Running code that a model wrote: confined, and judged by a process that it cannot reach.
 
 Each program gets two fresh processes (runner.py): the judge runs the check of a task, the answer runs what the model
-wrote, and only plain values cross (wire.py). Both are confined in as many layers as the machine has: user, network,
+wrote, and only plain values cross (wire.py). Both are confined by every layer that the machine offers: user, network,
 pid, ipc and mount namespaces, a cgroup of one process, Landlock, a seccomp filter, unused user ids when started by
 root, and resource limits. What really holds is found out by trying, once per Sandbox: a machine where the network,
 forks or the user's files stay open runs nothing unless it is told that weak is good enough.
@@ -117,7 +117,7 @@ class Sandbox:
         It has passed when both reach their ends without an exception; without a check, that is the program's own word.
         """
         if self.mode == "strict" and self.weakness:
-            return Execution("refused", f"{self.weakness}; launch.sandbox=weak runs it all the same")
+            return Execution("refused", f"{self.weakness}. Set launch.sandbox=weak to run programs anyway")
         return self._execute(program, check)
 
     def _execute(self, program: str, check: Check | None) -> Execution:

@@ -46,7 +46,7 @@ def unused_users() -> tuple[int, int]:
 
 
 def readable() -> list[str]:
-    """What an interpreter reads after it has started: Python's own modules, libraries, devices that hold nothing."""
+    """Paths that a running interpreter reads: Python's own modules, system libraries, devices without contents."""
     return [path for path in [*sys.path, LIBRARY, *_SYSTEM_FILES.split()] if os.path.exists(path)]
 
 
@@ -74,7 +74,7 @@ def confine(folder: str | None, limits: dict[str, int], user: int) -> list[str]:
                 kernel.deny_calls()
             layers.append(name)
         except OSError:
-            pass  # a layer this machine has not
+            pass  # not available on this machine
     return layers
 
 
@@ -114,6 +114,6 @@ def enter_cgroup(fd: int | None) -> list[str]:
         os.close(procs)
         return ["cgroup"]
     except OSError:
-        return []  # a layer this machine has not
+        return []  # not available on this machine
     finally:
         os.close(fd)

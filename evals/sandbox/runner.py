@@ -77,7 +77,7 @@ class Run:
         return {"status": status, "detail": detail, "layers": self.layers}
 
     def _attempt(self, name: str, apply: Callable[..., None], *arguments: object) -> None:
-        with contextlib.suppress(OSError):  # a layer this machine has not; the caller judges by what is left
+        with contextlib.suppress(OSError):  # not available here; Sandbox.weakness says what that leaves open
             apply(*arguments)
             self.layers.append(name)
 
@@ -124,12 +124,12 @@ class Run:
             if fd in ready:
                 return
             if self.talk in ready:
-                raise _Over("killed", "nobody waits for it")
+                raise _Over("killed", "the caller is gone")
             if not own_file_system and _folder_bytes(self.folder) > self.request["disk_bytes"]:
                 raise _Over("killed", "wrote too much")
 
     def _end_of(self, child: int, where: str) -> tuple[str, str]:
-        """What is said of a process that ended by itself; it may have closed its pipes long before."""
+        """Status and detail of a process that ends by itself, once it has. It may have closed its pipes long before."""
         while True:
             if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 status, seconds = self._reap(child)
@@ -137,7 +137,7 @@ class Run:
             if time.monotonic() > self.deadline:
                 return "timeout", ""
             if select.select([self.talk], [], [], _TICK_SECONDS)[0]:
-                return "killed", "nobody waits for it"
+                return "killed", "the caller is gone"
 
     def _reap(self, child: int) -> tuple[int, float]:
         """End it, and what it has started: its wait status, and the seconds that it computed for."""

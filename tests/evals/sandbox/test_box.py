@@ -17,7 +17,7 @@ from data.task import Check
 from evals.sandbox import kernel
 from evals.sandbox.box import Execution, Limits, Sandbox
 
-LIMITS = Limits(wall_seconds=10.0, cpu_seconds=1, memory_bytes=256 << 20, disk_bytes=4 << 20)
+LIMITS = Limits(wall_seconds=60.0, cpu_seconds=1, memory_bytes=256 << 20, disk_bytes=4 << 20)
 SHORT = dataclasses.replace(LIMITS, wall_seconds=1.0)
 
 
@@ -318,6 +318,6 @@ def test_where_nothing_stops_network_or_forks_strict_refuses_and_says_why_and_we
     strict.__dict__["weakness"] = weak.__dict__["weakness"] = "on this machine a program could reach the network"
 
     assert strict("print(1)") == Execution(
-        "refused", "on this machine a program could reach the network; launch.sandbox=weak runs it all the same"
+        "refused", "on this machine a program could reach the network. Set launch.sandbox=weak to run programs anyway"
     )
     assert weak("print(1)").passed
