@@ -61,6 +61,7 @@ def evaluate(flags: argparse.Namespace, overrides: list[str]) -> int:
         inputs = {"model": model.folder, "tokenizer": model.tokenizer}
         if stage.params.bpb_tokens is not None:
             inputs["tokens"] = model.tokens()
+        gpus.check(stage)
         inputs |= fetch(session, datasets, switch, view)
         outcome = run(stage, model.label, inputs, work, session.store, switch, view)
         if outcome.status != "done":

@@ -16,6 +16,29 @@ from pipeline.errors import Interrupted, UserError
 RESULT_NEUTRAL = "decides where a stage runs, not what it makes"
 
 
+def lacking(stage: Stage) -> str:
+    """What this machine has not that the stage is told to run on; empty where nothing is known to be missing."""
+    launch, there = stage.launch, len(hardware.gpus())
+    if not stage.has_ranks or launch.device == "cpu":
+        return ""
+    if launch.device == "mps":
+        return "" if hardware.has_mps() else "launch.device=mps needs Apple's GPU, which this machine does not have"
+    if (launch.device == "auto" and not there) or (not there and hardware.has_unnamed_gpus()):
+        return ""
+    if launch.nproc <= there:
+        return ""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
+    wanted = f"launch.device={launch.device} with launch.nproc={launch.nproc}"
+    return f"{wanted} needs {launch.nproc} GPU{'s' * (launch.nproc > 1)}, this machine has {there or 'none'}{named}"
+
+
+def check(stage: Stage) -> None:
+    """Raises UserError for a stage that is to run on what this machine has not."""
+    if missing := lacking(stage):
+        raise UserError(missing, stage.name, "Leave launch= out to use what is here, or run it where they are.")
+
+
 def taken_by(
     stage: Stage, on_wait: Callable[[str], None], stop: Callable[[], bool]
 ) -> AbstractContextManager[dict[str, str]]:

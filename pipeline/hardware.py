@@ -18,6 +18,15 @@ def gpus() -> list[str]:
     return [str(index) for index in range(found)]  # CUDA counts from 0 whatever the device files are called
 
 
+def has_unnamed_gpus() -> bool:
+    """Whether there may be GPUs that gpus() cannot tell apart: WSL's, AMD's, those of boards."""
+    return any(Path(device).exists() for device in ("/dev/dxg", "/dev/kfd", "/dev/nvhost-gpu", "/dev/nvgpu"))
+
+
+def has_mps() -> bool:
+    return platform.system() == "Darwin" and platform.machine() == "arm64"
+
+
 def launch_overrides(overrides: list[str]) -> list[str]:
     """The launch group that fits this machine, unless the user chose one."""
     if _chosen(overrides, "launch="):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, dag, plan
+from pipeline import config, dag, gpus, plan
 from pipeline.config import Settings
 from pipeline.dag import Dag
 from pipeline.environment import prepare_caches
@@ -49,7 +49,13 @@ class Session:
         return plan.make_plan(self.dag, self.store, online, self.hub, until, only, force, wanted, s.recipe)
 
     def checked_plan(self) -> tuple[Plan, list[str]]:
-        """A plan whose running stages read only verified files, and what was found damaged on the way."""
+        """A plan whose running stages read only verified files, and what was found damaged on the way.
+
+        Raises UserError for a stage that needs GPUs which this machine does not have, before anything is made.
+        """
+        if any(gpus.lacking(stage) for stage in self.dag.stages.values()):
+            for step in self.plan(online=False).running():
+                gpus.check(step.stage)
         found: list[str] = []
         while True:
             made = self.plan(online=True)

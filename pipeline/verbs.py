@@ -5,7 +5,7 @@ import sys
 import webbrowser
 from collections.abc import Callable
 
-from pipeline import chat_command, evaluate_command, export, hardware, inspect_store, tracking
+from pipeline import chat_command, evaluate_command, export, gpus, hardware, inspect_store, tracking
 from pipeline.cli import STOPPED, VERBS, Parser
 from pipeline.errors import Corrupt, UserError
 from pipeline.session import Session
@@ -99,6 +99,8 @@ def plan(flags: argparse.Namespace, overrides: list[str]) -> int:
     note = tracking.check(session.settings.logger, online=False)[1]
     if running and note:
         console.print(note, style="yellow", soft_wrap=True)
+    if lacking := next((f"{s.name}: {missing}" for s in running if (missing := gpus.lacking(s.stage))), ""):
+        console.print(f"Cannot run here: {lacking}.", style="yellow", soft_wrap=True)
     known = [s for s in running if s.seconds is not None]
     told = f": {duration(sum(s.seconds or 0.0 for s in known))}, {money(made.usd())}" if known else ""
     if unknown := len(running) - len(known):

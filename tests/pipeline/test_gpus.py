@@ -1,15 +1,19 @@
 """GPUs are given out to one stage at a time, also between runs that know nothing of each other."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline import gpus, hardware
+from pipeline.dag import Stage
 from pipeline.errors import Interrupted, UserError
-from tests.conftest import ROOT
+from pipeline.job import Launch
+from tests.conftest import ROOT, Chatmill
 
 HOLD = """
 import sys
@@ -98,3 +102,42 @@ def test_a_run_takes_as_many_of_the_gpus_as_can_share_a_batch(
     note = hardware.idle_gpus_note([])
     assert ("Uses 4 of the 6 GPUs" in note) if visible == "0,1,2,3,4,5" else note is None
     assert hardware.idle_gpus_note(["launch.nproc=3"]) is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "launch", "missing"),
+    [
+        ("", {"device": "cuda"}, "needs 1 GPU, this machine has none (CUDA_VISIBLE_DEVICES=)"),
+        ("0,1", {"device": "cuda", "nproc": 8}, "needs 8 GPUs, this machine has 2 (CUDA_VISIBLE_DEVICES=0,1)"),
+        ("0,1", {"device": "cuda", "nproc": 2}, ""),
+        ("0,1", {"device": "auto", "nproc": 4}, "needs 4 GPUs"),
+        ("", {"device": "auto", "nproc": 4}, ""),
+        ("", {"device": "cpu", "nproc": 4}, ""),
+        ("", {"device": "mps"}, "launch.device=mps needs Apple's GPU"),
+    ],
+)
+def test_gpus_that_are_not_there_are_named_while_planning(
+    visible: str, launch: dict[str, Any], missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(hardware, "has_unnamed_gpus", lambda: False)
+    monkeypatch.setattr(hardware, "has_mps", lambda: False)
+    trained = Stage("pretrain", "pipeline.stages.pretrain", {}, None, Launch(**launch))
+    found = gpus.lacking(trained)
+    assert missing in found and bool(missing) == bool(found)
+    assert not gpus.lacking(dataclasses.replace(trained, run="pipeline.stages.tokenize")), "it uses none"
+
+
+def test_gpus_that_nobody_can_count_are_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(hardware, "has_unnamed_gpus", lambda: True)
+    assert not gpus.lacking(Stage("pretrain", "pipeline.stages.pretrain", {}, None, Launch(device="cuda")))
+
+
+def test_a_plan_for_other_machines_is_priced_and_the_run_refused_before_anything_is_made(chatmill: Chatmill) -> None:
+    env = {"CUDA_VISIBLE_DEVICES": ""}
+    said = chatmill.run("plan", "recipe=d20", "launch=node8", **env)
+    assert "Cannot run here: pretrain: launch.device=cuda with launch.nproc=8 needs 8 GPUs" in said and "$" in said
+    said = chatmill.run("launch=gpu1", code=2, **env)
+    assert "pretrain: launch.device=cuda with launch.nproc=1 needs 1 GPU, this machine has none" in said
+    assert not list((chatmill.store / "artifacts").glob("*/*")) and not list((chatmill.store / "work").glob("*"))
