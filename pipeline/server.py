@@ -4,10 +4,8 @@ Prefect would start one of its own, but in our process group, where Ctrl-C ends 
 and without an end when this process is killed. This one has a session of its own and ends when a pipe from us closes.
 """
 
-import http.client
 import os
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -44,20 +42,16 @@ def use_configured_or_temporary() -> None:
 
 def _check(url: str) -> None:
     """Raises Unreachable if nothing answers at the configured URL, UserError if something other than Prefect does."""
+    import httpx
+
     try:
-        answer = urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS).read(100).strip()
-        known = answer == b"true"
-    except urllib.error.HTTPError as error:
-        known = error.code != 404  # others are Prefect's to explain: who may do what
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLError):
-            return  # whom to trust is among Prefect's own settings
-        why = getattr(reason, "strerror", None) or reason
-        raise Unreachable(f"PREFECT_API_URL={url}: no server answers ({why}). Start it, or {UNSET}") from None
-    if not known:
+        # Whom to trust is for Prefect's own settings to say.
+        answer = httpx.get(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS, verify=False)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise Unreachable(f"PREFECT_API_URL={url}: no server answers ({error}). Start it, or {UNSET}") from None
+    if answer.status_code == 404 or (answer.is_success and answer.text.strip() != "true"):
         raise UserError(
-            "this is not Prefect's API, whose URL ends in /api", f"PREFECT_API_URL={url}", f"Correct it, or {UNSET}"
+            "is not Prefect's API, whose URL ends in /api", f"PREFECT_API_URL={url}", f"Correct it, or {UNSET}"
         )
 
 

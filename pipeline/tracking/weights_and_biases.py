@@ -1,8 +1,6 @@
 """Weights & Biases: one run per stage, grouped by the Chatmill run or the sweep."""
 
 import importlib.util
-import urllib.error
-import urllib.request
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -47,13 +45,12 @@ def check(config: LoggerConfig, online: bool) -> tuple[LoggerConfig, str]:
 
 def _unreachable(url: str) -> str:
     """Why the service cannot be reached; empty if anything answers there."""
+    import httpx
+
     try:
-        urllib.request.urlopen(url, timeout=ANSWER_SECONDS).close()
-    except urllib.error.HTTPError:
-        return ""
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        return str(getattr(reason, "strerror", None) or reason)
+        httpx.get(url, timeout=ANSWER_SECONDS)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return str(error) or type(error).__name__
     return ""
 
 
