@@ -27,6 +27,17 @@ def whole_all(value: Any, notes: Counter[str]) -> Any:
     return value
 
 
+def decoded(value: Any) -> Any:
+    """A value whose texts are still encoded, lists and objects of such included. Raises UnicodeDecodeError."""
+    if isinstance(value, bytes):
+        return whole(decode(value))
+    if isinstance(value, list):
+        return [decoded(item) for item in value]
+    if isinstance(value, dict):
+        return {name: decoded(item) for name, item in value.items()}
+    return value
+
+
 def counted(notes: dict[str, int]) -> str:
     """What a reader noted and how often, for one line; empty where it noted nothing."""
     return ", ".join(f"{what}: {number:,}" for what, number in notes.items() if number)

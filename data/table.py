@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.characters import decoded
 from data.draw import Draw
 from data.errors import DataError
 from data.parquet import open_parquet, read_batches
@@ -39,10 +40,34 @@ class Table:
         return len(self._order)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
+        row = self._table.slice(self._order[i], 1)
         try:
-            return self._table.slice(self._order[i], 1).to_pylist()[0]
+            return row.to_pylist()[0]
+        except UnicodeDecodeError:
+            pass
+        try:
+            return {name: decoded(_as_binary(row[name])) for name in row.column_names}
         except UnicodeDecodeError:
             raise DataError(f"{self._where}: row {self._order[i] + 1} holds text that is not UTF-8.") from None
+
+
+def _as_binary(column: "pyarrow.ChunkedArray") -> Any:
+    """The only value of a column, its texts as they are encoded."""
+    import pyarrow
+
+    def binary(of: "pyarrow.DataType") -> "pyarrow.DataType":
+        if pyarrow.types.is_string(of):
+            return pyarrow.binary()
+        if pyarrow.types.is_large_string(of):
+            return pyarrow.large_binary()
+        if pyarrow.types.is_struct(of):
+            return pyarrow.struct([of.field(i).with_type(binary(of.field(i).type)) for i in range(of.num_fields)])
+        if pyarrow.types.is_list(of):
+            return pyarrow.list_(of.value_field.with_type(binary(of.value_type)))
+        return of
+
+    (chunk,) = column.chunks
+    return chunk.view(binary(chunk.type)).to_pylist()[0]
 
 
 def _read(path: Path, columns: list[str]) -> "pyarrow.Table":

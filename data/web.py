@@ -24,7 +24,7 @@ RESULT_NEUTRAL = "asks for files that are checked against the sha256 in the key"
 TIMEOUT_SECONDS = 20.0  # of silence on a connection before it counts as dead
 QUESTIONS = 4  # to a hub before it counts as unreachable
 LONGEST_PAUSE_SECONDS = 20.0
-LARGEST_ANSWER = 32 << 20  # bytes of one JSON answer; a page of the hub's file list has about 0.3 MB
+LARGEST_ANSWER = 16 << 20  # bytes of one JSON answer; a page of the hub's file list has about 0.3 MB
 LONGEST_ANSWER_SECONDS = 120.0
 
 

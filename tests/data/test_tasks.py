@@ -428,6 +428,16 @@ def test_half_characters_of_conversations_are_replaced_and_counted(tmp_path):
     assert task.notes == {"halves of surrogate pairs replaced by U+FFFD": 2}
 
 
+def test_half_characters_in_a_data_set_are_replaced_too(tmp_path):
+    (tmp_path / "data").mkdir()
+    talk = [{"role": b"user", "content": b"hi \xed\xa0\xbd"}, {"role": b"assistant", "content": b"yo"}]
+    raw = pa.array([talk, talk])
+    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    pq.write_table(pa.table({"messages": raw.view(pa.list_(message))}), tmp_path / "data" / "train-0.parquet")
+    task = load_task(TaskSpec(OWN + "smoltalk.SmolTalk", dataset="own"), tmp_path)
+    assert asked_and_answered(task) == [[("user", "hi \ufffd"), ("assistant", "yo")]] * 2
+
+
 NAMES = ["messages", "conversations", "role", "from", "content", "value", "weight", "instruction", "output"]
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
