@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,7 @@ class Maker:
     logger: dict[str, Any]
     slots: int
     min_free_gb: float = 0.0
+    turn: Callable[[Step], AbstractContextManager[None]] = lambda step: nullcontext()  # around work, within its slot
     _slots: threading.BoundedSemaphore = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,6 +96,7 @@ class Maker:
             wait = partial(self.events.waiting, stage.name)
             env = held.enter_context(gpus.taken_by(stage, wait, self._stopping))
             held.enter_context(self._slot(step))
+            held.enter_context(self.turn(step))
             self._check_code(step)
             for artifact in inputs.values():
                 self.store.open(artifact)  # planning verified it, perhaps hours ago

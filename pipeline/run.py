@@ -11,6 +11,7 @@ from typing import Any
 
 from data.durable import keep_json
 from pipeline import make, tracking
+from pipeline.aftermath import Aftermath, after, wanted_by_name
 from pipeline.console import RunView
 from pipeline.errors import Corrupt, Interrupted, StageFailed
 from pipeline.plan import Plan, Step, check_guards
@@ -33,6 +34,8 @@ class Run:
     folder: Path
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     failures: list[BaseException] = field(default_factory=list)
+    _started: set[str] = field(default_factory=set)
+    _failed: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _state: dict[str, Any] = field(default_factory=dict)
 
@@ -63,6 +66,7 @@ class Run:
                 settings.store.min_free_gb,
             )
             run = cls(session, plan, maker, session.store.root / "runs" / run_id)
+            maker.turn = run._turn
             run._begin(overrides)
             for step in plan.steps.values():
                 if step.action == "cached":  # Prefect may remember it and never ask
@@ -82,8 +86,41 @@ class Run:
         except BaseException as error:
             with self._lock:
                 self.failures.append(error)
+            self._note_failure(step, error)
             raise
         return {"stage": step.name, "module": artifact.module, "key": artifact.key, "folder": str(artifact.folder)}
+
+    @contextmanager
+    def _turn(self, step: Step) -> Iterator[None]:
+        """A stage at work. One that a failure has left without a reader does not start: raises Interrupted."""
+        with self._lock:
+            if self._failed and step.name in self._aftermath().unneeded:
+                raise Interrupted(f"{step.name} had not started")
+            self._started.add(step.name)
+        try:
+            yield
+        except BaseException as error:
+            self._note_failure(step, error)  # before its slot is free for another
+            raise
+
+    def _aftermath(self) -> Aftermath:
+        return after(self.plan, self._failed, self._started | self.artifacts.keys(), self._wanted)
+
+    @property
+    def _wanted(self) -> set[str]:
+        return wanted_by_name(self.plan, self.session.settings.force)
+
+    def _note_failure(self, step: Step, error: BaseException) -> None:
+        """Say once what a failed stage means for the others."""
+        with self._lock:
+            if step.name in self._failed or isinstance(error, Interrupted) or self.maker.switch.asked:
+                return
+            self._failed.add(step.name)
+            self._started.add(step.name)
+            going = sorted(self._started - self._failed - self.artifacts.keys())
+            said = self._aftermath().describe(going, self._wanted)
+        if said:
+            self.maker.events.say(step.name, said)
 
     def _make(self, step: Step, show: Callable[[float], None]) -> Artifact:
         if self.maker.switch.asked:

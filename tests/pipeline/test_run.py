@@ -269,10 +269,32 @@ def test_a_damaged_file_makes_its_stage_again_said_in_one_line(served: Chatmill)
     assert len(list((served.store / "quarantine").iterdir())) == 1
 
 
-def test_a_failing_stage_says_what_and_where_and_leaves_the_others(served: Chatmill) -> None:
-    out = served.run(*toys(a={"fail_at": 2}), code=1)
+def test_a_failing_stage_says_what_and_where_and_leaves_what_was_asked_for(served: Chatmill) -> None:
+    out = served.run(*toys(a={"fail_at": 2}), "pipeline.targets=[b,c]", code=1)
     assert "a failed (unknown): RuntimeError: number 2 cannot be written" in out
     assert "log.txt" in out
+    assert set(records(served.store)) == {"b"}
+
+
+def test_after_a_failure_nothing_starts_that_nobody_reads_any_more(served: Chatmill, tmp_path: Path) -> None:
+    """d fails while b waits; then c, which only the report r would read, does not start."""
+    gate = tmp_path / "gate"
+    chain = [
+        "pipeline.stages=[b,c,d,r]",
+        "store.min_free_gb=0",
+        "launch.slots=2",
+        f"+b={{run: tests.toys.source, params: {{n: 3, pause_at: 2, gate: {gate}}}}}",
+        "+c={run: tests.toys.total, inputs: {b: b}}",
+        "+d={run: tests.toys.source, params: {n: 3, fail_at: 0}}",
+        "+r={run: tests.toys.total, inputs: {c: c, d: d}}",
+    ]
+    process = served.start(*chain)
+    assert process.stdout is not None
+    said = next(line for line in process.stdout if "Cannot be made without it" in line)
+    gate.touch()
+    rest, err = process.communicate(timeout=300)
+    assert "r. Not started, as only those read them: c. Still made: b (has started)." in said
+    assert process.returncode == 1 and "d failed (unknown)" in err and "Traceback" not in rest + err
     assert set(records(served.store)) == {"b"}
 
 
