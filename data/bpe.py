@@ -23,12 +23,12 @@ def train(texts: Iterable[str], vocab_size: int) -> dict[bytes, int]:
 
 
 def learn(
-    counts: Counter[str], vocab_size: int, on_chars: Callable[[int], None] = lambda count: None
+    counts: Counter[str], vocab_size: int, on_chars: Callable[[int], None] = lambda count: None, exact: bool = True
 ) -> dict[bytes, int]:
     """Tokens and their ranks from counted words: the 256 bytes, then the merges in the order they were learnt.
 
     vocab_size counts SPECIAL_TOKENS too. on_chars is told of text that is read, and may raise to stop. Raises
-    DataError when vocab_size is too small, or the text too little for it.
+    DataError when vocab_size is too small or, if it is to be `exact`, the text too little for it.
     """
     import rustbpe
 
@@ -38,10 +38,10 @@ def learn(
     pieces = _told(repeated(counts), on_chars)
     trainer.train_from_iterator(pieces, vocab_size=ordinary, buffer_size=128, pattern=f"[^{SEPARATOR}]+")
     ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
-    if len(ranks) < ordinary:
+    if exact and len(ranks) < ordinary:
         raise DataMistake(
             f"tokenizer.params.vocab_size: {vocab_size} is more than the text gives: it has room for "
-            f"{len(ranks) + len(SPECIAL_TOKENS)} tokens. Ask for fewer, or train on more text."
+            f"{len(ranks) + len(SPECIAL_TOKENS)} tokens. Ask for fewer, leave it out, or train on more text."
         )
     return ranks
 

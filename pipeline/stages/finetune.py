@@ -143,4 +143,6 @@ def estimate(params: Params, upstream: dict[str, Any], device: str, nproc: int) 
         tokens = float(params.steps * params.total_batch_tokens)
     else:
         tokens = params.epochs * usual_tokens(mixture)
-    return training_seconds(model.resolved(model.vocab_size or upstream["tokenizer"].vocab_size), tokens, device, nproc)
+    return training_seconds(
+        model.resolved(model.vocab_size or upstream["tokenizer"].most_tokens), tokens, device, nproc
+    )

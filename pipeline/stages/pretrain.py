@@ -93,7 +93,7 @@ def check(params: Params, upstream: dict[str, Any]) -> None:
 
     Raises ModelError.
     """
-    tokenizers = [p.vocab_size for p in upstream.values() if hasattr(p, "vocab_size")]
+    tokenizers = [p.most_tokens for p in upstream.values() if hasattr(p, "most_tokens")]
     config = params.model.resolved(vocab_size=params.model.vocab_size or next(iter(tokenizers), None))
     if params.total_batch_tokens % config.sequence_len:
         raise ModelError(
@@ -157,5 +157,5 @@ def check_horizon(job: Job[Params], rows: "PackedRows", steps: int) -> None:
 
 def estimate(params: Params, upstream: dict[str, Any], device: str, nproc: int) -> float | None:
     """Expected seconds. upstream: params of what it reads by input name, and of all stages behind it by stage name."""
-    config = params.model.resolved(vocab_size=params.model.vocab_size or upstream["tokenizer"].vocab_size)
+    config = params.model.resolved(vocab_size=params.model.vocab_size or upstream["tokenizer"].most_tokens)
     return training_seconds(config, count_steps(params, config) * params.total_batch_tokens, device, nproc)

@@ -22,18 +22,24 @@ KEPT = "stopped; the shards whose words are counted are kept"
 
 @dataclass
 class Params:
-    vocab_size: Count = 65536  # the special tokens included
+    vocab_size: Count | None = None  # exactly, special tokens included; null: max_vocab_size, or what the text gives
+    max_vocab_size: Count = 65536
     max_chars: Count = 2_000_000_000  # of text to train on, the same of each shard
     doc_cap: Count = 10_000  # characters of one document; a longer one gives its start
     eval_chars: Count = 1_000_000  # of held-out text to measure on
 
+    @property
+    def most_tokens(self) -> int:
+        """What a plan counts with; little text gives fewer."""
+        return self.vocab_size or self.max_vocab_size
+
 
 def check(params: Params, upstream: dict[str, Any]) -> None:
     """Raises DataMistake for a vocabulary that cannot hold bytes and special tokens."""
-    if params.vocab_size < 512:  # importing what knows the exact number takes longer than a plan should
+    if params.most_tokens < 512:  # importing what knows the exact number takes longer than a plan should
         from data import bpe
 
-        bpe.check_vocab_size(params.vocab_size)
+        bpe.check_vocab_size(params.most_tokens)
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
@@ -43,7 +49,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
     from data.word_counts import read_counts
 
     params = job.params
-    bpe.check_vocab_size(params.vocab_size)
+    bpe.check_vocab_size(params.most_tokens)
     shards = _shards(job)
     held_out = list(shards[0].text.held_out())
     started = time.monotonic()
@@ -56,11 +62,16 @@ def main(job: Job[Params]) -> dict[str, Any]:
     chars = sum(len(word) * count for word, count in counts.items())
     job.say(f"{len(counts):,} different words in {chars:,} characters")
     learning = Counted(job, chars + counts.total(), "characters of words", KEPT)
-    ranks = bpe.learn(counts, params.vocab_size, learning.add)
+    ranks = bpe.learn(counts, params.most_tokens, learning.add, exact=params.vocab_size is not None)
     seconds = time.monotonic() - started
     if not held_out:
         raise DataError(f"{job.inputs['text']}: has no document to measure the tokenizer on. Give more text.")
     tokenizer = bpe.save(ranks, job.out)
+    if tokenizer.vocab_size < params.most_tokens:
+        job.say(
+            f"The text gives a vocabulary of {tokenizer.vocab_size:,} tokens, not the {params.most_tokens:,} of "
+            f"{job.stage}.params.max_vocab_size. More text gives more."
+        )
     measured = _bytes_per_token(tokenizer.encode, held_out)
     evaluation = {
         "held_out": {"documents": len(held_out), "bytes": sum(len(text.encode()) for text in held_out)},

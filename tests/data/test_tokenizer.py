@@ -161,6 +161,28 @@ def test_a_vocabulary_of_a_wrong_size_is_refused(vocab_size, said):
     assert len(bpe.train(["hello world"] * 3, 265)) == 256
 
 
+def test_a_vocabulary_that_nobody_asked_for_is_what_the_text_gives_and_says_so(tmp_path):
+    """max_vocab_size is a recipe's default, vocab_size the user's wish."""
+    text = tmp_path / "text"
+    text.mkdir()
+    write_shard(text / "s.parquet", [f"{i:04d} my own words" for i in range(200)])
+    (text / "shards.json").write_text(json.dumps({"train": ["s.parquet"], "val": None, "column": "text"}))
+
+    def make(**params):
+        work = tmp_path / str(params)
+        job = Job("tokenizer", "key", stage.Params(**params, eval_chars=150), Launch(), {"text": text}, work, tmp_path)
+        return stage.main(job), job
+
+    metrics, job = make(max_vocab_size=5000)
+    made = Tokenizer.load(job.out)
+    assert 265 < metrics["vocab_size"] == made.vocab_size == len(made.token_bytes) < 5000
+    said = (job.work / "said.txt").read_text()
+    assert f"a vocabulary of {made.vocab_size} tokens, not the 5,000 of tokenizer.params.max_vocab_size" in said
+    assert "max_vocab_size" not in (make(max_vocab_size=270)[1].work / "said.txt").read_text()
+    with pytest.raises(DataError, match=f"5000 is more than the text gives: it has room for {made.vocab_size}"):
+        make(vocab_size=5000)
+
+
 def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
     with pytest.raises(DataError, match=r"tokenizer.json: there is no such file"):
         Tokenizer.load(tmp_path)
