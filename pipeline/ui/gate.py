@@ -53,7 +53,7 @@ width:100%;margin:.25rem 0}button{background:#0d9488;color:#fff;border:0}</style
 <form method="post" action="login"><h1>Chatmill</h1><p>SAID</p>
 <input type="password" name="password" aria-label="Password" autocomplete="current-password" autofocus required>
 <button>Open</button></form></html>"""
-ASK = "Enter the password, or open the link that `flows.py chat` printed."
+ASK = "Enter the password, or open the link that <code>flows.py chat</code> printed."
 # Not a redirect: after a click in another site's page (a chat, a mail) that would be sent without the new cookie.
 OPENED = '<!doctype html><title>Chatmill</title><meta http-equiv="refresh" content="0; url=./">'
 

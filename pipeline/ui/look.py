@@ -12,18 +12,35 @@ RESULT_NEUTRAL = "shows answers"
 SANS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace")
 
-HEAD = '<meta name="robots" content="noindex">'
-
-# On a narrow screen the side bar would lie over the conversation: it starts closed there.
-NARROW_JS = "() => { if (innerWidth < 800) document.querySelector('#side .toggle-button')?.click() }"
+# The second viewport is the one that counts: the page shrinks for a phone's keyboard.
+HEAD = """<meta name="robots" content="noindex">
+<meta name="viewport" content="width=device-width, initial-scale=1, interactive-widget=resizes-content">"""
 
 CSS = """
+/* The page is as high as the window. Of what is in it, the conversation scrolls, and the box stays below it. */
+html { height: 100dvh; min-height: 0 !important; overflow: hidden; overscroll-behavior: none; }
+body, gradio-app, .gradio-container, .gradio-container .main, .gradio-container .wrap.sidebar-parent,
+.gradio-container .contain, .gradio-container .contain > .column, #talk { min-height: 0 !important; }
+.gradio-container .main { padding: 12px 20px 4px; }
+#chat { flex: 1 1 0 !important; height: auto !important; min-height: 0; overflow: hidden !important; }
+#chat .wrapper { min-height: 0; }
+#chat .bubble-wrap { flex: 1 1 0; min-height: 0; overscroll-behavior: contain; }
+#chat .bubble-wrap { scrollbar-width: thin; scrollbar-color: var(--border-color-primary) transparent; }
+#talk > .form, #status { flex: none; }
+#side .sidebar-content { overflow-y: auto; }
+@media (max-width: 640px) {
+  .gradio-container .main { padding: 8px 12px 2px; }
+  #box textarea { font-size: 16px; }
+}
+/* What a model writes stays within its message, and wide words and pictures within its width. */
+#chat .message { contain: paint; overflow-wrap: anywhere; }
+#chat .message :is(img, video, svg) { max-width: 100%; }
 footer { display: none !important; }
 .gradio-container { max-width: none !important; }
 #talk { max-width: 820px; margin: 0 auto; width: 100%; gap: 6px; }
 #chat { border-style: none !important; background: transparent; }
 #chat .bubble-wrap { background: transparent; }
-#chat .placeholder-content { justify-content: center; min-height: 60vh; }
+#chat .placeholder-content { justify-content: safe center; min-height: 100%; }
 #chat .placeholder { flex-grow: 0; height: auto; }
 #chat .examples { display: grid; flex: 0 0 auto; height: auto; width: 100%; max-width: 540px; margin: 0 auto; }
 #chat .examples { grid-template-columns: repeat(auto-fit, minmax(min(220px, 100%), 1fr)); }

@@ -16,8 +16,9 @@ from model.errors import ModelError
 from pipeline.errors import UserError
 from pipeline.ui import transcript
 from pipeline.ui.chat import ChatSettings, Draft, Message
-from pipeline.ui.look import NARROW_JS, header_html, model_html, status_html, welcome_html
+from pipeline.ui.look import header_html, model_html, status_html, welcome_html
 from pipeline.ui.models import ModelChoice
+from pipeline.ui.script import AFTER_SEND, ON_LOAD, ON_SEND
 from pipeline.ui.sessions import Sessions
 
 RESULT_NEUTRAL = "shows answers"
@@ -58,6 +59,7 @@ class Page:
                 elem_id="chat",
                 scale=1,
                 height="100%",
+                autoscroll=False,  # see script.py
                 layout="bubble",
                 editable="user",
                 buttons=["copy"],
@@ -92,21 +94,27 @@ class Page:
         shown = [self.conversation, self.chatbot, self.box, self.status]
         given = [self.conversation, self.model, self.system, *self.settings]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        self.box.submit(self.send, [self.box, *given], shown, **quiet)
-        self.chatbot.example_select(self.send_example, given, shown, **quiet)
-        self.chatbot.retry(self.retry, given, shown, **quiet)
-        self.chatbot.edit(self.edit, given, shown, **quiet)
-        self.chatbot.undo(self.undo, [self.conversation], shown, **quiet)
-        gr.on([self.chatbot.clear, self.new.click], self.clear, None, shown, **quiet)
+        sent = self.box.submit(self.send, [self.box, *given], shown, js=ON_SEND, **quiet)
+        sent.then(None, [self.box], [self.box], js=AFTER_SEND)
+        answers = [
+            sent,
+            self.chatbot.example_select(self.send_example, given, shown, **quiet),
+            self.chatbot.retry(self.retry, given, shown, **quiet),
+            self.chatbot.edit(self.edit, given, shown, **quiet),
+        ]
+        # Cancelled, since a piece of an answer that is on its way would show the conversation as it was.
+        self.chatbot.undo(self.undo, [self.conversation], shown, cancels=answers, **quiet)
+        gr.on([self.chatbot.clear, self.new.click], self.clear, None, shown, cancels=answers, **quiet)
         self.box.stop(self.stop, None, None, concurrency_limit=None, **quiet)
         self.model.change(self.choose, [self.model], [self.facts, self.chatbot, self.status], **quiet)
-        self.blocks.load(None, None, None, js=NARROW_JS)
+        self.blocks.load(None, None, None, js=ON_LOAD)
+        self.blocks.unload(self.leave)
 
     def send(self, request: gr.Request, text: str, conversation: list[Message], *given: Any) -> Iterator[Any]:
         if not text.strip():
             yield gr.skip(), gr.skip(), gr.skip(), gr.skip()
             return
-        yield from self._answer(request, [*conversation, _user(text)], given, clear_box=True)
+        yield from self._answer(request, [*conversation, _user(text)], given)
 
     def send_example(
         self, request: gr.Request, chosen: gr.SelectData, conversation: list[Message], *given: Any
@@ -144,6 +152,10 @@ class Page:
     def stop(self, request: gr.Request) -> None:
         self.stopping.add(str(request.session_hash))
 
+    def leave(self, request: gr.Request) -> None:
+        """A closed page waits for no answer."""
+        self.answering.pop(str(request.session_hash), None)
+
     def choose(self, key: str) -> tuple[Any, ...]:
         """Load a model before its first question, so that the wait is where it was asked for."""
         chosen = self.sessions.choice(key)
@@ -153,9 +165,7 @@ class Page:
             raise gr.Error(str(error), print_exception=False) from error
         return model_html(chosen), _greeting(chosen), status_html("")
 
-    def _answer(
-        self, request: gr.Request, conversation: list[Message], given: tuple[Any, ...], clear_box: bool = False
-    ) -> Iterator[Any]:
+    def _answer(self, request: gr.Request, conversation: list[Message], given: tuple[Any, ...]) -> Iterator[Any]:
         """Stream the answer to the last message. Stopped or failed, what was written so far stays."""
         key, system, *values = given
         who, this = str(request.session_hash), object()
@@ -166,8 +176,6 @@ class Page:
             return self.answering.get(who) is this
 
         box = gr.update(submit_btn=False, stop_btn=True)
-        if clear_box:
-            box["value"] = ""
         yield conversation, transcript.shown(conversation), box, status_html("", busy=True)
         draft = Draft()
         try:

@@ -108,9 +108,28 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self.command("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
-    def say(self, text: str) -> None:
-        """Type into the chat app's box and send."""
+    def scroll(self, selector: str, by: int) -> None:
+        """A turn of a real mouse wheel."""
+        x, y = self.js(
+            f"(r => [r.x + r.width / 2, r.y + r.height / 2])(document.querySelector({json.dumps(selector)})"
+            ".getBoundingClientRect())"
+        )
+        self.command("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=by)
+
+    def type(self, text: str) -> None:
+        """Type into the chat app's box."""
         self.js("document.querySelector('#box textarea').focus()")
         self.command("Input.insertText", text=text)
+
+    def enter(self) -> None:
         for kind in ("keyDown", "keyUp"):
             self.command("Input.dispatchKeyEvent", type=kind, key="Enter", windowsVirtualKeyCode=13, text="\r")
+
+    def say(self, text: str) -> None:
+        """Type and send. Until the last answer has wholly ended, the text stays in the box for another Enter."""
+        self.type(text)
+        end = time.monotonic() + PATIENCE
+        self.enter()
+        while text in str(self.js("document.querySelector('#box textarea').value")):
+            assert time.monotonic() < end, f"never sent: {text}"
+            self.enter()

@@ -1,5 +1,6 @@
 """A model that is made of if-statements, so that what is around it can be tested without one."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
@@ -24,7 +25,7 @@ class ByteTokenizer:
 
 
 class EchoModel:
-    """Adds where it sees a +, talks without end when asked to, and else repeats what it was told."""
+    """Adds where it sees a +, talks without end when asked to, fast or slowly, and else repeats what it was told."""
 
     BEGINNINGS = (ByteTokenizer.special["<|bos|>"], ByteTokenizer.special["<|user_start|>"])
 
@@ -44,6 +45,14 @@ class EchoModel:
             while not should_stop():
                 count += 1
                 yield Text("on and ")
+            yield End("stop", count, 0.0)
+            return
+        elif "slowly" in said:
+            count = 0
+            while not should_stop():
+                count += 1
+                yield Text(f"line {count}\n\n")
+                time.sleep(0.02)
             yield End("stop", count, 0.0)
             return
         else:

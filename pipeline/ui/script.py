@@ -1,0 +1,46 @@
+"""What the page does in the browser, where asking the server first would be too late."""
+
+RESULT_NEUTRAL = "shows answers"
+
+# Side bar: on a narrow screen it would lie over the conversation, and starts closed.
+# Scrolling: the conversation follows its end until somebody scrolls up, and again once they are back at the end.
+# Gradio's own following pulls readers down again while an answer is being written.
+ON_LOAD = """() => {
+    if (innerWidth < 800) document.querySelector('#side .toggle-button')?.click()
+    const page = window.chatmill = {sent: null, typed: '', follow: true}
+    const panel = () => document.querySelector('#chat .bubble-wrap')
+    let last = 0
+    document.addEventListener('scroll', event => {
+        if (event.target !== panel()) return
+        const {scrollTop, scrollHeight, clientHeight} = event.target
+        if (scrollHeight - scrollTop - clientHeight < 40) page.follow = true
+        else if (scrollTop < last) page.follow = false
+        last = scrollTop
+    }, true)
+    const toEnd = () => { if (page.follow && panel()) panel().scrollTop = panel().scrollHeight }
+    new MutationObserver(toEnd).observe(document.body, {childList: true, subtree: true, characterData: true})
+    addEventListener('resize', toEnd)
+    document.addEventListener('keydown', event => {
+        if (event.key === 'Enter' && event.target.matches('#box textarea')) page.sent = event.target.value
+    }, true)
+    document.addEventListener('click', () => { page.sent = null }, true)
+    document.addEventListener('input', event => {
+        if (event.isTrusted && event.target.matches('#box textarea')) page.typed = event.target.value
+    }, true)
+}"""
+
+# The box is emptied here and not by the server, whose answer may come when the next message is being typed. What was
+# in it when Enter was pressed is sent: Gradio gets here a little later.
+ON_SEND = """(current, ...given) => {
+    const box = document.querySelector('#box textarea'), text = window.chatmill.sent ?? current
+    box.value = box.value.startsWith(text) ? box.value.slice(text.length) : ''
+    box.dispatchEvent(new Event('input', {bubbles: true}))
+    Object.assign(window.chatmill, {sent: null, typed: box.value, follow: true})
+    return [text, ...given]
+}"""
+
+# A message that could not be answered is back in the box, in the place of what was typed since: both stay.
+AFTER_SEND = """(text) => {
+    const typed = window.chatmill.typed
+    return typed && !text.includes(typed) ? [text + '\\n' + typed] : []
+}"""
