@@ -21,7 +21,19 @@ from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["bench.tiny=true", "bench.repeats=1", "bench.compile=false", "bench.threads=1", "bench.device=cpu"]
-NOT_THERE = ["hydra", "omegaconf", "prefect", "rich", "gradio", "fastapi", "huggingface_hub", "wandb", "rustbpe"]
+NOT_THERE = [
+    "hydra",
+    "omegaconf",
+    "prefect",
+    "rich",
+    "gradio",
+    "fastapi",
+    "huggingface_hub",
+    "wandb",
+    "rustbpe",
+    "psutil",
+]
+NOT_THERE += ["matplotlib", "pydantic", "regex", "tensorboard"]
 
 
 @pytest.fixture(autouse=True)
