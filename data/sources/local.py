@@ -21,6 +21,7 @@ from data.text_files import ABOUT, READ, kind_of, read_text
 from data.trust import described, group, printable
 
 VAL_FRACTION = 0.01  # of the documents
+CHECKED_CHARS = 64_000_000  # of each file while planning, about a second; the rest is read by the stage
 NAMED = 5  # ignored files by name; the rest are counted
 NOT_TEXT = "hidden file, LICENSE, README, COPYING or NOTICE"
 
@@ -30,7 +31,7 @@ def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any
     Raises DataError.
     """
     found, ignored = find_sources(params.paths)
-    files = _describe(found, group(memory, "local"))
+    files = _describe(found, params.column if params.what == "text" else None, group(memory, "local"))
     paths = {name: str(path) for name, path in found.items()}
     return {"files": files, "source": {"paths": paths, "ignored": [str(path) for path in ignored]}}
 
@@ -90,21 +91,31 @@ def _is_text(path: Path) -> bool:
     return not hidden and not ABOUT.match(path.name) and kind_of(path) is not None
 
 
-def _describe(sources: dict[str, Path], memory: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """{name: {"sha256", "bytes"}} of the sources; `memory` keeps digests by path, size and time of change."""
+def _describe(sources: dict[str, Path], column: str | None, memory: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{name: {"sha256", "bytes"}} of the sources; `memory` keeps digests by path, size and time of change.
+
+    A file that is not in `memory` is read as text up to CHECKED_CHARS, unless column is None: most mistakes are known
+    while planning then. Raises DataError.
+    """
     files = {}
     for name, path in sources.items():
         stat = path.stat()
         seen = memory.get(str(path))
-        if (
-            seen is None
-            or not described(seen)
-            or (seen["bytes"], seen.get("mtime_ns")) != (stat.st_size, stat.st_mtime_ns)
-        ):
-            seen = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": file_sha256(path)}
-            memory[str(path)] = seen
+        state = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "column": column}
+        if seen is None or not described(seen) or seen | state != seen:
+            if column is not None:
+                _check_start(path, column)
+            seen = memory[str(path)] = state | {"sha256": file_sha256(path)}
         files[name] = {"sha256": seen["sha256"], "bytes": seen["bytes"]}
     return files
+
+
+def _check_start(path: Path, column: str) -> None:
+    chars = 0
+    for text in read_text(path, column):
+        chars += len(text)
+        if chars > CHECKED_CHARS:
+            return
 
 
 def _file_by_file(found: dict[str, Path], request: Request) -> Made | None:

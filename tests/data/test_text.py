@@ -295,6 +295,21 @@ def test_a_txt_without_blank_lines_is_a_document_each_line(tmp_path):
     assert max(map(len, pages)) < text_files.LONGEST_PAGE_CHARS + 100
 
 
+def test_a_wrong_line_is_known_while_planning_once_a_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n{"body": "two"}\n')
+    memory: dict = {}
+    params = Params("data.sources.local", paths=[str(path)])
+    with pytest.raises(DataError, match=r"a\.jsonl:2: has neither 'text'"):
+        download.identity(params, memory, online=False)
+    path.write_text('{"text": "one"}\n{"text": "two"}\n')
+    found = download.identity(params, memory, online=False)
+    monkeypatch.setattr(local, "read_text", None)  # what is remembered is not read again
+    assert download.identity(params, memory, online=False) == found
+    as_files = Params("data.sources.local", what="dataset", paths=[str(path)])
+    assert download.identity(as_files, {}, online=False)["files"] == found["files"]
+
+
 def test_a_damaged_position_starts_again(tmp_path):
     sources = write_sources(tmp_path / "mine")
     params = {"source": "data.sources.local", "paths": [str(sources)], "shard_chars": 2000}
