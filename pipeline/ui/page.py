@@ -96,7 +96,7 @@ class Page:
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         sent = self.box.submit(self.send, [self.box, *given], shown, js=ON_SEND, **quiet)
         sent.then(None, [self.box], [self.box], js=AFTER_SEND)
-        answers = [
+        answers: list[Any] = [  # Gradio declares them as dictionaries
             sent,
             self.chatbot.example_select(self.send_example, given, shown, **quiet),
             self.chatbot.retry(self.retry, given, shown, **quiet),
