@@ -4,6 +4,8 @@ Beside our own messages it reads what clients of other tools send: content as a 
 calls of the calculator as `tool_calls` and `role: tool`, which become parts of one assistant's turn. Everything else is
 refused by raise_exception, so that nothing is rendered as something that the model never saw in training.
 
+vLLM hands parts on unchanged to a template with a loop over message['content'], and joins them by newlines for others.
+
 {% generation %} marks what a model is trained to write, for transformers' masks. It is written without dashes, because
 older versions of Hugging Face's JavaScript implementation know only that form. It cannot be used in a macro, whose
 output is not where transformers counts from.
@@ -66,7 +68,7 @@ CHAT_TEMPLATE = """\
 {%- if content is string -%}
 {%- set ns.said = content -%}
 {%- elif content is iterable and content is not mapping and content is defined and content is not none -%}
-{%- for part in content -%}
+{%- for part in message['content'] -%}
 {%- if part is mapping and part['type'] == 'python' and part['text'] is string -%}
 {%- set ns.said = ns.said ~ '<|python_start|>' ~ part['text'] ~ '<|python_end|>' -%}
 {%- elif part is mapping and part['type'] == 'python_output' and part['text'] is string -%}

@@ -195,7 +195,8 @@ def task(settings: Settings, wanted: Any) -> dict[str, Any]:
     raise UserError(
         f"knows no task {wanted!r}",
         "mixture.chat_eval",
-        f"There are: {', '.join(known)}, core, bpb. Others: mixture=nanochat, or the import path of a class.",
+        f"There are: {', '.join(known)}, core, bpb. For others name the model by its key and add mixture=nanochat, or "
+        "give the import path of a class.",
     )
 
 
