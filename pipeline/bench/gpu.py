@@ -147,8 +147,10 @@ def may_start(part: Part, running: "list[Child]") -> bool:
 def _ended(bench: Bench, result: Result, part: Part, found: dict[str, Any]) -> None:
     result[part.name] = found
     bench.save(result)
-    seconds = f" ({found['seconds']:.0f} s)" if "seconds" in found else ""
-    bench.say(f"  {part.name}{seconds}")
+    if "skipped" in found:
+        bench.say(f"  {part.name}: skipped, {found['skipped']['why']}")
+        return
+    bench.say(f"  {part.name} ({found['seconds']:.0f} s)")
     for line in table.lines({case: values for case, values in found.items() if isinstance(values, dict)}):
         bench.say("    " + line)
 
