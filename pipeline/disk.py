@@ -15,7 +15,10 @@ READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 # Libraries report a full disk in their own exceptions; the last form is NumPy's.
 FULL_TEXT = re.compile(r"no space left|disk quota exceeded|\d+ requested and \d+ written", re.IGNORECASE)
 
-ROOM = "`gc` and launch.keep_last=1 make room; so does store.root on a larger disk"
+ROOM = (
+    "Make room: `gc` deletes what nothing needs, launch.keep_last=1 keeps fewer checkpoints, and the store can be "
+    "moved to a larger disk (store.root). Then run the same command again."
+)
 
 WRITABLE = "Make the store writable, or set store.root to a directory that is."
 
@@ -33,7 +36,7 @@ def told(error: OSError) -> str:
     """A line for what a command could not read or write."""
     where = _path(error)
     if is_full(error):
-        return f"No space left on device{where and f': {where}'}. Make room, then run the same command again. {ROOM}."
+        return f"No space left on device{where and f': {where}'}. {ROOM}"
     if error.errno == errno.EROFS:
         return f"{where or 'The store'} cannot be written ({error.strerror}). {WRITABLE}"
     return f"{error.strerror or error}{where and f': {where}'}"
@@ -41,7 +44,7 @@ def told(error: OSError) -> str:
 
 def full(error: BaseException, work: Path) -> str:
     """A line for a full disk. work: where the stage was writing, for errors that do not say."""
-    return f"No space left on device: {_path(error) or work}. Make room, then run the same command again. {ROOM}."
+    return f"No space left on device: {_path(error) or work}. {ROOM}"
 
 
 def read_only(error: OSError, root: Path) -> str:
