@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.durable import read_json, write_json
+from data.durable import keep_json, read_fields
 from data.trust import below
 from pipeline.config import LoggerConfig
 from pipeline.tracking import about
@@ -50,10 +50,11 @@ class TensorBoard:
         described = self.described
         path = Path(described["work"]) / "scratch" / "tensorboard.json"
         own = f"{described['logger']['run']}/{described['stage']}"
-        known = read_json(path, dict)  # a resume may be of another run
-        folder = known["folder"] if known else str(below(Path(described["store"], "tensorboard"), own, "run.name"))
+        root = Path(described["store"], "tensorboard")
+        known = read_fields(path, {"folder": ""})["folder"]  # a resume may be of another run
+        folder = known if Path(known).is_relative_to(root) else str(below(root, own, "run.name"))
         writer = SummaryWriter(folder, purge_step=step)
         if not known:
-            write_json(path, {"folder": folder})
+            keep_json(path, {"folder": folder})
             writer.add_text("about", f"```\n{json.dumps(about(described), indent=1)}\n```", step)
         return writer

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from data.durable import read_json, write_json
+from data.durable import keep_json, read_fields
 from pipeline.config import LoggerConfig
 from pipeline.tracking import Say, about
 
@@ -93,8 +93,8 @@ class WeightsAndBiases:
     def _id(self) -> str:
         """The run's id, kept for the stage's next attempt, which continues the run."""
         path = Path(self.described["work"]) / "scratch" / "wandb.json"
-        known = read_json(path, dict) or {"id": uuid.uuid4().hex[:8]}
-        write_json(path, known)
+        known = read_fields(path, {"id": uuid.uuid4().hex[:8]})
+        keep_json(path, known)
         return str(known["id"])
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
