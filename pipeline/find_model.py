@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.durable import read_json
+from data.durable import read_fields, read_json
+from data.trust import fits
 from pipeline.errors import Corrupt, UserError
 from pipeline.exported import read_marker
-from pipeline.session import Session
+from pipeline.session import ROW, RUN, Session
 from pipeline.store import Artifact, Store
 from pipeline.ui.models import CHAT_MODULES, MODULES, PROMPTS, TEXTS, ModelChoice, choice, describe
 
@@ -97,22 +98,22 @@ def finished_runs(store: Store) -> Iterator[tuple[str, list[tuple[str, Artifact]
     Not runs of a sweep, and not runs up to a stage (until, only): those try something out.
     """
     for path in sorted((store.root / "runs").glob("*/state.json"), reverse=True):
-        state, rows = read_json(path, dict) or {}, read_json(path.with_name("plan.json"), list) or []
-        made = state.get("artifacts") or {}
-        names = [row["stage"] for row in rows if row["action"] != "idle"]
+        state, rows = read_fields(path, RUN), read_json(path.with_name("plan.json"), list) or []
+        made = state["artifacts"]
+        names = [row["stage"] for row in rows if fits(row, ROW) and row["action"] != "idle"]
         if _is_whole(state) and names and all(name in made for name in names):
             yield path.parent.name, [(name, found) for name in names if (found := _still_there(store, made[name]))]
 
 
 def _is_whole(state: dict[str, Any]) -> bool:
-    part = any(str(override).startswith(("until=", "only=")) for override in state.get("overrides") or [])
-    return bool(state.get("ended")) and not (state.get("failures") or state.get("sweep") or part)
+    part = any(str(override).startswith(("until=", "only=")) for override in state["overrides"])
+    return bool(state["ended"]) and not (state["failures"] or state["sweep"] or part)
 
 
-def _still_there(store: Store, made: dict[str, str]) -> Artifact | None:
+def _still_there(store: Store, made: Any) -> Artifact | None:
     try:
-        return Store.read(store.folder(made["module"], made["key"]))
-    except (Corrupt, KeyError, TypeError):
+        return Store.read(store.folder(made["module"], made["key"])) if fits(made, {"module": "", "key": ""}) else None
+    except Corrupt:
         return None
 
 

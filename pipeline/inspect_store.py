@@ -21,6 +21,7 @@ from pipeline.job import PROGRESS
 from pipeline.launch import OUTCOME
 from pipeline.plan import Plan, Step
 from pipeline.report.words import duration, money
+from pipeline.session import RUN
 from pipeline.store import RECORD, Artifact, Store
 
 RESULT_NEUTRAL = "shows what is stored"
@@ -30,8 +31,6 @@ SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
 CHAT_MODULES = ("rl", "finetune", "pretrain")
 
 FOLLOW_SECONDS = 0.3  # between looks at a log
-
-RUN = {"started": 0.0, "ended": 0.0, "overrides": []}  # of a run's state.json, what is shown
 
 RESULT_COLUMNS = 110  # of a terminal, from which on `ls` also shows results
 
@@ -175,7 +174,7 @@ def find_log(store: Store, name: str) -> Path:
     """The log of a stage: of work under way if there is any, else of the newest artifact. Raises UserError."""
     if work := find_unfinished(store, name, by_stage=True):
         return work / "log.txt"
-    path = store.find_by_name(name).folder / "log.txt"
+    path = store.open(store.find_by_name(name), "log.txt") / "log.txt"
     if not path.exists():
         raise UserError("has no log", name)
     return path

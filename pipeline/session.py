@@ -20,6 +20,10 @@ from pipeline.store import Store
 
 RESULT_NEUTRAL = "opens what a command works on"
 
+# state.json and an entry of plan.json of a run
+RUN = {"started": 0.0, "ended": 0.0, "overrides": [], "sweep": "", "artifacts": {}, "failures": []}
+ROW = {"stage": "", "action": ""}
+
 
 @dataclass
 class Session:

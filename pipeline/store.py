@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data.durable import keep_json, read_json
+from data.trust import shown
 from pipeline.artifact import NAME, RECORD, Artifact, checked, read
 from pipeline.errors import Corrupt, UserError
 from pipeline.memory import Memory
@@ -42,6 +43,9 @@ class Store:
         return self.root / "artifacts"
 
     def folder(self, module: str, key: str) -> Path:
+        """Raises Corrupt for names that lead elsewhere: they may be from a file."""
+        if any("/" in name or name == ".." for name in (module, key)):
+            raise Corrupt(f"{shown(f'{module}/{key}')} is not the name of an artifact")
         return self.artifacts / _short(module) / key
 
     def work(self, module: str, key: str) -> Path:

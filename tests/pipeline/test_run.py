@@ -47,6 +47,19 @@ def records(store: Path) -> dict[str, dict[str, Any]]:
     return {name: record for record in sorted(found, key=lambda r: r["finished"]) for name in record["stages"]}
 
 
+def test_prefects_own_record_of_a_cached_stage_may_be_damaged(served: Chatmill) -> None:
+    overrides = [*toys(), "pipeline.stages=[a,b]"]
+    served.run(*overrides)
+    before = records(served.store)
+    for i, path in enumerate(sorted(served.store.glob("artifacts/*/*/_prefect.json"))):
+        path.write_text("") if i else path.unlink()
+        if i == 0:
+            path.mkdir()
+    served.run(*overrides, "force=[b]")
+    after = records(served.store)
+    assert after["a"] == before["a"] and after["b"]["finished"] > before["b"]["finished"]
+
+
 def children_naming(store: Path) -> list[psutil.Process]:
     """Live processes that work on this store."""
     found = []

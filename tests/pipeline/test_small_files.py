@@ -17,6 +17,8 @@ from data import durable
 from pipeline import config
 from pipeline.artifact import RECORD
 from pipeline.cli import main
+from pipeline.errors import UserError
+from pipeline.find_model import newest
 from pipeline.run import Run
 from pipeline.store import Store
 
@@ -136,6 +138,8 @@ def damage(path: Path, how: str) -> None:
 def check_everything(root: Path, made: Made, capsys: pytest.CaptureFixture[str], forgotten: bool) -> None:
     """All commands work, and a run makes what is not finished, going on where it was, and nothing else."""
     before = {artifact.key: artifact.record for artifact in Store(root).all()}
+    with pytest.raises(UserError, match="no model yet"):
+        newest(Store(root), [])
     (unfinished,) = (root / "work").iterdir()
     for line in (*LOOKING, ["log", unfinished.name]):
         assert main([*line, *made.overrides]) == 0, line

@@ -230,6 +230,12 @@ def test_a_manifest_from_elsewhere_is_checked_before_anything_of_it_is_used(
     assert [folder for folder, _ in store.unreadable()] == [artifact.folder]
 
 
+@pytest.mark.parametrize(("module", "key"), [("toy", "../../x"), ("a/../../b", "k"), ("toy", ".."), ("..", "k")])
+def test_names_that_lead_out_of_the_store_are_refused(store: Store, module: str, key: str) -> None:
+    with pytest.raises(Corrupt, match="is not the name of an artifact"):
+        store.folder(module, key)
+
+
 def test_a_file_in_an_artifacts_place_is_damage_and_can_be_moved_away(store: Store) -> None:
     artifact = publish(store, {"x": b"1"})
     shutil.rmtree(artifact.folder)
