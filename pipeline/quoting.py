@@ -28,13 +28,10 @@ def quoted(override: str, texts: dict[str, type]) -> str:
         if not (kind is list and isinstance(plain, list) and not all(map(_is_text, plain))):
             return override
     inner = value.strip()
-    if kind is not str and inner[:1] == "[" and inner[-1:] == "]":
-        items = (_item(item.strip(), kind is list) for item in _items(inner[1:-1]))
-        listed = f"{name}=[{','.join(items)}]"
-        return listed if _parsed(listed) is not None else override
-    if kind is not str and inner[:1] in ("[", "{"):
-        return override  # not text but a list or a group that does not end
-    return f"{name}={quote(value)}"
+    if kind is str or inner[:1] not in ("[", "{"):
+        return f"{name}={quote(value)}"
+    listed = f"{name}={_value(inner, kind is list)}"
+    return listed if inner[-1:] in ("]", "}") and _parsed(listed) is not None else override
 
 
 def quote(text: str) -> str:
@@ -75,24 +72,34 @@ def _parsed(override: str) -> Any:
         return None
 
 
-def _item(item: str, text: bool) -> str:
-    """One item of a list."""
+def _value(value: str, texts: bool = False) -> str:
+    """A list or group with what Hydra cannot read in it quoted; texts: each item of the list is text."""
+    if value[:1] == "[" and value[-1:] == "]":
+        return f"[{','.join(_item(item, texts) for item in _items(value[1:-1]))}]"
+    if value[:1] == "{" and value[-1:] == "}":
+        pairs = (item.partition(":") for item in _items(value[1:-1]))
+        return f"{{{','.join(f'{name.strip()}: {_item(inner)}' for name, _, inner in pairs)}}}"
+    return quote(value)
+
+
+def _item(item: str, text: bool = False) -> str:
+    item = item.strip()
     found = _parsed(f"x={item}")
-    if found is None or found.is_sweep_override() or (text and not _is_text(found.value())):
-        return quote(item)
-    return item
+    if found is not None and not found.is_sweep_override() and (not text or _is_text(found.value())):
+        return item
+    return quote(item) if text else _value(item)
 
 
 def _items(inner: str) -> Iterator[str]:
     """What stands between the commas of a list that are in no quotes or brackets of their own.
 
-    A quote counts only where an item begins with it: elsewhere it is an apostrophe.
+    A quote counts only where a value begins with it: elsewhere it is an apostrophe.
     """
     start, depth, mark = 0, 0, ""
     for at, letter in enumerate(inner):
         if mark:
             mark = "" if letter == mark and inner[at - 1] != "\\" else mark
-        elif letter in "\"'" and not inner[start:at].strip(" [{"):
+        elif letter in "\"'" and inner[:at].rstrip()[-1:] in ("", ",", "[", "{", ":"):
             mark = letter
         elif letter in "[]{}":
             depth += 1 if letter in "[{" else -1

@@ -109,7 +109,8 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         return build(hint, value, where)
     if origin in (list, tuple):
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"is {_show(value)}, but a list is needed", where, "Lists are written 'NAME=[a,b]'.")
+            example = f"{where}=[{value}]" if isinstance(value, str) else "NAME=[a,b]"
+            raise UserError(f"is {_show(value)}, but a list is needed", where, f"Lists are written '{example}'.")
         item = (get_args(hint) or (Any,))[0]
         items = [convert(item, v, f"{where}[{i}]") for i, v in enumerate(value)]
         return tuple(items) if origin is tuple else items

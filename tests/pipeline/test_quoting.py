@@ -52,6 +52,27 @@ def test_lists_of_text_are_taken_item_by_item(value: str, items: list[str]) -> N
     assert [str(item) for item in read(f"data.paths={value}")] == items
 
 
+@pytest.mark.parametrize(
+    ("value", "read_as"),
+    [
+        ("[{task: a.B, file: ~/x.jsonl}]", [{"task": "a.B", "file": "~/x.jsonl"}]),
+        (
+            "[{task: a.B, args: {name: L'Oréal, size: 3}}, ü]",
+            [{"task": "a.B", "args": {"name": "L'Oréal", "size": 3}}, "ü"],
+        ),
+        ("[{name: 'a, b', file: ~/x}]", [{"name": "a, b", "file": "~/x"}]),
+        ("[[~/a,~/b],[1,2]]", [["~/a", "~/b"], [1, 2]]),
+    ],
+)
+def test_paths_and_names_inside_groups_of_a_list_are_taken_too(value: str, read_as: list[Any]) -> None:
+    assert read(f"mixture.sft={value}") == read_as
+
+
+def test_a_single_path_is_answered_with_the_list_to_type() -> None:
+    with pytest.raises(UserError, match=r"'data\.paths=\[~/texts\]'"):
+        config.settings(config.compose(["data.paths=~/texts"]))
+
+
 @given(st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1))
 def test_any_text_comes_through_quotes(text: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
