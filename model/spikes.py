@@ -47,11 +47,9 @@ def is_spike(loss: float, smooth: float, logged: int) -> bool:
     return logged >= LOSSES_KNOWN and loss > 2 * smooth + 2
 
 
-def still_since(since: int | None, step: int, still: bool) -> int | None:
-    """The first logged step of an unbroken row of those where nothing moved; None: something does."""
-    if not still:
-        return None
-    return step if since is None else since
+def still_since(since: int, step: int, still: bool) -> int:
+    """The first logged step of an unbroken row of those where nothing moved, counted from 1; 0: something does."""
+    return (since or step) if still else 0
 
 
 def is_guessing(loss: float, vocab_size: int) -> bool:

@@ -72,8 +72,8 @@ class Progress:
     loss: float = math.nan  # of the last logged step, nats per token
     smooth: float = 0.0  # running sum of SMOOTHING-weighted losses, not yet divided by its weights
     logged: int = 0  # how often a loss was logged
-    no_gradient_since: int | None = None  # the first logged step of those without any
-    guessing_since: int | None = None  # the same of a loss of ln(vocab_size)
+    no_gradient_since: int = 0  # the first of the newest logged steps, all without any; 0: there was one
+    guessing_since: int = 0  # the same of a loss of ln(vocab_size)
     loss_scale: float = 1.0
     good_steps: int = 0
     record: dict[str, Any] = field(default_factory=dict)  # what was logged at `step`
@@ -241,7 +241,7 @@ class Trainer:
             (progress.no_gradient_since, "the gradient norm has been exactly 0"),
             (progress.guessing_since, f"the loss has been ln({vocab_size}), that of guessing,"),
         ):
-            if since is not None and progress.step - since >= STILL_STEPS:
+            if since and progress.step - since >= STILL_STEPS:
                 raise ModelError(
                     f"the model does not learn: {what} from step {since} to {progress.step} (loss {loss:.4f}, gradient "
                     f"norm {norm:.3g}, highest rate {rate:.3g}, warm-up until step {warm}). Look at the rates "
