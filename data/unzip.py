@@ -15,6 +15,7 @@ MOST_MEMBERS = 100_000
 LARGEST_UNPACKED = 4 << 30  # bytes of all members, far above the CORE bundle
 MOST_EXPANSION = 100  # times the archive's own size, past SMALL_UNPACKED: text shrinks to a tenth or so
 SMALL_UNPACKED = 16 << 20
+LARGEST_DIRECTORY = 32 << 20  # bytes of the list of members; zipfile takes ten times as many for it
 CHUNK = 1 << 20
 
 
@@ -25,6 +26,7 @@ def unzip(path: Path, folder: Path, where: str) -> None:
     encrypted, of one name, or named to leave the folder, and for more bytes than the bounds above allow.
     """
     try:
+        _check_directory(path, where)
         with zipfile.ZipFile(path) as archive:
             members = [info for info in _checked(archive.infolist(), path.name, where) if not info.is_dir()]
             left = min(LARGEST_UNPACKED, max(SMALL_UNPACKED, MOST_EXPANSION * path.stat().st_size))
@@ -36,6 +38,15 @@ def unzip(path: Path, folder: Path, where: str) -> None:
         if getattr(error, "errno", None) not in (None, errno.EINVAL):  # that of a seek to where the archive sends us
             raise
         raise DataError(f"{where}: is no whole zip file ({error}). Fetch it again, or try another mirror.") from None
+
+
+def _check_directory(path: Path, where: str) -> None:
+    """Raise DataError for a list of members that would fill the memory: zipfile reads it whole, whatever its size."""
+    with open(path, "rb") as file:
+        # Private, but only zipfile itself knows which of several end records it will believe.
+        end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    if end and end[zipfile._ECD_SIZE] > LARGEST_DIRECTORY:  # type: ignore[attr-defined]
+        raise DataError(f"{where}: its list of members exceeds {LARGEST_DIRECTORY >> 20} MB. Refused.")
 
 
 def _checked(members: list[zipfile.ZipInfo], own_name: str, where: str) -> list[zipfile.ZipInfo]:

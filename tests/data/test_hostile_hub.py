@@ -145,6 +145,23 @@ def test_a_bad_name_or_digest_that_reached_a_stage_writes_nothing(tmp_path):
     assert victim.read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        (403, "GatedRepo", r"org/text at .* is gated. Accept its terms"),
+        (404, "RevisionNotFound", r"data.revision: org/text at .* has no 'main'"),
+        (404, "RepoNotFound", r"there is no data set org/text"),
+        (401, "", r"there is no data set org/text .*or it is private"),
+        (404, "", r"there is no data set org/text"),
+        (418, "", r"cannot reach org/text at .*: it answers 418"),
+    ],
+)
+def test_what_a_hub_refuses_is_said(small_hub, status, code, said):
+    small_hub.answers[f"{REPO}/revision/main"] = (status, {"X-Error-Code": code} if code else {}, [b"[1]"])
+    with pytest.raises(DataError, match=said):
+        plan(small_hub)
+
+
 # --- who gets the token
 
 
@@ -382,6 +399,14 @@ def test_a_bomb_is_refused_by_what_it_declares_and_by_what_it_writes(tmp_path, m
     monkeypatch.setattr(unzip, "MOST_MEMBERS", 3)
     with pytest.raises(DataError, match=r"has 4 members"):
         unpack(tmp_path, archive(*[(str(i), b"") for i in range(4)]))
+
+
+def test_a_list_of_members_that_would_fill_the_memory_is_not_read(tmp_path, monkeypatch):
+    many = archive(*[("a" * 900 + str(i), b"") for i in range(1200)])
+    monkeypatch.setattr(unzip, "LARGEST_DIRECTORY", 1 << 20)
+    monkeypatch.setattr(zipfile, "ZipFile", None)  # not even opened
+    with pytest.raises(DataError, match="its list of members exceeds 1 MB"):
+        unpack(tmp_path, many)
 
 
 @settings(max_examples=150)
