@@ -15,8 +15,6 @@ SCHEMES = ("http", "https", "socks5", "socks5h")  # of proxies that the HTTP lib
 CACHES = {
     "PREFECT_HOME": ".prefect",
     "MPLCONFIGDIR": ".config/matplotlib",
-    "HF_HUB_CACHE": ".cache/huggingface/hub",
-    "HF_XET_CACHE": ".cache/huggingface/xet",
     "WANDB_CACHE_DIR": ".cache/wandb",
     "WANDB_CONFIG_DIR": ".config/wandb",
     "WANDB_DATA_DIR": ".local/share/wandb",
@@ -55,12 +53,13 @@ def _usable(proxy: str) -> bool:
 
 
 def prepare_caches(store: Path) -> None:
-    """Move caches into the store whose usual place below the home directory cannot be written."""
+    """Move caches into the store whose place, chosen or usual, cannot be written."""
     home = os.path.expanduser("~")
     if home == "~":  # a user without an entry in /etc/passwd; some libraries fail where no home is known
         os.environ["HOME"] = str(store / "cache")
     for name, usual in CACHES.items():
-        if name not in os.environ and not (os.path.isdir(home) and _writable(Path(home, usual))):
+        chosen = os.environ.get(name) or (os.path.join(home, usual) if os.path.isdir(home) else "")
+        if not chosen or not _writable(Path(os.path.abspath(os.path.expanduser(chosen)))):
             os.environ[name] = str(store / "prefect" if name == "PREFECT_HOME" else store / "cache" / name.lower())
 
 

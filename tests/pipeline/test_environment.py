@@ -76,13 +76,14 @@ def test_without_a_writable_home_prefect_and_caches_live_in_the_store(
 def test_only_caches_whose_usual_place_cannot_be_written_move_and_nothing_is_made(tmp_path: Path) -> None:
     for name in CACHES:
         os.environ.pop(name, None)
-    os.environ["HOME"], os.environ["MPLCONFIGDIR"] = str(tmp_path), "/mine"
+    os.environ["HOME"], os.environ["MPLCONFIGDIR"] = str(tmp_path), str(tmp_path / "mine")
+    os.environ["TRITON_CACHE_DIR"] = "/dev/null/cannot"
     (tmp_path / ".prefect").touch()
     prepare_caches(tmp_path / "store")
-    moved = {name for name in CACHES if name in os.environ}
-    assert moved == {"PREFECT_HOME", "MPLCONFIGDIR"}
+    assert {name for name in CACHES if name in os.environ} == {"PREFECT_HOME", "MPLCONFIGDIR", "TRITON_CACHE_DIR"}
     assert os.environ["PREFECT_HOME"] == str(tmp_path / "store" / "prefect")
-    assert os.environ["MPLCONFIGDIR"] == "/mine"
+    assert os.environ["MPLCONFIGDIR"] == str(tmp_path / "mine")
+    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "store" / "cache" / "triton_cache_dir")
     assert [path.name for path in tmp_path.iterdir()] == [".prefect"]
 
 
