@@ -185,7 +185,7 @@ def probe(folder: Path) -> None:
         if not is_read_only(error):
             raise
         raise UserError(
-            f"cannot be written ({error.strerror}), and there are stages to make",
+            f"cannot be written ({error.strerror}), which making stages needs",
             f"store.root={folder.parent}",
             WRITABLE,
         ) from None
