@@ -193,5 +193,6 @@ def sync_folder(folder: Path) -> None:
 def remove(checkpoint: Path) -> None:
     """The marker first: a half-removed checkpoint is none."""
     if checkpoint.exists():
-        (checkpoint / MARKER).unlink(missing_ok=True)
+        if (checkpoint / MARKER).is_file():
+            (checkpoint / MARKER).unlink()
         shutil.rmtree(checkpoint)

@@ -71,8 +71,10 @@ def read_about(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(about, dict) or not all(isinstance(about.get(name), kind) for name, kind in ABOUT.items()):
         raise ValueError(f"{MARKER} is not what was written")
     numbers = [about["conditions"].get(name, 0) for name in ("world_size", "micro_batch", "threads")]
-    numbers += [value for name, value in about["progress"].items() if name not in ("record", "evaluated")]
-    if not all(isinstance(value, (int, float)) for value in numbers):
+    if not all(isinstance(value, int) for value in numbers) or any(
+        isinstance(value, (str, list))
+        for value in about["progress"].values()  # of model.trainer.Progress
+    ):
         raise ValueError(f"{MARKER} is not what was written")
     for name, entry in about["files"].items():
         if Path(name).name != name or not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):

@@ -15,7 +15,7 @@ import torch
 from small import ALONE, CPU, batch, small_model
 
 from model import checkpoint as saving
-from model.checkpoint import Checkpointer, Keep, folder_of, steps_in
+from model.checkpoint import Checkpointer, Keep, folder_of, remove, steps_in
 from model.config import OptimConfig
 from model.errors import ModelError
 from model.optim import Optimizer
@@ -249,6 +249,31 @@ def test_the_marker_names_every_file_with_its_checksum(tmp_path):
     about = json.loads((folder_of(tmp_path, 1) / "checkpoint.json").read_text())
     assert set(about["files"]) == {"model.safetensors", "state-0.safetensors"}
     assert about["key"] == "key" and not damage_of(folder_of(tmp_path, 1))
+
+
+DAMAGES = ["", "{", "[]", "null", "7", "[" * 100_000, "{}"]
+
+
+@pytest.mark.parametrize(
+    "change", ["a folder", *DAMAGES, *({name: "x"} for name in ("step", "progress", "conditions", "files"))]
+)
+def test_a_damaged_marker_is_passed_over_for_the_checkpoint_before(tmp_path, change):
+    run = Run(tmp_path)
+    run.save(1)
+    run.save(2)
+    marker = folder_of(tmp_path, 2) / "checkpoint.json"
+    text = change if isinstance(change, str) else json.dumps(json.loads(marker.read_text()) | change)
+    if change == "a folder":
+        marker.unlink()
+        marker.mkdir()
+    else:
+        marker.write_text(text)
+    said = []
+    found = find(tmp_path, "latest", ALONE, said.append)
+    assert found is not None and found.step == 1
+    assert "step 2 cannot be used" in said[0]
+    remove(folder_of(tmp_path, 2))
+    assert steps_in(tmp_path) == [1]
 
 
 def test_state_is_read_across_the_pieces_of_other_ranks(tmp_path):
