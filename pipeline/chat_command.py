@@ -5,6 +5,7 @@ import sys
 
 from pipeline.environment import bypass_proxies
 from pipeline.errors import UserError
+from pipeline.printing import say
 from pipeline.session import Session
 
 RESULT_NEUTRAL = "opens what talks to a model"
@@ -33,7 +34,7 @@ def chat(session: Session, overrides: list[str], flags: argparse.Namespace) -> i
     name = next(iter(flags.names), None)
     chosen, why = find_model(session, overrides, name, flags.trust_code) if name else default_model(session, overrides)
     models = [chosen, *(m for m in find_models(session.store) if m.key != chosen.key)]
-    print(f"Model: {chosen.label}, {why}", file=sys.stderr)
+    say(f"Model: {chosen.label}, {why}", file=sys.stderr)
     device = session.settings.launch.device
     if flags.prompt is None and not flags.cli:
         from pipeline.ui.app import launch_app
@@ -56,4 +57,4 @@ def chat(session: Session, overrides: list[str], flags: argparse.Namespace) -> i
 
 
 def _say_address(url: str) -> None:
-    print(f"Chat at {url} (Ctrl-C ends it)", flush=True)
+    say(f"Chat at {url} (Ctrl-C ends it)")

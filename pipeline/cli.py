@@ -12,6 +12,7 @@ import sys
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from data.trust import printable
 from pipeline import disk, environment
 from pipeline.errors import Guarded, Interrupted, UserError
 
@@ -112,7 +113,7 @@ class Parser(argparse.ArgumentParser):
 
 def _complain(text: str, code: int) -> int:
     with suppress(OSError):  # a terminal that has hung up
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
     return code
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from pipeline.make import Events
 from pipeline.plan import Plan, Step
+from pipeline.printing import PlainConsole
 from pipeline.report.words import duration, money
 
 RESULT_NEUTRAL = "shows what happens"
@@ -54,7 +55,7 @@ def _why(step: Step) -> str:
     return step.why
 
 
-class RunConsole(Console):
+class RunConsole(PlainConsole):
     """Falls silent when it cannot be written to (a closed pipe, a dropped terminal, a full disk); the run continues."""
 
     def _check_buffer(self) -> None:
@@ -75,10 +76,10 @@ class RunView:
         self.console = console or RunConsole()
         self.live = self.console.is_terminal
         self.progress = Progress(
-            TextColumn("{task.description:<16}"),
+            TextColumn("{task.description:<16}", markup=False),
             BarColumn(bar_width=24),
             _Position(),
-            TextColumn("[dim]{task.fields[shown]}"),
+            TextColumn("{task.fields[shown]}", style="dim", markup=False),
             console=self.console,
             transient=True,
         )

@@ -26,6 +26,7 @@ from pipeline.dag import Dag, Stage
 from pipeline.errors import StageFailed, UserError
 from pipeline.exported import read_marker
 from pipeline.find_model import find_model
+from pipeline.printing import say
 from pipeline.session import Session, new_run_id
 from pipeline.signals import StopSwitch
 from pipeline.store import Artifact, Store
@@ -108,7 +109,7 @@ class Subject:
     def find(cls, session: Session, overrides: list[str], name: str, trust_code: bool = False) -> "Subject":
         """By name, or by folder; says which it is. Raises UserError, Corrupt."""
         found, why = find_model(session, overrides, name, trust_code)
-        print(f"Model: {found.label}, {why}", file=sys.stderr)
+        say(f"Model: {found.label}, {why}", file=sys.stderr)
         folder, tokenizer = found.open()
         store = found.store or session.store
         if found.store is not None:

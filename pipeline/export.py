@@ -9,6 +9,7 @@ from pipeline import export_formats
 from pipeline.errors import UserError
 from pipeline.exported import MARKER, Exported, put, read_marker
 from pipeline.find_model import find_model
+from pipeline.printing import say
 from pipeline.session import Session
 from pipeline.store import Store
 from pipeline.ui.models import ModelChoice
@@ -31,13 +32,13 @@ def export(flags: argparse.Namespace, overrides: list[str]) -> int:
     if len(flags.names) != 2:
         raise UserError("needs a model and a folder", "export", "python flows.py export NAME --format hf DIR")
     model, why = find_model(Session.open(overrides), overrides, flags.names[0], flags.trust_code)
-    print(f"Model: {model.label}, {why}")
+    say(f"Model: {model.label}, {why}")
     target = Path(flags.names[1]).expanduser().resolve()
     earlier = write(model, target, flags.format)
     if earlier is not None:
-        print(f"Replaced the export of {earlier.stages[0]} {earlier.key} in {target} ({len(earlier.files)} files)")
+        say(f"Replaced the export of {earlier.stages[0]} {earlier.key} in {target} ({len(earlier.files)} files)")
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    print(f"Exported to {target} ({size / 1e6:.1f} MB). {export_formats.HINTS[flags.format].format(target=target)}")
+    say(f"Exported to {target} ({size / 1e6:.1f} MB). {export_formats.HINTS[flags.format].format(target=target)}")
     return 0
 
 

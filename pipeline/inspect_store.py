@@ -73,7 +73,7 @@ def print_scores(console: Console, store: Store, artifact: Artifact) -> None:
     from pipeline.stages.evaluate import lines
 
     for line in lines(json.loads((store.open(artifact) / "results.json").read_bytes())):
-        console.print(f"{artifact.stages[0]}  {line}", soft_wrap=True, markup=False)
+        console.print(f"{artifact.stages[0]}  {line}", soft_wrap=True)
 
 
 def print_why(console: Console, plan: Plan, names: list[str]) -> None:
@@ -83,7 +83,7 @@ def print_why(console: Console, plan: Plan, names: list[str]) -> None:
             continue
         console.print(Text(f"{step.name}  {step.key or 'key unknown until download'}  {step.action}", style="bold"))
         if step.why:
-            console.print(f"  {step.why}", soft_wrap=True, markup=False)
+            console.print(f"  {step.why}", soft_wrap=True)
         if step.key != step.wanted:
             console.print(f"  {step.wanted} in the words of config and code; {step.key} is used instead")
         if len(names) == 1:
@@ -120,7 +120,7 @@ def print_status(console: Console, store: Store) -> None:
         failed = outcome["status"] == "failed"
         how = f"failed ({outcome['cause']})" if failed else outcome["status"] or "interrupted"
         told = f"{job['stage']:<16} {job['key']}  {'running' if alive else how}  {at}  {outcome['message']}"
-        console.print(told.rstrip(), soft_wrap=True, markup=False)
+        console.print(told.rstrip(), soft_wrap=True)
         if not alive:
             ahead = REMEDIES.get(outcome["cause"] if failed else "", "the same command continues it")
             ahead = ahead.format(stage=job["stage"], key=job["key"])

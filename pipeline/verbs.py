@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pipeline import chat_command, evaluate_command, export, gpus, hardware, inspect_store, tracking
 from pipeline.cli import STOPPED, VERBS, Parser
 from pipeline.errors import Corrupt, UserError
+from pipeline.printing import PlainConsole, say
 from pipeline.session import Session
 from pipeline.tracking import habits
 
@@ -81,8 +82,6 @@ def _start_flow(overrides: list[str]) -> dict[str, str]:
 
 
 def plan(flags: argparse.Namespace, overrides: list[str]) -> int:
-    from rich.console import Console
-
     from pipeline.console import plan_table
     from pipeline.report.words import duration, money
 
@@ -93,7 +92,7 @@ def plan(flags: argparse.Namespace, overrides: list[str]) -> int:
         print(yaml.safe_dump(session.composed, sort_keys=False), end="")
         return 0
     made = session.plan(online=False)
-    console = Console()
+    console = PlainConsole()
     console.print(plan_table(made))
     running = made.running()
     note = tracking.check(session.settings.logger, online=False)[1]
@@ -113,12 +112,10 @@ def plan(flags: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def why(flags: argparse.Namespace, overrides: list[str]) -> int:
-    from rich.console import Console
-
     session = Session.open(overrides)
     session.dag.check_names(flags.names, "why")
     made = session.plan(online=False, targets=flags.names)
-    inspect_store.print_why(Console(), made, flags.names)
+    inspect_store.print_why(PlainConsole(), made, flags.names)
     return 0
 
 
@@ -126,9 +123,7 @@ def why(flags: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def status(flags: argparse.Namespace, overrides: list[str]) -> int:
-    from rich.console import Console
-
-    inspect_store.print_status(Console(), Session.open(overrides).store)
+    inspect_store.print_status(PlainConsole(), Session.open(overrides).store)
     return 0
 
 
@@ -136,30 +131,25 @@ def log(flags: argparse.Namespace, overrides: list[str]) -> int:
     store = Session.open(overrides).store
     try:
         for text in inspect_store.read_log(store, _one_name(flags, "log"), flags.follow):
-            print(text, end="", flush=True)
+            say(text, end="")
     except KeyboardInterrupt:
         return STOPPED
     return 0
 
 
 def show(flags: argparse.Namespace, overrides: list[str]) -> int:
-    from rich.console import Console
-
     store = Session.open(overrides).store
-    inspect_store.print_artifact(Console(), store.find_by_name(_one_name(flags, "show")), as_json=flags.json)
+    inspect_store.print_artifact(PlainConsole(), store.find_by_name(_one_name(flags, "show")), as_json=flags.json)
     return 0
 
 
 def ls(flags: argparse.Namespace, overrides: list[str]) -> int:
-    from rich.console import Console
-
-    console = Console() if sys.stdout.isatty() else Console(width=200)  # what is piped may be searched
+    console = PlainConsole() if sys.stdout.isatty() else PlainConsole(width=200)  # what is piped may be searched
     inspect_store.print_list(console, Session.open(overrides).store, flags.names)
     return 0
 
 
 def report(flags: argparse.Namespace, overrides: list[str]) -> int:
-    from rich.console import Console
     from rich.markdown import Markdown
 
     store = Session.open(overrides).store
@@ -168,8 +158,8 @@ def report(flags: argparse.Namespace, overrides: list[str]) -> int:
         webbrowser.open((folder / "report.html").as_uri())
     else:
         text = (folder / "report.md").read_text()
-        Console().print(Markdown(text)) if sys.stdout.isatty() else print(text, end="")
-    print(folder / "report.html", file=sys.stderr)
+        PlainConsole().print(Markdown(text, hyperlinks=False)) if sys.stdout.isatty() else say(text, end="")
+    say(folder / "report.html", file=sys.stderr)
     return 0
 
 
@@ -181,7 +171,7 @@ def rm(flags: argparse.Namespace, overrides: list[str]) -> int:
     if not flags.names:
         raise UserError("names nothing to remove", "rm", "`ls` shows keys.")
     for removed in inspect_store.remove(store, flags.names):
-        print(f"removed {removed}")
+        say(f"removed {removed}")
     return 0
 
 
@@ -191,17 +181,17 @@ def verify(flags: argparse.Namespace, overrides: list[str]) -> int:
     bad = 0
     for folder, error in store.unreadable() if not flags.names else ():
         bad += 1
-        print(f"BAD   {folder.parent.name}/{folder.name}  {store.set_aside(folder, error)}")
+        say(f"BAD   {folder.parent.name}/{folder.name}  {store.set_aside(folder, error)}")
     if not chosen and not bad:
-        print(f"{store.root} holds nothing yet.")
+        say(f"{store.root} holds nothing yet.")
     for artifact in chosen:
         try:
             store.find(artifact.module, artifact.key)
             hashed = store.verify(artifact, everything=True)
-            print(f"good  {artifact.module}/{artifact.key}  {hashed} files")
+            say(f"good  {artifact.module}/{artifact.key}  {hashed} files")
         except Corrupt as error:
             bad += 1
-            print(f"BAD   {artifact.module}/{artifact.key}  {store.set_aside(artifact.folder, error.what)}")
+            say(f"BAD   {artifact.module}/{artifact.key}  {store.set_aside(artifact.folder, error.what)}")
     return 1 if bad else 0
 
 
@@ -209,7 +199,7 @@ def gc(flags: argparse.Namespace, overrides: list[str]) -> int:
     store = Session.open(overrides).store
     freed = inspect_store.collect_garbage(store, dry_run=flags.dry_run)
     for path, size in freed:
-        print(f"{'would delete' if flags.dry_run else 'deleted'} {path} ({size / 1e6:.1f} MB)")
+        say(f"{'would delete' if flags.dry_run else 'deleted'} {path} ({size / 1e6:.1f} MB)")
     print(f"{sum(size for _, size in freed) / 1e6:.1f} MB in {len(freed)} places")
     return 0
 
@@ -222,13 +212,13 @@ def accept(flags: argparse.Namespace, overrides: list[str]) -> int:
     for name in flags.names:
         step = session.plan(online=False, targets=[name]).steps[name]
         if step.artifact is not None:
-            print(f"{name}: {step.key} is there already")
+            say(f"{name}: {step.key} is there already")
         elif not step.code_only or step.previous is None or step.wanted is None:
             reason = step.why or "never made"
             raise UserError(f"more than code differs ({reason})", name, "Only a change of code can be accepted.")
         else:
             session.store.memory.accept(step.stage.run, step.wanted, step.previous.key, flags.why)
-            print(f"{name}: {step.previous.key} counts as {step.wanted}: {flags.why}")
+            say(f"{name}: {step.previous.key} counts as {step.wanted}: {flags.why}")
     return 0
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
 
+from data.trust import printable
 from pipeline.errors import UserError
 from pipeline.ui.chat import ChatSession, ChatSettings, Draft, End, Message, Text, ToolCall, ToolOutput
 
@@ -30,7 +31,7 @@ def answer_once(
     try:
         for event in session.reply(messages, settings):
             if isinstance(event, Text):
-                out.write(event.text)
+                out.write(printable(event.text))
                 out.flush()
             elif isinstance(event, End) and event.reason == "length":
                 print(f"\n({event.describe()})", file=sys.stderr)
@@ -92,7 +93,7 @@ class _Talk:
             for event in events:
                 draft.add(event)
                 if isinstance(event, Text):
-                    self._write(event.text)
+                    self._write(printable(event.text))
                 elif isinstance(event, ToolCall):
                     self._dim(f"[{event.text}")
                 elif isinstance(event, ToolOutput):
@@ -147,7 +148,8 @@ class _Talk:
         self.out.flush()
 
     def _dim(self, text: str) -> None:
-        self._write(f"\x1b[2m{text}\x1b[0m" if self.color else text)
+        shown = printable(text)
+        self._write(f"\x1b[2m{shown}\x1b[0m" if self.color else shown)
 
     def _note(self, text: str) -> None:
         self._dim(text + "\n")

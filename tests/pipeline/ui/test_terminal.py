@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from echo_model import ByteTokenizer
 
-from pipeline.ui.chat import ChatSettings
+from pipeline.ui.chat import ChatSession, ChatSettings, End, Text, ToolCall, ToolOutput
 from pipeline.ui.terminal import answer_once, talk
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -130,3 +131,23 @@ def test_ctrl_c_ends_a_single_answer_with_exit_code_130():
     _, err = process.communicate(timeout=20)
 
     assert process.returncode == 130 and err == b""
+
+
+class Painter:
+    """Writes what a terminal would obey, a sequence in two pieces included."""
+
+    def __call__(self, prompt, settings, should_stop):
+        yield from (Text("red\x1b"), Text("[31m \x9b2J\x07"), ToolCall("\x1b]0;t\x07"), ToolOutput("\x1b[5m"))
+        yield End("end", 4, 0.1)
+
+
+def test_a_model_cannot_steer_the_terminal(capsys):
+    session = ChatSession(Painter(), ByteTokenizer(), 400)
+    answer_once(session, "hi", ChatSettings())
+    assert capsys.readouterr().out == "red␛[31m \ufffd2J␇\n"
+
+    out = io.StringIO()
+    out.isatty = lambda: True
+    talk(session, ChatSettings(), title="a\x1b[5m", read=lines("hi", "\x1b[5m"), out=out)
+    said = out.getvalue().replace("\x1b[2m", "").replace("\x1b[0m", "")  # our own
+    assert not {"\x1b", "\x07", "\x9b"} & set(said)
