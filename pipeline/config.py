@@ -290,7 +290,9 @@ def _explain(error: Exception, overrides: list[str], known: list[str]) -> UserEr
 def _as_text(override: str) -> str:
     """How to type the value of an override as text, whatever is in it."""
     name, given, value = override.lstrip("+").partition("=")
-    return f" As one text: {shlex.quote(f'{name}={quote(value)}')}" if given else ""
+    text = f"{name}={quote(value)}"
+    shown = shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'
+    return f" As one text: {shown}" if given else ""
 
 
 def _mistake_in(override: str, known: list[str]) -> UserError | None:
