@@ -3,7 +3,6 @@
 import argparse
 import sys
 
-from pipeline.environment import bypass_proxies
 from pipeline.errors import UserError
 from pipeline.printing import say
 from pipeline.session import Session
@@ -40,7 +39,6 @@ def chat(session: Session, overrides: list[str], flags: argparse.Namespace) -> i
         from pipeline.ui.app import launch_app
 
         app = session.settings.app
-        bypass_proxies(app.host)  # the app asks itself whether it is up
         if app.insecure:
             print("WARNING: app.insecure=true: whoever reaches the address uses the model.", file=sys.stderr)
         launch_app(models, app, device, on_ready=_say_address)

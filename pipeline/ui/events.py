@@ -23,6 +23,8 @@ def find_mistake(blocks: gr.Blocks, sent: bytes) -> str | None:
     try:
         event = from_json(sent)
         function, values = blocks.fns[event["fn_index"]], event["data"]
+        if function.fn is None:
+            return "this event is the browser's alone"
         if len(values) != len(function.inputs) or event.get("batched"):
             return f"expected {len(function.inputs)} values"
         for component, value in zip(function.inputs, values, strict=True):

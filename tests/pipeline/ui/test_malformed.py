@@ -36,6 +36,29 @@ gradio = st.fixed_dictionaries(
 ).map(lambda body: json.dumps(body).encode())
 
 
+# As the page sends them, but for a value or two.
+given_values = st.lists(st.sampled_from([None, "aaaa1111", "hi", 0.6, 50]) | values, max_size=9)
+details = st.fixed_dictionaries({"index": st.integers() | values, "value": values | st.just({"text": "hi"})})
+events = st.fixed_dictionaries(
+    {"data": given_values, "fn_index": st.integers(-1, 14), "session_hash": st.just("tab")},
+    optional={"event_data": details | values},
+).map(lambda body: json.dumps(body).encode())
+sent = st.builds(
+    lambda number, system, temperature, detail: json.dumps(
+        {
+            "data": ["hi"] * (number == 0) + [None, "aaaa1111", system, temperature, 50, 1.0, 64, ""],
+            "fn_index": number,
+            "session_hash": "tab",
+            "event_data": detail,
+        }
+    ).encode(),
+    st.integers(0, 6),
+    st.text(max_size=5),
+    st.floats(-1, 3),
+    details,
+)
+
+
 @pytest.fixture(scope="module")
 def app():
     """One of its own: nothing on its stderr is checked at the end."""
@@ -59,6 +82,12 @@ def test_no_body_makes_the_api_fail(app, body):
 @given(path=st.sampled_from(["queue/join", "cancel", "reset"]), body=gradio | bodies | st.binary())
 def test_no_body_makes_a_route_of_gradio_fail(app, path, body):
     assert app.send(f"/gradio_api/{path}", body)[0] < 500
+
+
+@TRIED
+@given(body=events | sent)
+def test_an_event_that_no_page_sends_is_refused_before_gradio_works_on_it(app, body):
+    assert app.send("/gradio_api/queue/join", body)[0] in (200, 400)
 
 
 HEADS = [
