@@ -65,12 +65,14 @@ class Memory:
             if isinstance(stages, dict)
         }
 
-    def name(self, name: str, stage: str, module: str, key: str) -> None:
-        """Remember which artifact stood for a stage in the run of that name."""
+    def name(self, name: str, made: dict[str, tuple[str, str]]) -> None:
+        """Remember which artifacts, {stage: (module, key)}, the run of that name made or found.
+
+        Raises OSError where it cannot be kept.
+        """
         with self.changing("names") as names:
-            if not isinstance(names.get(name), dict):
-                names[name] = {}
-            names[name][stage] = [module, key]
+            known = names[name] if isinstance(names.get(name), dict) else {}
+            names[name] = known | {stage: list(place) for stage, place in made.items()}
 
     def identity(self, look: Callable[[dict[str, Any]], Any], hub: dict[str, Any], fresh: bool) -> Any:
         """What `look` finds out about data, given what was found out before; it adds to that what is new.

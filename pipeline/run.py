@@ -145,7 +145,7 @@ class Run:
         with self._lock:
             self.artifacts[step.name] = artifact
             if name := self.session.settings.run.name:
-                self.session.store.memory.name(name, step.name, artifact.module, artifact.key)
+                self.session.store.memory.name(name, {step.name: (artifact.module, artifact.key)})
         return artifact
 
     def raise_failures(self) -> None:

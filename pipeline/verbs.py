@@ -62,7 +62,10 @@ def run_once(overrides: list[str]) -> int:
         keys = _start_flow(overrides)
     else:
         console.print(f"Nothing to do: what this run makes is in {session.store.root}.", soft_wrap=True)
-        keys = {step.name: step.artifact.key for step in plan.steps.values() if step.artifact}
+        there = {step.name: step.artifact for step in plan.steps.values() if step.artifact}
+        keys = {name: artifact.key for name, artifact in there.items()}
+        if name := session.settings.run.name:
+            session.store.memory.name(name, {stage: (a.module, a.key) for stage, a in there.items()})
     found = [session.store.find(plan.steps[name].stage.run, key) for name, key in keys.items() if key]
     for name in plan.targets:
         if (step := plan.steps[name]).action == "cached" and step.artifact:  # what ran has said its scores
@@ -78,7 +81,8 @@ def _start_flow(overrides: list[str]) -> dict[str, str]:
     server.use_configured_or_temporary()
     from flows import build_flow
 
-    return dict(build_flow()(overrides))
+    # What is passed to the flow is kept in Prefect's database and the run's folder: no place for app.password.
+    return dict(build_flow()([override for override in overrides if not override.lstrip("+").startswith("app.")]))
 
 
 def plan(flags: argparse.Namespace, overrides: list[str]) -> int:

@@ -23,11 +23,11 @@ DAMAGED = [
 @pytest.mark.parametrize("text", [*DAMAGED, '{"mine": {"one": [1, 2]}}', '{"mine": {"one": ["a", "b", "c"]}}'])
 def test_names_that_cannot_be_places_are_forgotten_and_can_be_given_again(tmp_path: Path, text: str) -> None:
     memory = Memory(tmp_path)
-    memory.name("mine", "one", "toy", "k1")
+    memory.name("mine", {"one": ("toy", "k1")})
     assert memory.named() == {"mine": {"one": ("toy", "k1")}}
     (tmp_path / "memory" / "names.json").write_text(text)
     assert memory.named().get("mine", {}) == {}
-    memory.name("mine", "one", "toy", "k2")
+    memory.name("mine", {"one": ("toy", "k2")})
     assert memory.named()["mine"] == {"one": ("toy", "k2")}
 
 

@@ -47,6 +47,18 @@ def records(store: Path) -> dict[str, dict[str, Any]]:
     return {name: record for record in sorted(found, key=lambda r: r["finished"]) for name in record["stages"]}
 
 
+def test_a_name_is_kept_by_a_run_that_finds_everything_made(chatmill: Chatmill) -> None:
+    chatmill.run(*toys(), "until=a")
+    assert "Nothing to do" in chatmill.run(*toys(), "until=a", "run.name=mine")
+    assert records(chatmill.store)["a"]["key"] in chatmill.run("show", "mine")
+
+
+def test_no_password_is_kept(served: Chatmill) -> None:
+    served.run(*toys(), "until=a", "app.password=swordfish")
+    kept = [path.read_bytes() for path in served.store.glob("runs/*/*.json")]
+    assert kept and not any(b"swordfish" in content for content in kept)
+
+
 def test_prefects_own_record_of_a_cached_stage_may_be_damaged(served: Chatmill) -> None:
     overrides = [*toys(), "pipeline.stages=[a,b]"]
     served.run(*overrides)
