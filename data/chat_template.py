@@ -2,7 +2,11 @@
 
 Beside our own messages it reads what clients of other tools send: content as a list of text parts, by every role, and
 calls of the calculator as `tool_calls` and `role: tool`, which become parts of one assistant's turn. Everything else is
-refused by raise_exception, so that nothing is rendered as something that the model never saw in training.
+refused by raise_exception, so that nothing is rendered as something that the model never saw in training. `tools` may
+name the calculator alone, which is never announced to the model: it knows it.
+
+OpenAI's clients send the arguments of a call as JSON in a text, which Jinja does not read: such a text is taken apart
+at its quotation marks, and refused if it has other escapes than of these.
 
 vLLM hands parts on unchanged to a template with a loop over message['content'], and joins them by newlines for others.
 
@@ -32,15 +36,29 @@ CHAT_TEMPLATE = """\
 {%- macro call(calls, where) -%}
 {%- set called = calls[0]['function'] or calls[0] -%}
 {%- set given = called['arguments'] -%}
+{%- if given is string and '\\\\' not in given | replace('\\\\"', '') -%}
+{%- set quoted = (given | replace('\\n', ' ') | replace('\\\\"', '\\n')).split('"') -%}
+{%- if quoted | length == 5 and quoted[1] == 'expression'
+    and quoted[0] | trim ~ quoted[2] | trim ~ quoted[4] | trim == '{:}' -%}
+{%- set given = {'expression': quoted[3] | replace('\\n', '"')} -%}
+{%- endif -%}
+{%- endif -%}
 {%- if calls | length > 1 -%}
 {{- raise_exception('The tool calls of ' ~ where ~ ' are several. Give each a message of its own.') -}}
 {%- elif called['name'] not in ('python', 'calculator') -%}
 {{- raise_exception('The tool call of ' ~ where ~ ' is not one of python, the only tool of this model.') -}}
 {%- elif given is not mapping or given | length != 1 or given['expression'] is not string -%}
-{{- raise_exception('The tool call of ' ~ where ~ ' needs the arguments {"expression": "..."}, as an object.') -}}
+{{- raise_exception('The tool call of ' ~ where ~ ' needs the arguments {"expression": "..."}, as an object where the '
+    ~ 'expression has a backslash.') -}}
 {%- endif -%}
 {{- '<|python_start|>' ~ given['expression'] ~ '<|python_end|>' -}}
 {%- endmacro -%}
+
+{%- for tool in tools or [] -%}
+{%- if (tool['function'] or tool)['name'] not in ('python', 'calculator') -%}
+{{- raise_exception('Tool ' ~ loop.index ~ ' is not python, the only tool of this model. Leave it out of tools.') -}}
+{%- endif -%}
+{%- endfor -%}
 
 {{- '<|bos|>' -}}
 {%- set ns = namespace(due='user', system='', open=false, pieces=[], said='') -%}

@@ -15,6 +15,8 @@ from data.ratelimit import Turnstile
 from data.trust import check_sha256, check_size, is_sha256
 from data.web import (
     Line,
+    Pace,
+    Stalled,
     check,
     head,
     headers,
@@ -29,7 +31,7 @@ from data.web import (
 
 RESULT_NEUTRAL = "fetches files that are checked against the sha256 in the key"
 
-ATTEMPTS = 8  # in a row without a byte of progress
+ATTEMPTS = 8  # in a row without progress; a few bytes in minutes are none
 DAMAGED_ATTEMPTS = 5  # whole files that came with other bytes than announced
 LARGEST_HASHED = 4 << 30  # bytes of a file that no server names the sha256 of: it is read to its end to know it
 
@@ -175,7 +177,7 @@ def _transfer(url: str, sink: Sink, own_token: bool, size: int | None, line: Lin
         except http_errors() as error:
             raise_if_final(error, url)
             reason = error
-        if sink.size > before:
+        if sink.size > before and not isinstance(reason, Stalled):
             failures = refusals = 0
         elif line.refused(reason, refusals, url):
             refusals += 1
@@ -201,11 +203,13 @@ def _attempt(url: str, sink: Sink, own_token: bool, most: int, stop: threading.E
         if size is not None and size > most:
             sink.restart()
             raise TooLong(f"{url}: announces {size:,} bytes, more than the {most:,} allowed. Refused.")
+        pace = Pace()
         for chunk in response.iter_raw():
             if sink.size + len(chunk) > most:
                 sink.restart()
                 raise TooLong(f"{url}: sends more than {most:,} bytes. Cut off.")
             sink.write(chunk)
+            pace.note(len(chunk))
             if stop.is_set():
                 break
     return size

@@ -24,6 +24,8 @@ RESULT_NEUTRAL = "asks for files that are checked against the sha256 in the key"
 TIMEOUT_SECONDS = 20.0  # of silence on a connection before it counts as dead
 QUESTIONS = 4  # to a hub before it counts as unreachable
 LONGEST_PAUSE_SECONDS = 20.0
+SLOW_SECONDS = 180.0  # in which SLOW_BYTES must arrive, or a connection counts as dead, however busy it looks
+SLOW_BYTES = 64 << 10
 LARGEST_ANSWER = 16 << 20  # bytes of one JSON answer; a page of the hub's file list has about 0.3 MB
 LONGEST_ANSWER_SECONDS = 120.0
 
@@ -45,6 +47,26 @@ class Line:
             return False
         self.turnstile.close(asked, refusals + 1, url)
         return True
+
+
+class Stalled(OSError):
+    """A connection that is open and sends next to nothing."""
+
+
+class Pace:
+    """How fast one connection sends."""
+
+    def __init__(self) -> None:
+        self.since, self.bytes = time.monotonic(), 0
+
+    def note(self, size: int) -> None:
+        """Count in what has arrived. Raises Stalled if that was less than SLOW_BYTES in SLOW_SECONDS."""
+        self.bytes += size
+        if (now := time.monotonic()) - self.since < SLOW_SECONDS:
+            return
+        if self.bytes < SLOW_BYTES:
+            raise Stalled(f"it sent only {self.bytes:,} bytes in {now - self.since:.0f} s")
+        self.since, self.bytes = now, 0
 
 
 def patiently(ask: Callable[[], Answer], url: str) -> Answer:

@@ -46,14 +46,16 @@ def refuse(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def from_template(messages: list[dict[str, Any]], prompt: bool = False, trim: bool = True) -> tuple[str, list[bool]]:
+def from_template(
+    messages: list[dict[str, Any]], prompt: bool = False, trim: bool = True, **given: Any
+) -> tuple[str, list[bool]]:
     """What the template writes, and of each character whether it is marked; trim: with the block trimming that
-    transformers switches on. Raises TemplateError."""
+    transformers switches on; given: further variables. Raises TemplateError."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=trim, lstrip_blocks=trim, keep_trailing_newline=True, extensions=[Generation]
     )
     environment.globals["raise_exception"] = refuse
-    written = environment.from_string(CHAT_TEMPLATE).render(messages=messages, add_generation_prompt=prompt)
+    written = environment.from_string(CHAT_TEMPLATE).render(messages=messages, add_generation_prompt=prompt, **given)
     text, marked, inside = [], [], False
     for character in written:
         if character in (START, END):

@@ -1,5 +1,7 @@
 """The template that exported tokenizers carry: the text and the mask of render, and what other tools' clients send."""
 
+import json
+
 import jinja2
 import pytest
 from hypothesis import given
@@ -84,8 +86,53 @@ def test_calls_one_after_the_other_stay_in_one_turn():
     assert from_template([*messages, assistant("c")]) == ("".join(letters.show(ids)), mask_of(letters, ids, mask))
 
 
-OTHER = {"tool_calls": [{"type": "function", "function": {"name": "search", "arguments": {"expression": "1"}}}]}
-AS_TEXT = {"tool_calls": [{"function": {"name": "python", "arguments": '{"expression": "1"}'}}]}
+def called(arguments, name="python"):
+    return {"tool_calls": [{"type": "function", "function": {"name": name, "arguments": arguments}}]}
+
+
+@given(
+    texts | st.sampled_from(['"strawberry".count("r")', "", '"', "a\nb", '{"expression": "1"}']),
+    st.sampled_from([None, 1]),
+)
+def test_arguments_may_be_the_text_that_clients_of_openai_send(expression, indent):
+    arguments = json.dumps({"expression": expression}, ensure_ascii=False, indent=indent)
+    messages = [user("?"), assistant("", **called(arguments)), tool("1"), assistant("!")]
+    if "\\" in arguments.replace('\\"', ""):
+        with pytest.raises(jinja2.TemplateError, match="as an object where the expression has a backslash"):
+            from_template(messages)
+    else:
+        as_object = [user("?"), assistant("", **called({"expression": expression})), tool("1"), assistant("!")]
+        assert from_template(messages) == from_template(as_object)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "",
+        "1",
+        '{"expression": 1}',
+        '{"expr": "1"}',
+        '{"expression": "1", "b": "2"}',
+        '{"expression": "1"',
+        '["1"]',
+        None,
+    ],
+)
+def test_other_arguments_are_refused(arguments):
+    with pytest.raises(jinja2.TemplateError, match="message 2 needs the arguments"):
+        from_template([user("a"), assistant("", **called(arguments)), tool("1")])
+
+
+def test_tools_that_the_model_does_not_know_are_refused_and_its_own_is_not_announced():
+    calculator, search = ({"type": "function", "function": {"name": name}} for name in ("calculator", "search"))
+    for ours in ([calculator], [calculator["function"]], [], None):
+        assert from_template([user("a")], tools=ours) == from_template([user("a")])
+    for foreign in ([calculator, search], [calculator, search["function"]], [calculator, "search"]):
+        with pytest.raises(jinja2.TemplateError, match="Tool 2 is not python, the only tool of this model"):
+            from_template([user("a")], tools=foreign)
+
+
+OTHER = called({"expression": "1"}, name="search")
 TWO = {"tool_calls": calculating("1")["tool_calls"] * 2}
 
 
@@ -102,7 +149,6 @@ TWO = {"tool_calls": calculating("1")["tool_calls"] * 2}
         ([user("a"), assistant("", **calculating("1")), assistant("1")], "Message 3 is by assistant where tool is due"),
         ([user("a"), assistant("", **calculating("1"))], "The last message calls a tool. Add its result"),
         ([user("a"), assistant("", **OTHER), tool("1")], "message 2 is not one of python"),
-        ([user("a"), assistant("", **AS_TEXT), tool("1")], "message 2 needs the arguments"),
         ([user("a"), assistant("", **TWO), tool("1")], "of message 2 are several"),
         ([user("a"), assistant(None)], "The content of message 2 is not text"),
         ([user("a"), {"role": "assistant"}], "The content of message 2 is not text"),

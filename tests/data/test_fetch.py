@@ -128,6 +128,30 @@ def test_a_hub_that_stays_down_is_given_up(small_hub, tmp_path):
     assert small_hub.gets("a.parquet") == 8
 
 
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up(small_hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(web, "SLOW_SECONDS", 0.0)
+    wanted = wanted_files(small_hub)[:1]
+    small_hub.answers["/files/a.parquet"] = (206, {}, [b"x"])
+    with pytest.raises(DataError, match=r"cannot reach .*a\.parquet: it sent only 1 bytes in 0 s\. Check the network"):
+        fetch_all(wanted, Blobs(tmp_path / "blobs"), 1)
+    assert small_hub.gets("a.parquet") == 8
+
+
+def test_what_came_slowly_is_kept_when_the_line_is_better_again(small_hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(web, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(web, "SLOW_BYTES", 2)
+    wanted = wanted_files(small_hub)[:1]
+
+    def once():
+        del small_hub.answers["/files/a.parquet"]
+        yield CONTENT["a.parquet"][:1]
+
+    small_hub.answers["/files/a.parquet"] = (200, {"Content-Length": "200000"}, once())
+
+    assert fetch_all(wanted, Blobs(tmp_path / "blobs"), 1)
+    assert [kept for _, path, kept in small_hub.requests if path.endswith("a.parquet")] == [None, "bytes=1-"]
+
+
 def test_a_hub_that_has_had_too_many_requests_is_left_alone_as_it_asks(small_hub, tmp_path):
     wanted = wanted_files(small_hub)
     small_hub.faults["a.parquet"] = ["drop", "limit 1", "limit 9999", "limit"]
