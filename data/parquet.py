@@ -19,6 +19,7 @@ SMALL_PAGE = 64 << 20  # bytes; a page may have so many whatever its compressed 
 SMALL_FILE = 1 << 30  # likewise a file's columns
 LARGEST_BATCH = 256 << 20  # bytes of values decoded at a time, unless a single value is larger
 LARGEST_HEADER = 16 << 20
+MOST_LISTED = 1 << 26  # values in the lists of a column chunk: a single row may have all of them
 EXPANDING = {"PLAIN_DICTIONARY", "RLE_DICTIONARY", "DELTA_BYTE_ARRAY"}  # values may be longer than their bytes
 
 
@@ -50,7 +51,8 @@ def read_batches(path: Path, columns: list[str], rows: int) -> Iterator["pa.Reco
     """The values of `columns`, up to `rows` rows at a time, fewer where they could exceed LARGEST_BATCH.
 
     Raises DataError for a damaged file, a page that unpacks to more than SMALL_PAGE and MOST_EXPANSION times its size,
-    and for a file whose columns unpack to more than SMALL_FILE and MOST_EXPANSION times its size.
+    a row whose lists repeat texts to more than LARGEST_BATCH, and for a file whose columns unpack to more than
+    SMALL_FILE and MOST_EXPANSION times its size.
     """
     file = open_parquet(path)
     most = max(SMALL_FILE, MOST_EXPANSION * path.stat().st_size)
@@ -59,7 +61,12 @@ def read_batches(path: Path, columns: list[str], rows: int) -> Iterator["pa.Reco
             group = file.metadata.row_group(number)
             leaves = [group.column(i) for i in range(group.num_columns)]
             chosen = [leaf for leaf in leaves if leaf.path_in_schema.partition(".")[0] in columns]
-            at_once = min([rows, *(_rows_at_once(raw, leaf, path) for leaf in chosen)])
+            at_once = rows
+            for leaf in chosen:
+                fitting = _rows_at_once(raw, leaf, path)
+                if fitting < leaf.num_values and _is_listed(file, leaf):
+                    fitting = _rows_of_lists(path, number, leaf, min(fitting, at_once))
+                at_once = min(at_once, fitting)
             for batch in file.iter_batches(at_once, [number], columns, use_threads=False):
                 most -= batch.nbytes
                 if most < 0:
@@ -80,6 +87,43 @@ def _rows_at_once(raw: BinaryIO, leaf: Any, path: Path) -> int:
     if EXPANDING & set(leaf.encodings):
         total = leaf.num_values * longest
     return leaf.num_values or 1 if total <= LARGEST_BATCH else max(1, LARGEST_BATCH // longest)
+
+
+def _is_listed(file: Any, leaf: Any) -> bool:
+    """Return True for a column chunk of which one row can have many values."""
+    columns = (file.schema.column(i) for i in range(len(file.schema)))
+    return any(column.path == leaf.path_in_schema and column.max_repetition_level for column in columns)
+
+
+def _rows_of_lists(path: Path, group: int, leaf: Any, rows: int) -> int:
+    """How many rows, at most `rows`, of a column chunk of lists can be decoded together. Raises DataError.
+
+    No page header says how many values a row has, so they are counted, each text still kept once.
+    """
+    if leaf.num_values > MOST_LISTED or "DELTA_BYTE_ARRAY" in leaf.encodings:  # which cannot be kept once
+        raise DataError(f"{path}: has lists in {leaf.path_in_schema} whose size is not known before. Refused.")
+    while (largest := max(_list_bytes(path, group, leaf.path_in_schema, rows), default=0)) > LARGEST_BATCH:
+        if rows == 1:
+            raise DataError(f"{path}: has a row that unpacks to {largest:,} bytes of {leaf.path_in_schema}. Refused.")
+        rows = max(1, min(rows - 1, rows * LARGEST_BATCH // largest))
+    return rows
+
+
+def _list_bytes(path: Path, group: int, leaf: str, rows: int) -> Iterator[int]:
+    """Bytes of the texts in each `rows` rows of a column of lists, every repetition counted."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path, pre_buffer=False, read_dictionary=[leaf])
+    for batch in file.iter_batches(rows, [group], [leaf], use_threads=False):
+        values: Any = batch.column(0)
+        while pa.types.is_nested(values.type):
+            values = values.flatten()[0] if pa.types.is_struct(values.type) else values.flatten()
+        if pa.types.is_dictionary(values.type):
+            yield pc.sum(pc.take(pc.binary_length(values.dictionary), values.indices)).as_py() or 0
+        else:
+            yield values.nbytes  # numbers
 
 
 def page_headers(raw: BinaryIO, leaf: Any) -> Iterator[dict[str, int]]:

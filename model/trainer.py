@@ -234,7 +234,8 @@ class Trainer:
         progress, vocab_size = self.progress, self.settings.vocab_size
         rate = max(self.optimizer.learning_rates(self.schedule.at(progress.step - 1)).values())
         warm = self.schedule.config.warmup_steps
-        progress.no_gradient_since = still_since(progress.no_gradient_since, progress.step, norm == 0 and rate > 0)
+        stuck = norm == 0 and rate > 0 and loss > 0  # at a loss of 0 everything is learnt
+        progress.no_gradient_since = still_since(progress.no_gradient_since, progress.step, stuck)
         guesses = rate > 0 and progress.step > warm and vocab_size is not None and is_guessing(loss, vocab_size)
         progress.guessing_since = still_since(progress.guessing_since, progress.step, guesses)
         for since, what in (

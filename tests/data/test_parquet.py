@@ -66,6 +66,51 @@ def test_a_text_that_is_kept_once_is_repeated_a_few_rows_at_a_time_and_not_for_e
         assert batch.nbytes < 11_000_000
 
 
+CHAT = pa.list_(pa.struct({"role": pa.string(), "content": pa.string()}))
+NESTED = {
+    "list": (pa.list_(pa.string()), lambda texts: texts),
+    "struct of lists": (pa.struct({"text": pa.list_(pa.string())}), lambda texts: {"text": texts}),
+    "list of structs": (CHAT, lambda texts: [{"role": "user", "content": text} for text in texts]),
+    "list of lists": (pa.list_(pa.list_(pa.string())), lambda texts: [texts]),
+    "map": (pa.map_(pa.string(), pa.string()), lambda texts: [("a", text) for text in texts]),
+}
+
+
+def write_nested(path: Path, kind: str, rows: list[list[str]], **options) -> Path:
+    of, value = NESTED[kind]
+    pq.write_table(pa.table({"text": pa.array([value(texts) for texts in rows], of)}), path, **options)
+    return path
+
+
+@pytest.mark.parametrize("encoding", ["dictionary", "DELTA_BYTE_ARRAY"])
+@pytest.mark.parametrize("kind", NESTED)
+def test_a_row_whose_lists_repeat_a_text_for_ever_is_refused_undecoded(tmp_path, kind, encoding, monkeypatch):
+    options = {} if encoding == "dictionary" else {"use_dictionary": False}
+    if options:
+        leaves = pq.ParquetFile(write_nested(tmp_path / "leaves", kind, [["a"]])).schema
+        options["column_encoding"] = {leaves.column(i).path: encoding for i in range(len(leaves))}
+    path = write_nested(tmp_path / "lists.parquet", kind, [["a"], ["b" * 1_000_000] * 200], **options)
+    monkeypatch.setattr(parquet, "LARGEST_BATCH", 20_000_000)
+    own, counted = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(counted)
+    try:
+        with pytest.raises(DataError, match=r"lists\.parquet: has .*Refused"):
+            list(read_batches(path, ["text"], 1024))
+    finally:
+        pa.set_memory_pool(own)
+    assert counted.max_memory() < 20_000_000
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_lists_that_repeat_texts_are_read_a_few_rows_at_a_time(tmp_path, kind, monkeypatch):
+    rows = [["b" * 10_000] * (i % 7) for i in range(300)]
+    path = write_nested(tmp_path / "lists.parquet", kind, rows)
+    monkeypatch.setattr(parquet, "LARGEST_BATCH", 200_000)
+    batches = list(read_batches(path, ["text"], 1024))
+    assert max(batch.nbytes for batch in batches) < 210_000
+    assert [text for batch in batches for text in batch.column(0).to_pylist()] == [NESTED[kind][1](row) for row in rows]
+
+
 def test_large_row_groups_of_ordinary_text_are_read(tmp_path, monkeypatch):
     texts = [f"{i} " * 100 for i in range(5000)]
     path = write(tmp_path / "a.parquet", texts, data_page_size=10_000)

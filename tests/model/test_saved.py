@@ -34,6 +34,7 @@ def change(folder, **values):
     [
         ({"depth": 10**6}, "depth is 1000000; it must be from 1 to 1024"),
         ({"sequence_len": 2 * 10**9}, "sequence_len is 2000000000; it must be from 1 to 1048576"),
+        ({"sequence_len": 1 << 20, "head_dim": 1024, "width": 1024}, "angles of rotary embeddings"),
         ({"vocab_size": 10**12}, "vocab_size is 1000000000000"),
         ({"width": 0}, "width is 0"),
         ({"depth": "2"}, "depth is '2'; expected int"),

@@ -167,10 +167,10 @@ def test_a_loss_that_stays_that_of_guessing_is_stopped_after_warm_up_alone(tmp_p
 
 def test_a_resumed_run_has_not_forgotten_since_when_it_stands_still(tmp_path):
     session = Session(tmp_path, steps=80, log_every=10, stop=lambda: session.progress.step >= 40)
-    session.model.loss = lambda tokens, targets: session.model.lm_head.weight.sum() * 0
+    session.model.loss = lambda tokens, targets: session.model.lm_head.weight.sum() * 0 + 1
     assert not session.run()
     again = Session(tmp_path, steps=80, log_every=10)
-    again.model.loss = lambda tokens, targets: again.model.lm_head.weight.sum() * 0
+    again.model.loss = lambda tokens, targets: again.model.lm_head.weight.sum() * 0 + 1
     again.progress = Progress(**(asdict(session.progress)))
     with pytest.raises(ModelError, match="from step 10 to 60"):
         again.run()
@@ -191,6 +191,12 @@ def test_runs_that_may_stand_still_or_learn_are_not_stopped(tmp_path, settings):
         settings = {"batches": masked(set(range(60)))}
     vocab = small_model().config.vocab_size
     assert Session(tmp_path, steps=70, log_every=1, vocab_size=vocab, **settings).run()
+
+
+def test_a_model_that_has_learnt_everything_is_not_stopped(tmp_path):
+    session = Session(tmp_path, steps=70, log_every=1)
+    session.model.loss = lambda tokens, targets: session.model.lm_head.weight.sum() * 0
+    assert session.run()
 
 
 def test_a_loss_that_is_no_number_is_found_at_the_next_logged_step(tmp_path):
