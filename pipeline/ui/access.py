@@ -2,18 +2,20 @@
 
 import hmac
 import ipaddress
+import re
 import secrets
 import socket
 import time
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from pipeline.config import AppConfig
 from pipeline.errors import UserError
 
 RESULT_NEUTRAL = "lets requests in or not"
+
+HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([\w.-]+))(?::\d*)?", re.ASCII | re.IGNORECASE)  # [address] or name, port
 
 
 class Tries:
@@ -55,11 +57,11 @@ class Access:
         local = is_loopback(app.host)
         # A page of another host that was made to point here (DNS rebinding) sends its own name. Where a secret is
         # asked for it cannot have, and users come by names that are not known here, any name is good.
-        hosts = None if secret and not local else {app.host.lower(), socket.gethostname().lower(), *app.hosts}
-        return cls(secret, hosts, tuple(origin.rstrip("/") for origin in app.origins), addresses=not local)
+        hosts = None if secret and not local else {name.lower() for name in (app.host, socket.gethostname(), *app.hosts)}
+        return cls(secret, hosts, tuple(origin.rstrip("/").lower() for origin in app.origins), addresses=not local)
 
     def knows_host(self, host: str) -> bool:
-        name = _hostname(f"//{host}")
+        name = _hostname(host)
         if self.hosts is None or name in self.hosts or is_loopback(name):
             return True
         return self.addresses and _address(name) is not None
@@ -89,8 +91,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-def _hostname(url: str) -> str:
-    try:
-        return (urlsplit(url).hostname or "").rstrip(".")
-    except ValueError:  # half of an IPv6 address
-        return ""
+def _hostname(host: str) -> str:
+    """The name in a Host header, without the port; empty for anything else: a path in it would reach what parses it."""
+    found = HOST.fullmatch(host)
+    return (found[1] or found[2]).lower().rstrip(".") if found else ""

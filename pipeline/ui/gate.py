@@ -91,9 +91,9 @@ class Gate:
             unread = body is None
             if body is None:
                 refusal = _too_long()
-            elif request.url.path == "/login":
+            elif request.scope["path"] == "/login":
                 refusal = await self._log_in(request, body)
-            elif request.url.path == EVENT and (mistake := self.mistake_of(body)):
+            elif request.scope["path"] == EVENT and (mistake := self.mistake_of(body)):
                 refusal = _error(400, mistake)
             else:
                 receive = _again(body, receive)
@@ -104,7 +104,7 @@ class Gate:
 
     def _refuse(self, request: Request) -> Response | None:
         """What is wrong with where a request comes from or goes to, or None."""
-        headers, path = request.headers, request.url.path
+        headers, path = request.headers, request.scope["path"]
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self.access.knows_host(host):
             return _error(403, f"this server does not answer to the name {shown(host)}; app.hosts=[NAME] adds one")
@@ -124,8 +124,8 @@ class Gate:
 
     async def _ask_secret(self, request: Request) -> Response | None:
         """None for those who may come in."""
-        token = request.query_params.get("token") if request.url.path == "/" else None
-        if self.access.secret is None or request.url.path in OPEN:
+        token = request.query_params.get("token") if request.scope["path"] == "/" else None
+        if self.access.secret is None or request.scope["path"] in OPEN:
             return None
         if same(request.cookies.get(self.cookie_name, ""), self.access.cookie):
             return None if token is None else RedirectResponse("./", 303)

@@ -43,6 +43,11 @@ def test_without_the_token_nothing_is_given_and_nothing_done(app, path):
     assert app.send(path, body, authorization="Bearer wrong")[0] == 401
 
 
+@pytest.mark.parametrize("path", ["/favicon.ico?", "/login#"])
+def test_a_host_with_a_path_in_it_opens_no_other_route(app, path):
+    assert app.send("/api/models", host=f"localhost{path}", authorization="")[0] in (400, 403)
+
+
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "10.0.0.7", "[::1", ""]
 )
@@ -168,7 +173,7 @@ def test_without_any_password_hosts_and_origins_are_still_checked():
 
 
 def test_named_hosts_and_origins_are_answered():
-    named = AppConfig(hosts=["chat.example.org"], origins=["https://chat.example.org/"], insecure=True)
+    named = AppConfig(hosts=["Chat.Example.org"], origins=["https://Chat.Example.org/"], insecure=True)
     browser = client(named)
 
     assert browser.get("/", headers={"host": "chat.example.org"}).json() == "the page"
