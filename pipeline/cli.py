@@ -5,7 +5,6 @@ is needed, so that planning and looking stay fast.
 """
 
 import argparse
-import difflib
 import io
 import os
 import sys
@@ -15,6 +14,7 @@ from typing import Any, NoReturn
 from data.trust import printable
 from pipeline import disk, environment
 from pipeline.errors import Guarded, Interrupted, UserError
+from pipeline.renamed import did_you_mean
 
 RESULT_NEUTRAL = "reads the command line"
 
@@ -84,8 +84,7 @@ def _dispatch(arguments: list[str]) -> int:
     if place < len(arguments) and not arguments[place].startswith(("-", "~", "+")):  # settings may come before it
         verb = arguments.pop(place)
         if verb not in VERBS:
-            near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.5)
-            fix = f"Did you mean {near[0]}?" if near else "`python flows.py help` lists the verbs."
+            fix = did_you_mean(verb, VERBS, "`python flows.py help` lists the verbs.")
             raise UserError(f"there is no verb {verb!r}", fix=fix)
     from pipeline import verbs
 

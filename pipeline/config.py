@@ -1,7 +1,6 @@
 """From YAML and the command line to typed settings. Hydra composes; everything is then checked once more, strictly."""
 
 import dataclasses
-import difflib
 import re
 import shlex
 from collections.abc import Iterator
@@ -306,14 +305,12 @@ def _mistake_in(override: str, known: list[str]) -> UserError | None:
         choices = sorted(p.stem for p in group.glob("*.yaml"))
         for chosen in value.strip("'\"").split(","):  # several in a sweep
             if chosen not in choices and not chosen.startswith("["):
-                near = difflib.get_close_matches(chosen, choices, n=1, cutoff=0.5)
-                fix = f"Did you mean {name}={near[0]}?" if near else f"There are: {', '.join(choices)}."
+                fix = renamed.did_you_mean(chosen, choices, f"There are: {', '.join(choices)}.", f"{name}=")
                 return UserError(f"there is no {name} called {chosen!r} in {group}", fix=fix)
     elif not given and not override.startswith("~"):
         return UserError(f"{override!r} is neither a verb nor a setting", fix="Settings are written NAME=VALUE.")
     elif name not in known and not override.startswith(("+", "hydra")):
-        near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-        fix = f"Did you mean {' or '.join(near)}?" if near else "`python flows.py plan --config` shows all names."
+        fix = renamed.did_you_mean(name, known, "`python flows.py plan --config` shows all names.")
         return UserError(f"there is no setting {name}", fix=renamed.hint(name) or fix)
     return None
 

@@ -1,7 +1,6 @@
 """The stages of a run and the edges between them, from config."""
 
 import dataclasses
-import difflib
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,8 +62,7 @@ class Dag:
     def check_names(self, names: list[str], where: str) -> None:
         for name in names:
             if name not in self.stages:
-                near = difflib.get_close_matches(name, self.stages, n=1, cutoff=0.4)
-                fix = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(self.stages)}."
+                fix = renamed.did_you_mean(name, self.stages, f"There are: {', '.join(self.stages)}.")
                 raise UserError(f"there is no stage {name!r}", where, renamed.hint(name) or fix)
 
 
@@ -82,8 +80,7 @@ def build(settings: Settings) -> Dag:
     for stage in stages.values():
         for input_name, source in stage.inputs.items():
             if source not in stages:
-                near = difflib.get_close_matches(source, stages, n=1, cutoff=0.4)
-                fix = f"Did you mean {near[0]}?" if near else "Add it to pipeline.stages."
+                fix = renamed.did_you_mean(source, stages, "Add it to pipeline.stages.")
                 raise UserError(
                     f"reads {source}, which is not in pipeline.stages", f"{stage.name}.inputs.{input_name}", fix
                 )
@@ -182,8 +179,7 @@ def _typed(name: str, declared: StageConfig, launch: Launch) -> Stage:
 
 def _dataset(dataset: str, reader: str, settings: Settings) -> StageConfig:
     if dataset not in settings.datasets:
-        near = difflib.get_close_matches(dataset, settings.datasets, n=1, cutoff=0.4)
-        fix = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(settings.datasets)}."
+        fix = renamed.did_you_mean(dataset, settings.datasets, f"There are: {', '.join(settings.datasets)}.")
         raise UserError(f"asks for the data set {dataset!r}, which is not declared", reader, fix)
     return StageConfig(run="pipeline.stages.download", params=settings.datasets[dataset])
 

@@ -52,6 +52,11 @@ def _usable(proxy: str) -> bool:
         return False
 
 
+def user_path(text: str) -> Path:
+    """The path as a shell expands it; `~NAME` of an unknown user is a name like any other."""
+    return Path(os.path.expanduser(text))
+
+
 def prepare_caches(store: Path) -> None:
     """Move caches into the store whose place, chosen or usual, cannot be written."""
     home = os.path.expanduser("~")

@@ -7,7 +7,6 @@ not have are fetched into it first.
 import argparse
 import dataclasses
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from pipeline.cli import STOPPED
 from pipeline.config import Settings, StageConfig
 from pipeline.console import RunView
 from pipeline.dag import Dag, Stage
+from pipeline.environment import user_path
 from pipeline.errors import StageFailed, UserError
 from pipeline.exported import read_marker
 from pipeline.find_model import find_model
@@ -48,9 +48,9 @@ def evaluate(flags: argparse.Namespace, overrides: list[str]) -> int:
     """Print what was measured; the same numbers as the stages evaluate_* give for the same settings."""
     if len(flags.names) != 1:
         raise UserError("needs one model", NAME, "python flows.py eval MODEL 'tasks=[...]'; `ls` shows names.")
-    flags.out = flags.out and os.path.expanduser(flags.out)
-    if flags.out and not Path(flags.out).absolute().parent.is_dir():
-        raise UserError("lies in no folder that exists", flags.out)
+    out = user_path(flags.out) if flags.out else None
+    if out and not out.absolute().parent.is_dir():
+        raise UserError("lies in no folder that exists", str(out))
     own, rest = split(overrides)
     session = Session.open(rest)
     with workplace() as work, StopSwitch() as switch, RunView() as view:
@@ -70,9 +70,9 @@ def evaluate(flags: argparse.Namespace, overrides: list[str]) -> int:
                 print("stopped; nothing is kept of an evaluation outside a pipeline", file=sys.stderr)
                 return STOPPED
             raise StageFailed(NAME, outcome.cause or "unknown", outcome.message, str(work / "log.txt"))
-        if flags.out:
+        if out:
             results = json.loads((work / "out" / "results.json").read_text()) | {"model": model.label}
-            Path(flags.out).write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+            out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     return 0
 
 

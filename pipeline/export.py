@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline import export_formats
+from pipeline.environment import user_path
 from pipeline.errors import UserError
 from pipeline.exported import MARKER, Exported, put, read_marker
 from pipeline.find_model import find_model
@@ -33,7 +34,7 @@ def export(flags: argparse.Namespace, overrides: list[str]) -> int:
         raise UserError("needs a model and a folder", "export", "python flows.py export NAME --format hf DIR")
     model, why = find_model(Session.open(overrides), overrides, flags.names[0], flags.trust_code)
     say(f"Model: {model.label}, {why}")
-    target = Path(flags.names[1]).expanduser().resolve()
+    target = user_path(flags.names[1]).resolve()
     earlier = write(model, target, flags.format)
     if earlier is not None:
         say(f"Replaced the export of {earlier.stages[0]} {earlier.key} in {target} ({len(earlier.files)} files)")

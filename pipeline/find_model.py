@@ -6,6 +6,7 @@ from typing import Any
 
 from data.durable import read_fields, read_json
 from data.trust import fits
+from pipeline.environment import user_path
 from pipeline.errors import Corrupt, UserError
 from pipeline.exported import read_marker
 from pipeline.session import ROW, RUN, Session
@@ -15,7 +16,7 @@ from pipeline.ui.models import CHAT_MODULES, MODULES, PROMPTS, TEXTS, ModelChoic
 RESULT_NEUTRAL = "finds finished models"
 
 # Settings that decide how and where things run, never which model a configuration plans.
-NEUTRAL = ("launch", "store", "app", "logger", "guard", "run", "until", "only", "force", "hydra")
+NEUTRAL = ("launch", "store", "app", "hub", "logger", "guard", "run", "until", "only", "force", "hydra")
 
 
 def find_model(session: Session, overrides: list[str], name: str, trust_code: bool = False) -> tuple[ModelChoice, str]:
@@ -27,7 +28,7 @@ def find_model(session: Session, overrides: list[str], name: str, trust_code: bo
     Raises UserError when there is none, when its tokenizer is gone, or when a folder from elsewhere names code of its
     own and trust_code is False.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     found = in_folder(session.store, folder.resolve(), trust_code) if folder.is_dir() else None
     if found is not None:
         return found, "this folder"
@@ -131,10 +132,9 @@ def in_folder(store: Store, folder: Path, trust_code: bool = False) -> ModelChoi
         if artifact.module not in MODULES:
             what = f"is a {artifact.module}, not a model"
             raise UserError(what, str(folder), f"Models are made by {', '.join(MODULES)}.")
-        root = artifact.folder.parents[2]  # its own store, which may be another
-        if root == store.root:
+        if folder == store.folder(artifact.module, artifact.key):
             return choice(store, artifact)
-        found = choice(Store(root), artifact)
+        found = choice(Store(Path(folder, *[".."] * 3)), artifact)  # of another store, or alone
     elif (folder / "tokenizer.json").is_file() and any((folder / n).is_file() for n in ("model.json", "config.json")):
         found = _foreign(folder)
     else:

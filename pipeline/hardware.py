@@ -6,6 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.quoting import chosen
+
 RESULT_NEUTRAL = "describes the machine; devices never enter a key"
 
 
@@ -29,7 +31,7 @@ def has_mps() -> bool:
 
 def launch_overrides(overrides: list[str]) -> list[str]:
     """The launch group that fits this machine, unless the user chose one."""
-    if _chosen(overrides, "launch="):
+    if chosen(overrides, "launch="):
         return []
     used = _gpus_that_share_a_batch()
     if used == 0:
@@ -40,7 +42,7 @@ def launch_overrides(overrides: list[str]) -> list[str]:
 def idle_gpus_note(overrides: list[str]) -> str | None:
     """What to say of GPUs that a run will not use though nobody asked for fewer."""
     found, used = len(gpus()), _gpus_that_share_a_batch()
-    if found == used or _chosen(overrides, "launch=", "launch.nproc="):
+    if found == used or chosen(overrides, "launch=", "launch.nproc="):
         return None
     return (
         f"Uses {used} of the {found} GPUs here, as batches are powers of two. For all of them set launch.nproc={found} "
@@ -52,10 +54,6 @@ def _gpus_that_share_a_batch() -> int:
     """Batches are powers of two, which another number of processes would not divide."""
     found = len(gpus())
     return 1 << found.bit_length() - 1 if found else 0
-
-
-def _chosen(overrides: list[str], *names: str) -> bool:
-    return any(o.lstrip("+~").startswith(names) for o in overrides)
 
 
 def cores() -> int:

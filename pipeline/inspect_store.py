@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data.durable import read_fields, read_json, read_record
+from data.durable import remove as delete
 from pipeline.errors import UserError
 from pipeline.job import PROGRESS
 from pipeline.launch import OUTCOME
@@ -27,8 +28,6 @@ from pipeline.store import RECORD, Artifact, Store
 RESULT_NEUTRAL = "shows what is stored"
 
 SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
-
-CHAT_MODULES = ("rl", "finetune", "pretrain")
 
 FOLLOW_SECONDS = 0.3  # between looks at a log
 
@@ -272,7 +271,7 @@ def collect_garbage(store: Store, dry_run: bool) -> list[tuple[Path, int]]:
         files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
         freed.append((path, sum(p.stat().st_size for p in files if p.stat().st_nlink == 1)))
         if not dry_run:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            delete(path)
     return freed
 
 

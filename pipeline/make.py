@@ -105,7 +105,6 @@ class Maker:
             job = self._job(step, inputs, behind, work)
             attempts = _attempts(work)
             outcome = self._run(step, job, work, env, lock, on_progress, attempts)
-            lock.check()
             record = self._record(step, outcome, attempts)
             if found:
                 behind_it = max(behind_it, found.remade, record["finished"] if lacks(found, stage) else 0.0)
@@ -178,6 +177,7 @@ class Maker:
         )
         for attempt in range(stage.launch.retries + 1):
             outcome = launch.run(work, job, stage.has_ranks, stage.launch, watch, env)
+            lock.check()  # else the work folder is another's
             attempts.append(
                 {"started": time.time() - outcome.seconds, "seconds": outcome.seconds, "status": outcome.status}
             )

@@ -39,6 +39,11 @@ def quote(text: str) -> str:
     return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text) + "'"
 
 
+def chosen(overrides: list[str], *names: str) -> bool:
+    """Return True if the command line decides one of the settings, given as `NAME=`."""
+    return any(override.lstrip("+~").startswith(names) for override in overrides)
+
+
 def texts_in(cls: Any, path: str = "") -> Iterator[tuple[str, type]]:
     """Names of the settings of a dataclass that are text, or lists of it, those of its groups included."""
     for name, hint in typing.get_type_hints(cls).items():

@@ -1,5 +1,8 @@
 """Settings and stages that are called otherwise: in earlier versions, or in nanochat. Add a line with each renaming."""
 
+import difflib
+from collections.abc import Iterable
+
 RESULT_NEUTRAL = "only says what went wrong"
 
 NOW = {
@@ -23,6 +26,12 @@ NOW = {
     "init_lr_frac": "sft.params.lr_frac",
     "model_tag": "run.name",
 }
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str, prefix: str = "") -> str:
+    """What to do about an unknown name: the nearest of the known ones, each behind `prefix`, else `otherwise`."""
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    return f"Did you mean {' or '.join(prefix + other for other in near)}?" if near else otherwise
 
 
 def hint(name: str) -> str:

@@ -153,9 +153,8 @@ class Run:
         if self.maker.switch.asked:
             told = [str(e) for e in self.failures if isinstance(e, Interrupted) and "had not started" not in str(e)]
             raise Interrupted("; ".join(told) or "stopped")
-        own = [error for error in self.failures if isinstance(error, StageFailed)] or self.failures
-        if own:
-            raise own[0]
+        if self.failures:  # not what a stage says that was not started for another's failure
+            raise min(self.failures, key=lambda e: (isinstance(e, Interrupted), not isinstance(e, StageFailed)))
 
     def record_path(self, step: Step) -> str:
         """Where Prefect keeps its record of the stage, relative to the artifacts' folder."""

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline import config, dag, gpus, plan
 from pipeline.config import Settings
 from pipeline.dag import Dag
-from pipeline.environment import prepare_caches
+from pipeline.environment import prepare_caches, user_path
 from pipeline.errors import Corrupt, UserError
 from pipeline.keys import CHECKOUT, ROOT
 from pipeline.locks import probe
@@ -90,8 +90,8 @@ def store_root(root: str) -> Path:
     """CHATMILL_STORE where the setting is left as it is. A relative path is beside flows.py in a checkout, and in the
     working directory where Chatmill was installed, as nobody looks for a store among Python's packages."""
     if root == config.StoreConfig.root and (chosen := os.environ.get("CHATMILL_STORE")):
-        return Path(chosen).expanduser().absolute()
-    path = Path(root).expanduser()
+        return user_path(chosen).absolute()
+    path = user_path(root)
     path = path if path.is_absolute() else (ROOT if CHECKOUT else Path.cwd()) / path
     if not root or (path.exists() and not path.is_dir()):
         raise UserError(f"is {root!r}, which is no folder", "store.root", "Name one; it is made where there is none.")

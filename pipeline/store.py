@@ -159,7 +159,8 @@ class Store:
     def _verified(self, path: Path, entry: Any) -> bool:
         if not isinstance(entry, dict) or not isinstance(at := entry.get("at"), (int, float)):
             return False
-        return entry.get("state") == _file_state(path) and abs(time.time() - at) < self.reverify_seconds
+        state = _file_state(path)
+        return state is not None and entry.get("state") == state and abs(time.time() - at) < self.reverify_seconds
 
     # --- changing
 

@@ -1,7 +1,6 @@
 """Plain values from YAML or JSON into dataclasses, strictly: the wrong type or an unknown name is the user's error."""
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -86,9 +85,8 @@ def build(cls: type[T], plain: Any, where: str = "") -> T:
 
 def unknown(name: str, known: list[str], where: str) -> UserError:
     """The error for a name that is none of the known ones, with the nearest of them."""
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-    meant = " or ".join(join(where, n) for n in near)
-    fix = f"Did you mean {meant}?" if near else f"Known here: {', '.join(sorted(known)) or 'nothing'}."
+    otherwise = f"Known here: {', '.join(sorted(known)) or 'nothing'}."
+    fix = renamed.did_you_mean(name, known, otherwise, join(where, ""))
     return UserError(f"there is no setting {join(where, name)}", fix=renamed.hint(join(where, name)) or fix)
 
 

@@ -13,6 +13,7 @@ from data.durable import write_json
 from pipeline import hardware
 from pipeline.bench import registry
 from pipeline.bench.settings import Bench, BenchSettings, Skipped, parse
+from pipeline.environment import user_path
 
 RESULT_NEUTRAL = "measures; makes nothing"
 
@@ -29,7 +30,7 @@ def run(names: list[str], arguments: list[str]) -> int:
     bench = Bench(settings, overrides, set_up_machine(settings))
     for name in chosen:
         registry.check(name, bench)
-    out = Path(settings.out).expanduser()
+    out = user_path(settings.out)
     written: dict[str, Any] = about(bench)
     failed = False
     for name in chosen:

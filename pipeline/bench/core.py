@@ -19,6 +19,7 @@ from pipeline.bench.registry import Result
 from pipeline.bench.settings import Bench, Skipped
 from pipeline.bench.text import Stages
 from pipeline.bench.timing import seconds_of
+from pipeline.environment import user_path
 
 if TYPE_CHECKING:
     from data.tokenizer import Tokenizer
@@ -48,7 +49,7 @@ def measure(bench: Bench) -> Result:
         tok = Tokenizer.load(stages.run("tokenizer", params, {"text": stages.text(settings.data)}))
         batch_tokens = BATCH_TOKENS.get(bench.device.type, CPU_BATCH_TOKENS)
         core_settings = CoreSettings(settings.items, batch_tokens, settings.threads or 1)
-        core = Core(unpacked(Path(settings.bundle).expanduser(), Path(folder)), core_settings)
+        core = Core(unpacked(user_path(settings.bundle), Path(folder)), core_settings)
         model = decode.build(case(tok, settings.tiny), bench.device)
         paths = Paths(core, model, tok, Path(folder))
         rounds = [paths.round(bench, number) for number in range(1 if settings.tiny else max(1, settings.repeats // 2))]

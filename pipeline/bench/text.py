@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import hardware, typed
+from pipeline.environment import user_path
 from pipeline.errors import UserError
 from pipeline.job import Job, Launch, Logger
 
@@ -18,7 +19,7 @@ PUBLISHED = ("fineweb-edu-100b-shuffle", "climbmix-400b-shuffle")  # looked for 
 
 def find_shards(data: str) -> list[Path]:
     """The text shards of a folder, or of the data set with text in a folder laid out like a hub. Raises UserError."""
-    root = Path(data).expanduser()
+    root = user_path(data)
     if not root.is_dir():
         raise UserError("is no folder", f"bench.data={data}")
     folders = {path.parent for path in [*root.glob(SHARDS), *root.glob(f"datasets/*/*/{SHARDS}")]}

@@ -3,6 +3,7 @@
 import os
 
 from pipeline.errors import UserError
+from pipeline.quoting import chosen, quote
 
 RESULT_NEUTRAL = "reads settings; the values that matter enter keys themselves"
 
@@ -14,27 +15,18 @@ def overrides(given: list[str]) -> list[str]:
 
     WANDB_RUN=dummy means no W&B, as in nanochat. Raises UserError for a mode that does not exist.
     """
-
-    def decided(*names: str) -> bool:
-        return any(override.lstrip("+~").startswith(names) for override in given)
-
     found = []
     name = os.environ.get("WANDB_RUN", "")
     if name not in ("", "dummy"):
-        if not decided("logger=", "logger.kind="):
+        if not chosen(given, "logger=", "logger.kind="):
             found.append("logger=wandb")
-        if not decided("run.name="):
-            found.append(f"run.name={_quoted(name)}")
+        if not chosen(given, "run.name="):
+            found.append(f"run.name={quote(name)}")
     mode = os.environ.get("WANDB_MODE", "")
-    if mode in MODES and not decided("logger.mode="):
+    if mode in MODES and not chosen(given, "logger.mode="):
         found.append(f"logger.mode={MODES[mode]}")
     elif mode and mode not in MODES and any("wandb" in override for override in [*found, *given]):
         raise UserError(f"is {mode!r}", "WANDB_MODE", "Set online, offline or disabled.")
-    if (project := os.environ.get("WANDB_PROJECT")) and not decided("logger.project="):
-        found.append(f"logger.project={_quoted(project)}")
+    if (project := os.environ.get("WANDB_PROJECT")) and not chosen(given, "logger.project="):
+        found.append(f"logger.project={quote(project)}")
     return found
-
-
-def _quoted(text: str) -> str:
-    """Text that Hydra's grammar takes literally."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

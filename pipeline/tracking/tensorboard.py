@@ -49,12 +49,10 @@ class TensorBoard:
 
         described = self.described
         path = Path(described["work"]) / "scratch" / "tensorboard.json"
-        own = f"{described['logger']['run']}/{described['stage']}"
-        root = Path(described["store"], "tensorboard")
-        known = read_fields(path, {"folder": ""})["folder"]  # a resume may be of another run
-        folder = known if Path(known).is_relative_to(root) else str(below(root, own, "run.name"))
-        writer = SummaryWriter(folder, purge_step=step)
+        known = read_fields(path, {"name": ""})["name"]  # a resume may be of another run
+        name = known or f"{described['logger']['run']}/{described['stage']}"
+        writer = SummaryWriter(str(below(Path(described["store"], "tensorboard"), name, str(path))), purge_step=step)
         if not known:
-            keep_json(path, {"folder": folder})
+            keep_json(path, {"name": name})
             writer.add_text("about", f"```\n{json.dumps(about(described), indent=1)}\n```", step)
         return writer

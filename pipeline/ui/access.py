@@ -57,7 +57,9 @@ class Access:
         local = is_loopback(app.host)
         # A page of another host that was made to point here (DNS rebinding) sends its own name. Where a secret is
         # asked for it cannot have, and users come by names that are not known here, any name is good.
-        hosts = None if secret and not local else {name.lower() for name in (app.host, socket.gethostname(), *app.hosts)}
+        hosts = (
+            None if secret and not local else {name.lower() for name in (app.host, socket.gethostname(), *app.hosts)}
+        )
         return cls(secret, hosts, tuple(origin.rstrip("/").lower() for origin in app.origins), addresses=not local)
 
     def knows_host(self, host: str) -> bool:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.export import write
 from pipeline.find_model import default_model, find_model, in_folder
-from pipeline.store import Store
+from pipeline.store import Artifact, Store
 from tests.pipeline.small_store import model_of, put_model, seal, session_of, small_store
 
 
@@ -225,6 +226,30 @@ def test_a_folder_from_elsewhere_runs_no_code_of_its_own(store, tmp_path, monkey
     assert not (tmp_path / "ran").exists()
     if verb == "chat":
         assert main([verb, str(folder), *line, "--trust-code"]) == 0 and (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/model", "~nobody-of-this-name"])
+def test_the_home_of_nobody_is_an_unknown_name(store, name):
+    with pytest.raises(UserError, match="called '~nobody"):
+        find_model(session_of(store), [], name)
+
+
+def test_an_artifact_that_is_not_in_its_place_is_from_elsewhere(store):
+    folder = store.root / "fetched" / "by" / "hand"
+    shutil.copytree(store.find_by_name("sft").folder, folder)
+    with_code(folder)
+    seal(folder)
+
+    with pytest.raises(UserError, match=r"names stolen\.Mine"):
+        in_folder(store, folder)
+
+
+def test_an_artifact_near_the_root_of_the_file_system_is_one_line(store, monkeypatch):
+    found = Artifact(Path("/model"), store.find_by_name("sft").record)
+    monkeypatch.setattr(Store, "read", staticmethod(lambda folder: found))
+
+    with pytest.raises(UserError, match="is no model to talk to"):
+        in_folder(store, found.folder)
 
 
 def test_a_store_trusts_its_own_architectures(store):

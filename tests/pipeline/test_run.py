@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -18,7 +19,8 @@ import pytest
 from rich.console import Console
 
 from pipeline import inspect_store
-from pipeline.errors import UserError
+from pipeline.errors import Interrupted, UserError
+from pipeline.run import Run
 from pipeline.store import Store
 from tests.conftest import ROOT, Chatmill
 from tests.small_hub import SmallHub
@@ -283,6 +285,18 @@ def test_two_runs_at_once_make_it_once_and_the_second_says_what_it_waits_for(ser
     assert records(served.store)["a"]["attempts"] == 1
 
 
+def test_a_run_whose_stage_another_host_took_over_does_not_start_it_again(served: Chatmill, tmp_path: Path) -> None:
+    run = served.start(*toys(a={"pause_at": 2, "gate": str(tmp_path / "gate")}), "until=a")
+    wait_for(lambda: paused(served.store), run)
+    (state,) = served.store.glob("locks/source-*.json")
+    ours = json.loads(state.read_text())
+    state.write_text(json.dumps(ours | {"host": "awake", "fence": ours["fence"] + 1}))
+    out, err = run.communicate()
+    assert run.returncode == 1 and "awake took over its work" in out + err
+    (log,) = served.store.glob("work/source-*/log.txt")
+    assert log.read_text().count("$ cd ") == 1
+
+
 def test_a_damaged_file_makes_its_stage_again_said_in_one_line(served: Chatmill) -> None:
     served.run(*toys())
     made = records(served.store)["b"]
@@ -463,6 +477,14 @@ def test_a_mirror_that_answers_with_a_web_page_is_said_in_one_line(chatmill: Cha
         out = chatmill.run("data=fineweb_edu", "data.repo_id=me/text", "until=download", code=1, HF_ENDPOINT=hub.url)
     assert f"{hub.url}/api/datasets/me/text/revision/main: the answer is not JSON" in out
     assert len(out.strip().splitlines()) <= 2 and "\x1b" not in out
+
+
+def test_what_did_not_start_for_another_s_failure_is_not_what_a_run_raises() -> None:
+    waited, wrong = Interrupted("problems had not started"), UserError("code changed since this run was planned")
+    maker = SimpleNamespace(switch=SimpleNamespace(asked=False))
+    run: Any = SimpleNamespace(maker=maker, failures=[waited, wrong])
+    with pytest.raises(UserError, match="code changed"):
+        Run.raise_failures(run)
 
 
 def test_an_unreachable_hub_is_said_in_one_line(chatmill: Chatmill) -> None:

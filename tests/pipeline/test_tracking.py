@@ -30,6 +30,7 @@ def without_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     [
         ({"WANDB_RUN": "mine"}, [], ("wandb", "online"), "mine"),
         ({"WANDB_RUN": "it's, a=name"}, [], ("wandb", "online"), "it's, a=name"),
+        ({"WANDB_RUN": "a\\b \\"}, [], ("wandb", "online"), "a\\b \\"),
         ({"WANDB_RUN": "mine"}, ["run.name=other"], ("wandb", "online"), "other"),
         ({"WANDB_RUN": "mine"}, ["logger.mode=offline"], ("wandb", "offline"), "mine"),
         ({"WANDB_RUN": "mine", "WANDB_MODE": "offline"}, [], ("wandb", "offline"), "mine"),
