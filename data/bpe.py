@@ -28,7 +28,7 @@ def learn(
     """Tokens and their ranks from counted words: the 256 bytes, then the merges in the order they were learnt.
 
     vocab_size counts SPECIAL_TOKENS too. on_chars is told of text that is read, and may raise to stop. Raises
-    DataError when vocab_size is too small or, if it is to be `exact`, the text too little for it.
+    DataError when vocab_size is too small or, if it is `exact`, when the text gives fewer tokens.
     """
     import rustbpe
 

@@ -1,4 +1,4 @@
-"""Text that may hold half a surrogate pair, which is no character: one rule for all readers of text from outside."""
+"""Text that may contain half of a surrogate pair, which is not a character: one rule for all who read it."""
 
 import re
 from collections import Counter
@@ -17,7 +17,7 @@ def whole(text: str, notes: Counter[str] | None = None) -> str:
 
 
 def whole_all(value: Any, notes: Counter[str]) -> Any:
-    """The same of every text in a JSON value, names in it included."""
+    """The same for every text in a JSON value, names included."""
     if isinstance(value, str):
         return whole(value, notes)
     if isinstance(value, list):
@@ -28,7 +28,7 @@ def whole_all(value: Any, notes: Counter[str]) -> Any:
 
 
 def decoded(value: Any) -> Any:
-    """A value whose texts are still encoded, lists and objects of such included. Raises UnicodeDecodeError."""
+    """The value with its encoded texts decoded, also in lists and objects. Raises UnicodeDecodeError."""
     if isinstance(value, bytes):
         return whole(decode(value))
     if isinstance(value, list):
@@ -39,10 +39,10 @@ def decoded(value: Any) -> Any:
 
 
 def counted(notes: dict[str, int]) -> str:
-    """What a reader noted and how often, for one line; empty where it noted nothing."""
+    """A reader's notes with their counts, on one line; empty if there are none."""
     return ", ".join(f"{what}: {number:,}" for what, number in notes.items() if number)
 
 
 def decode(content: bytes) -> str:
-    """UTF-8 in which halves of surrogate pairs may be encoded, too. Raises UnicodeDecodeError for anything else."""
+    """Decode UTF-8 that may also encode halves of surrogate pairs. Raises UnicodeDecodeError for anything else."""
     return content.decode("utf-8", "surrogatepass")

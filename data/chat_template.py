@@ -1,4 +1,4 @@
-"""The chat template of exported tokenizers: what data.conversation.render does, in Jinja, and what it does not take.
+"""The chat template of exported tokenizers: data.conversation.render in Jinja, with checks of its own.
 
 Beside our own messages it reads what clients of other tools send: content as a list of text parts, by every role, and
 calls of the calculator as `tool_calls` and `role: tool`, which become parts of one assistant's turn. Everything else is
@@ -44,9 +44,9 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 {%- endif -%}
 {%- if calls | length > 1 -%}
-{{- raise_exception('The tool calls of ' ~ where ~ ' are several. Give each a message of its own.') -}}
+{{- raise_exception('There are several tool calls in ' ~ where ~ '. Give each its own message.') -}}
 {%- elif called['name'] not in ('python', 'calculator') -%}
-{{- raise_exception('The tool call of ' ~ where ~ ' is not one of python, the only tool of this model.') -}}
+{{- raise_exception('The tool call of ' ~ where ~ ' is not to python, the only tool of this model.') -}}
 {%- elif given is not mapping or given | length != 1 or given['expression'] is not string -%}
 {{- raise_exception('The tool call of ' ~ where ~ ' needs the arguments {"expression": "..."}, as an object where the '
     ~ 'expression has a backslash.') -}}
@@ -121,7 +121,7 @@ CHAT_TEMPLATE = """\
 {%- if not messages -%}
 {{- raise_exception('A conversation needs at least one message.') -}}
 {%- elif ns.due == 'tool' -%}
-{{- raise_exception('The last message calls a tool. Add its result, as a message by tool.') -}}
+{{- raise_exception('The last message calls a tool. Add its result as a message by tool.') -}}
 {%- elif ns.system -%}
 {{- raise_exception('A system message alone is not a conversation.') -}}
 {%- elif add_generation_prompt and not ns.open -%}

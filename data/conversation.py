@@ -2,7 +2,7 @@
 
 A conversation is {"messages": [{"role", "content"}, ...]}: an optional system message first, then user and assistant in
 turn. Content is text; an assistant's may also be a list of parts {"type": "text" | "python" | "python_output", "text"}.
-An assistant's message may have a weight: one of 0 is context for what follows, and never trained on.
+An assistant's message may have a weight; one with weight 0 is context for what follows and never trained on.
 
     <|bos|> <|user_start|> TEXT <|user_end|> <|assistant_start|> TEXT <|assistant_end|> <|user_start|> ...
 
@@ -41,7 +41,7 @@ class Encoder(Protocol):
 class Piece(NamedTuple):
     """A special token or a stretch of ordinary text, and whether a model is trained to write it.
 
-    muted: not trained on even where every token counts.
+    muted: not trained on, even where all other tokens are.
     """
 
     text: str
@@ -130,12 +130,12 @@ def _part(part: dict[str, str], muted: bool) -> Iterator[Piece]:
 
 
 def is_empty_answer(message: dict[str, Any]) -> bool:
-    """Return True for a checked message of the assistant that says nothing and calls nothing."""
+    """Return True for a checked assistant message without text or calls."""
     return message["role"] == "assistant" and not text_of(message["content"]).strip()
 
 
 def encoded(conversation: Conversation, tokenizer: Encoder) -> Iterator[tuple[list[int], Piece]]:
-    """The pieces of a conversation with their ids. Raises DataError for what is no conversation."""
+    """The pieces of a conversation with their ids. Raises DataError for an invalid conversation."""
     for piece in pieces(conversation):
         yield [tokenizer.special[piece.text]] if piece.special else tokenizer.encode(piece.text), piece
 

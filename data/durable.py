@@ -28,7 +28,7 @@ def put_in_place(temporary: Path, path: Path) -> None:
 def write_text(path: Path, text: str, sync: bool = True) -> None:
     """Replace `path` by `text`, in UTF-8. A reader sees the old content or the new, never a part of it.
 
-    sync: whether this holds after a power cut, too; without it the write does not wait for the disk.
+    sync: wait for the disk, so that this holds after a power cut, too.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
@@ -54,8 +54,7 @@ def keep_json(path: Path, content: Any, default: Callable[[Any], Any] | None = N
 
 
 def reserve(path: Path) -> None:
-    """Claim the disk space of a file that is to be written through memory: a full disk is an OSError here, and would
-    be a SIGBUS there."""
+    """Allocate the disk space of a file that will be memory-mapped: a full disk is an OSError here, a SIGBUS later."""
     if hasattr(os, "posix_fallocate"):  # not everywhere
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -89,9 +88,9 @@ def read_json(path: Path, kind: type[Content]) -> Content | None:
 
 
 def read_record(path: Path, usual: dict[str, Any]) -> dict[str, Any] | None:
-    """The object in `path`, whose values are of the types that `usual` shows; these stand for what is missing or null.
+    """The object in `path`, with the values of `usual` for what is missing or null.
 
-    None as in `read_json`, and where a value is of another type.
+    None as in `read_json`, and if a value is not of the type that `usual` has there.
     """
     found = read_json(path, dict)
     if found is None:
@@ -105,7 +104,7 @@ def read_record(path: Path, usual: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def read_fields(path: Path, usual: dict[str, Any]) -> dict[str, Any]:
-    """As `read_record`, with the names of `usual` alone; `usual` itself where there is nothing to be read."""
+    """As `read_record`, with the names of `usual` alone; `usual` itself if nothing can be read."""
     record = read_record(path, usual) or usual
     return {name: record[name] for name in usual}
 

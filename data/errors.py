@@ -6,7 +6,7 @@ RESULT_NEUTRAL = "only says what went wrong"
 class DataError(Exception):
     """Something is wrong with the data itself; the message says what, where and what to do.
 
-    It is one line and holds nothing that a terminal obeys, whatever names or answers from outside are quoted in it.
+    It is one line without control characters, whatever names or answers from outside it quotes.
     """
 
     cause = "data"

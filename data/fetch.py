@@ -33,7 +33,7 @@ RESULT_NEUTRAL = "fetches files that are checked against the sha256 in the key"
 
 ATTEMPTS = 8  # in a row without progress; a few bytes in minutes are none
 DAMAGED_ATTEMPTS = 5  # whole files that came with other bytes than announced
-LARGEST_HASHED = 4 << 30  # bytes of a file that no server names the sha256 of: it is read to its end to know it
+LARGEST_HASHED = 4 << 30  # bytes of a file whose sha256 no server names, so that it must be read to its end
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Sink(Protocol):
 def describe_url(url: str, own_token: bool = False) -> dict[str, Any]:
     """{"sha256", "bytes"} of what a URL holds: from its ETag where that is a sha256, else by reading it all.
 
-    Raises DataError when it cannot be had, or would have to be read and exceeds LARGEST_HASHED.
+    Raises DataError when it is not available, or would have to be read and exceeds LARGEST_HASHED.
     """
     try:
         response = patiently(lambda: head(url, own_token), url)
@@ -161,7 +161,7 @@ def _fetch(item: Wanted, blobs: Blobs, line: Line) -> None:
 def _transfer(url: str, sink: Sink, own_token: bool, size: int | None, line: Line) -> None:
     """Bring all of `url` into `sink`, going on after each failure; returns early, incomplete, once it is to stop.
 
-    Raises TooLong, the sink emptied, as soon as more arrives than `size`; where that is None, than LARGEST_HASHED.
+    Empties the sink and raises TooLong once more than `size` bytes arrive, or LARGEST_HASHED if that is None.
     """
     failures = refusals = 0
     most = LARGEST_HASHED if size is None else size

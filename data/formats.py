@@ -26,7 +26,7 @@ class Unlearnable(DataMistake):
 def conversation_of(value: Any, notes: Counter[str]) -> Conversation:
     """The conversation that a JSON value stands for, checked, to learn from. notes: counts fields that are ignored.
 
-    Raises DataError for what is none, and where the answers call tools, are empty or are not the last word.
+    Raises DataError for any other value, for answers that call tools or are empty, and where none comes last.
     """
     if isinstance(value, list):
         messages = value
@@ -91,7 +91,7 @@ def _message(message: Any, number: int, notes: Counter[str]) -> Any:
         return message
     if called := next((name for name in CALLS if message.get(name)), None):
         raise Unlearnable(
-            f"message {number} has {called}, which is not read. Leave it out, or write a call of the calculator as "
+            f"message {number} has {called}, which is not supported. Leave it out, or write a calculator call as "
             'content [{"type": "python", "text": "1+1"}, {"type": "python_output", "text": "2"}, ...]'
         )
     _ignore(message, {"role", "content", "weight", *CALLS}, notes)
@@ -103,7 +103,7 @@ def _message(message: Any, number: int, notes: Counter[str]) -> Any:
         kept["role"] = SPEAKERS.get(role, role)
     if kept.get("role") != "assistant":
         if "weight" in kept:
-            notes["weights of what is never learned ignored"] += 1
+            notes["weights of messages that are never trained on ignored"] += 1
             del kept["weight"]
         if isinstance(content, list) and content and all(_is_text_part(part) for part in content):
             kept["content"] = "".join(part["text"] for part in content)

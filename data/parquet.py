@@ -25,7 +25,7 @@ EXPANDING = {"PLAIN_DICTIONARY", "RLE_DICTIONARY", "DELTA_BYTE_ARRAY"}  # values
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """What pyarrow complains about in here becomes a DataError that names the file."""
+    """Turn pyarrow's errors into DataErrors that name the file."""
     import pyarrow as pa
 
     try:
@@ -75,7 +75,7 @@ def read_batches(path: Path, columns: list[str], rows: int) -> Iterator["pa.Reco
 
 
 def _rows_at_once(raw: BinaryIO, leaf: Any, path: Path) -> int:
-    """How many values of a column chunk can be decoded together. Raises DataError for a page that is a bomb."""
+    """Number of values of a column chunk to decode together. Raises DataError for a page that expands too much."""
     total = longest = 0
     for page in page_headers(raw, leaf):
         if page["bytes"] > max(SMALL_PAGE, MOST_EXPANSION * page["compressed"]):
@@ -129,7 +129,7 @@ def _list_bytes(path: Path, group: int, leaf: str, rows: int) -> Iterator[int]:
 def page_headers(raw: BinaryIO, leaf: Any) -> Iterator[dict[str, int]]:
     """{"bytes": unpacked, "compressed", "values"} of each page of a column chunk, dictionaries included.
 
-    Raises ValueError for what is no page header.
+    Raises ValueError for anything but page headers.
     """
     at = leaf.data_page_offset
     if leaf.has_dictionary_page and 0 < leaf.dictionary_page_offset < at:

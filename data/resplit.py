@@ -120,7 +120,7 @@ class Resplit:
         return after
 
     def _load(self) -> Position:
-        """The position that was saved, or the start where none was or it is damaged."""
+        """The saved position, or the start if there is none or it is damaged."""
         saved = Position(**read_fields(self._position_file, asdict(Position())))
         sound = all(isinstance(part, str) and (self.scratch / part).is_file() for part in saved.val_parts)
         for notes in saved.notes.values():

@@ -21,7 +21,7 @@ class Fate(IntEnum):
     TOO_LONG = 2  # dropped: not even its first exchange fits a row
     UNTRAINED = 3  # dropped: no assistant speaks in it
     MALFORMED = 4  # dropped: its roles do not take turns
-    EMPTY = 5  # dropped: an answer in it says nothing
+    EMPTY = 5  # dropped: an answer in it is empty
 
 
 def fit(ids: list[int], mask: list[int], row_tokens: int, turn_end: int) -> tuple[int, Fate]:

@@ -66,7 +66,7 @@ def read_listing(folder: Path) -> tuple[list[str], str | None, str]:
     listing = read_json(path, dict) or {}
     train, val, column = listing.get("train"), listing.get("val"), listing.get("column")
     if not isinstance(train, list) or not train or not isinstance(column, str):
-        raise DataError(f"{path}: is damaged. Remove its artifact; it is made again.")
+        raise DataError(f"{path}: is damaged. Remove its artifact and run again.")
     for name in [*train, *([] if val is None else [val])]:
         check_name(name, str(path))
     return train, val, column

@@ -33,7 +33,7 @@ class TaskSpec:
         task_class(self)
 
     def check_file(self) -> None:
-        """Read the whole of `file`, so that a wrong line is known before anything is trained. Raises DataError."""
+        """Read all of `file`, so that a malformed line is found before anything is trained. Raises DataError."""
         if self.file is not None and self.dataset is None:
             load_task(self, None)
 

@@ -52,7 +52,7 @@ class Table:
 
 
 def _as_binary(column: "pyarrow.ChunkedArray") -> Any:
-    """The only value of a column, its texts as they are encoded."""
+    """The only value of a column, with its texts still encoded."""
     import pyarrow
 
     def binary(of: "pyarrow.DataType") -> "pyarrow.DataType":

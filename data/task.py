@@ -10,10 +10,10 @@ from data.errors import DataMistake
 
 @dataclass(frozen=True)
 class Check:
-    """A test of a function that a program defines: source of the task's own that defines check(candidate).
+    """A test of a function that a program defines: the task's own source, which defines check(candidate).
 
-    It never meets the program: `candidate` calls `function` in another process, with arguments and results that are
-    copies of plain values (numbers, texts, lists, dicts, ...), and raises what that raises.
+    It runs apart from the program: `candidate` calls `function` in another process, with arguments and results that
+    are copies of plain values (numbers, texts, lists, dicts, ...), and raises what that raises.
     """
 
     source: str
@@ -21,9 +21,9 @@ class Check:
 
 
 class Execute(Protocol):
-    """Runs a program; the result is true if it reached its end, and the check its own, without an exception.
+    """Runs a program; the result is true if the program, and the check if there is one, end without an exception.
 
-    Without a check the program's word is taken for it, which any program can forge: see Task.advisory.
+    Without a check the program reports its own verdict, which it can forge: see Task.advisory.
     """
 
     def __call__(self, program: str, check: Check | None = None) -> object: ...

@@ -16,11 +16,11 @@ COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}
 READ = "parquet, jsonl, txt, jsonl.gz, jsonl.zst, txt.gz or txt.zst"
 ABOUT = re.compile(r"(licen[cs]e|readme|copying|notice)\b", re.IGNORECASE)  # files about a data set, not of it
 PAGE_CHARS = 20_000  # a longer txt file is cut at blank lines into documents of about this size
-LONGEST_PAGE_CHARS = 200_000  # where no blank line comes, at a line end
+LONGEST_PAGE_CHARS = 200_000  # without blank lines, it is cut at a line end
 LONGEST_LINE = 256 << 20  # bytes
 MOST_EXPANSION = 100  # of a compressed file, past SMALL_UNPACKED
 SMALL_UNPACKED = 1 << 30
-LINES = "lines read as a document each, as no blank line stands between them"
+LINES = "lines read as one document each, as no blank line separates them"
 
 
 def kind_of(path: Path) -> tuple[str, str | None] | None:
@@ -36,7 +36,7 @@ def kind_of(path: Path) -> tuple[str, str | None] | None:
 def read_text(path: Path, column: str, notes: Counter[str] | None = None) -> Iterator[str]:
     """The documents of one file in order. Raises DataError with file and line.
 
-    notes: counts what was skipped, replaced or taken apart, by what it was.
+    notes: counts what was skipped, replaced or split, by kind.
     """
     notes = Counter() if notes is None else notes
     kind, _ = kind_of(path) or (".txt", None)
@@ -89,7 +89,7 @@ def _join(prompt: str, completion: str) -> str:
 
 
 def _read_txt(path: Path, notes: Counter[str]) -> Iterator[str]:
-    """The file as one document, a long one cut at blank lines; one without blank lines gives each line."""
+    """The file as one document, cut at blank lines if it is long; without blank lines, each line is a document."""
     if not _has_paragraphs(path):
         for line in _texts(path, notes):
             if line.strip():
@@ -114,7 +114,7 @@ def _read_txt(path: Path, notes: Counter[str]) -> Iterator[str]:
 
 
 def _has_paragraphs(path: Path) -> bool:
-    """Return True if a blank line stands between two lines with text."""
+    """Return True if a blank line separates two lines with text."""
     text = gap = False
     for _, line in numbered_lines(path):
         if not line.strip():
@@ -136,7 +136,7 @@ def _texts(path: Path, notes: Counter[str]) -> Iterator[str]:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The numbered lines of a file, unpacked. Raises DataError for a line or a file without an end, and for damage."""
+    """The numbered lines of a file, unpacked. Raises DataError for a line or file that is too long, and for damage."""
     number = 0
     try:
         left = max(SMALL_UNPACKED, MOST_EXPANSION * path.stat().st_size)
@@ -144,7 +144,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             while line := file.readline(LONGEST_LINE):
                 number, left = number + 1, left - len(line)
                 if len(line) == LONGEST_LINE:
-                    raise DataMistake(f"{path}:{number}: is longer than {LONGEST_LINE >> 20} MB. Cut it.")
+                    raise DataMistake(f"{path}:{number}: is longer than {LONGEST_LINE >> 20} MB. Split it.")
                 if left < 0:
                     raise DataMistake(f"{path}: unpacks to more than {MOST_EXPANSION} times its size. Refused.")
                 yield number, line
@@ -152,7 +152,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         if isinstance(error, OSError) and error.errno is not None:
             raise DataMistake(f"{path}: cannot be read ({error.strerror}).") from None
         reason = (str(error).splitlines() or ["it ends too early"])[0].rstrip(".")
-        raise DataMistake(f"{path}: is damaged after line {number} ({reason}). Pack it again.") from None
+        raise DataMistake(f"{path}: is damaged after line {number} ({reason}). Compress it again.") from None
 
 
 def open_unpacked(path: Path) -> Any:

@@ -58,12 +58,12 @@ class Tokenizer:
             if missing := [name for name in SPECIAL_TOKENS if name not in special]:
                 raise ValueError(f"it has no {missing[0]}")
             if sorted([*ranks.values(), *special.values()]) != list(range(len(ranks) + len(special))):
-                raise ValueError("its ids are not one to each token")
+                raise ValueError("its ids are not unique and consecutive")
             return cls(pattern, ranks, special)
         except FileNotFoundError:
             raise DataError(f"{path}: there is no such file.") from None
         except (KeyError, IndexError, TypeError, AttributeError, RecursionError, OSError, ValueError) as error:
-            raise DataError(f"{path}: is no byte-level BPE tokenizer of this project ({error!r:.200}).") from None
+            raise DataError(f"{path}: is not a byte-level BPE tokenizer of this project ({error!r:.200}).") from None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ordinary text. A character that is none (half a surrogate pair) becomes U+FFFD."""

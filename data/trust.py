@@ -12,7 +12,7 @@ RESULT_NEUTRAL = "refuses or shows values; changes none that it accepts"
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # bidirectional overrides included
-LARGEST = 1e15
+LARGEST = 1e15  # above all times in seconds and sizes in bytes
 LONGEST_NAME = 1024  # characters of a path
 
 
@@ -81,7 +81,7 @@ def described(value: Any) -> bool:
 
 
 def group(memory: dict[str, Any], name: str) -> dict[str, Any]:
-    """memory[name], to be changed in place; an empty one where that is absent or not a dict."""
+    """memory[name], to be changed in place; a new dict if there is none."""
     if not isinstance(memory.get(name), dict):
         memory[name] = {}
     return memory[name]
@@ -90,9 +90,8 @@ def group(memory: dict[str, Any], name: str) -> dict[str, Any]:
 def fits(value: Any, usual: Any) -> bool:
     """Return True if `value` can stand where `usual` usually does: a number, text, a list or an object like it.
 
-    Numbers are finite and no larger than times in seconds and sizes in bytes can be.
-
-    An object must have the names of `usual` with values that fit; it may have more.
+    Numbers must be finite and below LARGEST. An object must have the names of `usual` with values that fit, and may
+    have more.
     """
     if isinstance(usual, float):
         return type(value) in (int, float) and abs(value) < LARGEST  # NaN is not, either

@@ -22,8 +22,8 @@ CHUNK = 1 << 20
 def unzip(path: Path, folder: Path, where: str) -> None:
     """Unpack the files of the archive `path` below `folder`. where: who sent it, for messages.
 
-    Raises DataError for what is no zip file, and before anything is written for members that are links or devices,
-    encrypted, of one name, or named to leave the folder, and for more bytes than the bounds above allow.
+    Raises DataError for a file that is not a zip, for more bytes than the bounds above allow and, before anything is
+    written, for members that are links or devices, encrypted, share a name, or have one that leaves the folder.
     """
     try:
         _check_directory(path, where)
@@ -37,7 +37,7 @@ def unzip(path: Path, folder: Path, where: str) -> None:
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError, OSError) as error:
         if getattr(error, "errno", None) not in (None, errno.EINVAL):  # that of a seek to where the archive sends us
             raise
-        raise DataError(f"{where}: is no whole zip file ({error}). Fetch it again, or try another mirror.") from None
+        raise DataError(f"{where}: is not a whole zip file ({error}). Fetch it again, or try another mirror.") from None
 
 
 def _check_directory(path: Path, where: str) -> None:
@@ -66,7 +66,7 @@ def _checked(members: list[zipfile.ZipInfo], own_name: str, where: str) -> list[
                 raise DataError(f"{where}: has more than one member named {name}. Refused.")
             files.add("/".join(parts))
     for name in files & folders:
-        raise DataError(f"{where}: its member {name} is a file and a folder. Refused.")
+        raise DataError(f"{where}: its member {name} is both a file and a folder. Refused.")
     return members
 
 

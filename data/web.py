@@ -1,4 +1,4 @@
-"""Requests to servers that may be slow, busy or hostile: patience with a bad line, bounds on each answer."""
+"""Requests to servers that may be slow, busy or hostile: retries on a bad connection, bounds on each answer."""
 
 import errno
 import functools
@@ -182,7 +182,7 @@ def unreachable(what: str, error: Exception) -> DataError:
     status = status_of(error)
     if status == 429:
         return DataError(
-            f"{what}: too many requests (429), and so it stays after all waiting. Run the same again later, log in "
+            f"{what}: too many requests (429), even after waiting. Run the same again later, log in "
             "(`hf auth login`) for a higher limit, or set HF_ENDPOINT to a mirror."
         )
     said = f"it answers {status}" if status else (str(error).splitlines() or [""])[0].rstrip(".")

@@ -194,7 +194,7 @@ class ChatEvaluation:
         result["seconds"] = round(self.ledger.seconds(records), 3)
         if chat.task.kind == "generate":
             result["unfinished"] = sum(record["unfinished"] for record in records)
-        for name in ("programs", "advisory"):  # items graded by running programs, and by ones that judged themselves
+        for name in ("programs", "advisory"):  # items graded by programs, and by programs without a check
             if found := sum(record.get(name, 0) for record in records):
                 result[name] = found
         if samples > 1:

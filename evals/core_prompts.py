@@ -107,12 +107,12 @@ SHAPES: dict[str, dict[str, type]] = {
 def _check_item(kind: Kind, item: Any, where: str) -> None:
     shape = SHAPES[kind]
     if not isinstance(item, dict) or not all(isinstance(item.get(name), of) for name, of in shape.items()):
-        raise DataError(f"{where}: is not an item of {kind}, which has {', '.join(shape)}.")
+        raise DataError(f"{where}: is not a {kind} item, which has {', '.join(shape)}.")
     options = item["choices" if kind == "multiple_choice" else "context_options"] if "gold" in shape else []
     if not all(isinstance(option, str) for option in options) or (
         "gold" in shape and item["gold"] not in range(len(options))
     ):
-        raise DataError(f"{where}: its gold is not one of its options, or these are not texts.")
+        raise DataError(f"{where}: its gold is not the number of an option, or an option is not text.")
 
 
 @dataclass(frozen=True)

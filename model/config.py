@@ -123,7 +123,7 @@ class GPTConfig:
             raise ModelError(f"model.window_pattern {self.window_pattern!a:.80} may hold only the letters S and L")
 
     def _check_values(self) -> None:
-        """Each number by itself, resolved or not."""
+        """Check each number by itself, whether resolved or not."""
         sizes = ["depth", "width", "head_dim", "kv_heads", "vocab_size", "sequence_len"]
         _check_numbers(self, "model", sizes, at_least=1)
         _check_numbers(self, "model", ["rope_theta", "qk_gain"], above=0)
@@ -201,7 +201,7 @@ class OptimConfig:
     name: str = "muon"  # muon | adamw | lion | sgd | import path of a torch optimiser class
     rates_for: str | None = field(
         default=None, compare=False, metadata={"key": False}
-    )  # whose rates these are; null: any
+    )  # the optimiser that these rates suit; null: any
     matrix_lr: float = 0.02  # times sqrt(max(1, rows / columns)) with muon
     embedding_lr: float = 0.2
     unembedding_lr: float = 0.004
@@ -237,7 +237,7 @@ class OptimConfig:
         self._check_rates()
 
     def _check_rates(self) -> None:
-        """Raises ModelError for an optimiser at the rates of another: Muon's let Lion's and Adam's losses explode."""
+        """Raises ModelError for rates of another optimiser: at Muon's, the losses of Lion and Adam explode."""
         theirs = self.rates_for
         if theirs in (None, self.name) or ("." in self.name and theirs != "muon"):
             return

@@ -14,7 +14,7 @@ from model.gpt import SOFTCAP
 MODEL_TYPE = "nanochat"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-HEAD = "lm_head."  # in all of them; every other weight lies under PREFIX in transformers
+HEAD = "lm_head."  # in all of them; every other weight is under PREFIX in transformers
 PREFIX = "model."
 NANOCHAT = {
     "embed_tokens.": "transformer.wte.",
@@ -53,7 +53,7 @@ def check_exportable(config: GPTConfig, layout: Layout) -> None:
         whose = "Hugging Face's nanochat type" if layout == "hf" else "nanochat"
         raise ModelError(
             f"{whose} has no {', '.join(found)}: these weights cannot be exported. "
-            f"What can is trained with model=base, or with these switches off"
+            "Train with model=base, or with these switches off"
         )
 
 
@@ -105,11 +105,11 @@ def config_from_json(values: dict[str, Any]) -> GPTConfig:
             rope_theta=values["rope_parameters"]["rope_theta"],
         ).resolved()
     except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise ModelError(f"does not describe a whole {MODEL_TYPE} ({type(error).__name__}: {error})") from None
+        raise ModelError(f"is not a complete {MODEL_TYPE} config ({type(error).__name__}: {error})") from None
     expected = config_json(config, 0, [])
     if wrong := [name for name in expected if name not in _FREE and values.get(name) != expected[name]]:
         shown = ", ".join(f"{name}={values.get(name)!a:.80}" for name in wrong)
-        raise ModelError(f"describes what this project's model cannot follow: {shown}")
+        raise ModelError(f"describes a model that Chatmill does not support: {shown}")
     return config
 
 
@@ -123,7 +123,7 @@ def layout_name(name: str, layout: Layout) -> str:
 
 
 def own_name(name: str) -> str:
-    """The inverse, for the names of every layout, ours included."""
+    """The inverse of layout_name, for names of any layout, ours included."""
     name = name.removeprefix(PREFIX)
     if name.startswith("transformer."):
         for own, theirs in NANOCHAT.items():

@@ -1,4 +1,4 @@
-"""A trace of a few steps, for Perfetto (ui.perfetto.dev) and TensorBoard's profiler plugin, which looks at the name."""
+"""A trace of a few steps, for Perfetto (ui.perfetto.dev) and TensorBoard's profiler plugin, which needs the name."""
 
 from pathlib import Path
 

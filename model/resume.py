@@ -22,7 +22,7 @@ from model.rng import restore_rng
 
 RESULT_NEUTRAL = "restores a training run; a resumed run makes the same numbers"
 
-# What a marker has, by the type of it.
+# Fields of a marker, with their types.
 ABOUT = {"step": int, "key": str, "world_size": int, "optimizer_steps": int, "progress": dict, "conditions": dict}
 ABOUT |= {"files": dict}
 
@@ -66,7 +66,7 @@ def find(folder: Path, wanted: str | int, world: World, say: Callable[[str], Non
 
 
 def read_about(checkpoint: Path) -> dict[str, Any]:
-    """The marker. Raises ValueError for one that does not have what a resume needs, OSError when it cannot be read."""
+    """The marker's content. Raises ValueError if it lacks what a resume needs, OSError if it cannot be read."""
     about = json.loads((checkpoint / MARKER).read_bytes())
     if not isinstance(about, dict) or not all(isinstance(about.get(name), kind) for name, kind in ABOUT.items()):
         raise ValueError(f"{MARKER} is not what was written")
@@ -78,7 +78,7 @@ def read_about(checkpoint: Path) -> dict[str, Any]:
         raise ValueError(f"{MARKER} is not what was written")
     for name, entry in about["files"].items():
         if Path(name).name != name or not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
-            raise ValueError(f"{MARKER} names no files")
+            raise ValueError(f"{MARKER} has no valid list of files")
     return about
 
 

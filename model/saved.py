@@ -29,7 +29,7 @@ def write_config(config: GPTConfig, folder: Path) -> None:
 
 
 def read_config(folder: Path) -> GPTConfig:
-    """What model.json says, or, where only that is there, config.json of another tool. Raises ModelError."""
+    """The config in model.json or, if there is none, in another tool's config.json. Raises ModelError."""
     foreign = not (folder / MODEL).exists() and (folder / CONFIG).exists()
     path = folder / (CONFIG if foreign else MODEL)
     parse: Callable[[dict[str, Any]], GPTConfig] = config_from_json if foreign else GPTConfig.from_json
@@ -76,7 +76,7 @@ def inspect(folder: Path) -> tuple[GPTConfig, list[Path]]:
     """The config of the model in a folder, and the files of its weights, whose headers fit it. Raises ModelError."""
     config = read_config(folder)
     files = weight_files(folder)
-    if "." not in config.arch:  # shapes and names of other architectures are their own affair
+    if "." not in config.arch:  # other architectures name and shape their weights as they like
         check_shapes(config, files)
     return config, files
 
@@ -88,7 +88,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not (folder / INDEX).exists():
         if (folder / "adapter_config.json").exists():
             raise ModelError(f"{folder} holds an adapter. Merge it into its model (merge_and_unload) and save that.")
-        raise ModelError(f"{folder / WEIGHTS} does not exist, and no {INDEX}")
+        raise ModelError(f"{folder / WEIGHTS} does not exist, nor does {INDEX}")
     try:
         listed = _read_json(folder / INDEX).get("weight_map")
     except ModelError as error:
@@ -103,9 +103,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_shapes(config: GPTConfig, files: list[Path]) -> None:
-    """Raises ModelError for the first weight that the model of `config` has not, or has in another shape.
+    """Raises ModelError for the first weight that is missing, unexpected, or shaped otherwise in the model of `config`.
 
-    Reads the headers alone.
+    Reads only the headers.
     """
     with torch.device("meta"):
         expected = {name: list(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
@@ -130,13 +130,13 @@ def check_shapes(config: GPTConfig, files: list[Path]) -> None:
 
 
 def read_weights(files: list[Path], rename: bool = True) -> dict[str, Tensor]:
-    """The weights of all files; rename: by our names."""
+    """The weights of all files. rename: return them by our names."""
     weights = {name: weight for path in files for name, weight in load_file(path).items()}
     return {own_name(name): weight for name, weight in weights.items()} if rename else weights
 
 
 def write_weights(weights: dict[str, Tensor], folder: Path, layout: Layout) -> None:
-    """Weights by our names under those of the layout, in the dtype they have."""
+    """Write weights, given by our names, under the layout's names and in the dtype that they have."""
     path = folder / WEIGHTS
     save_file({layout_name(name, layout): weight for name, weight in weights.items()}, path, {"format": "pt"})
     path.chmod(0o644)  # safetensors keeps what it writes to its owner

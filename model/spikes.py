@@ -1,6 +1,6 @@
-"""What a run does about steps that would harm it, or do nothing.
+"""Guards against steps that harm a run, or do nothing.
 
-Gradients far above the usual are dropped, such a loss ends the run, and so does a model that does not learn at all.
+A gradient far above the usual is dropped. A loss far above the usual ends the run; so does a model that does not learn.
 """
 
 import math
@@ -9,7 +9,7 @@ NORMS_KNOWN = 20  # steps before a norm can be called unusual
 LOSSES_KNOWN = 10  # logged losses before one can be called a spike
 MEMORY = 0.98  # of the running mean of gradient norms
 STILL_STEPS = 50  # without a gradient, or at the loss of guessing, before a run counts as dead
-STILL_NATS = 1e-3  # how near a loss is to that of guessing: a step of any useful rate goes further
+STILL_NATS = 1e-3  # from the loss of guessing; a step at any useful rate goes further
 
 
 class NormGuard:
@@ -48,10 +48,10 @@ def is_spike(loss: float, smooth: float, logged: int) -> bool:
 
 
 def still_since(since: int, step: int, still: bool) -> int:
-    """The first logged step of an unbroken row of those where nothing moved, counted from 1; 0: something does."""
+    """The first logged step, from 1, of the present series in which nothing moved; 0: there is none."""
     return (since or step) if still else 0
 
 
 def is_guessing(loss: float, vocab_size: int) -> bool:
-    """Whether the loss is that of a model that finds every token equally likely."""
+    """Return True if the loss is that of a model that finds every token equally likely."""
     return abs(loss - math.log(vocab_size)) < STILL_NATS

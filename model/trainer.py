@@ -43,7 +43,7 @@ class Settings:
     save_every: int | None = None
     save_minutes: float | None = 10.0
     epoch_rows: int | None = None  # rows that there are; null: not said
-    vocab_size: int | None = None  # to know the loss of guessing by; null: not said
+    vocab_size: int | None = None  # gives the loss of guessing; null: unknown
     trace: Path | None = None  # folder for a profiler trace
 
 
@@ -72,8 +72,8 @@ class Progress:
     loss: float = math.nan  # of the last logged step, nats per token
     smooth: float = 0.0  # running sum of SMOOTHING-weighted losses, not yet divided by its weights
     logged: int = 0  # how often a loss was logged
-    no_gradient_since: int = 0  # the first of the newest logged steps, all without any; 0: there was one
-    guessing_since: int = 0  # the same of a loss of ln(vocab_size)
+    no_gradient_since: int = 0  # first of the latest logged steps without a gradient; 0: the last one had one
+    guessing_since: int = 0  # likewise, of those with a loss of ln(vocab_size)
     loss_scale: float = 1.0
     good_steps: int = 0
     record: dict[str, Any] = field(default_factory=dict)  # what was logged at `step`
@@ -107,7 +107,7 @@ class Trainer:
     def run(self, progress: Progress) -> bool:
         """Go on from `progress`, which is kept up to date, to the last step. False: asked to stop, and saved.
 
-        Raises Diverged when the loss is no number, ModelError when the model does not learn at all.
+        Raises Diverged when the loss is not finite, ModelError when the model does not learn at all.
         """
         self.progress = progress
         self.scale.value, self.scale.good_steps = progress.loss_scale, progress.good_steps
@@ -245,8 +245,8 @@ class Trainer:
             if since and progress.step - since >= STILL_STEPS:
                 raise ModelError(
                     f"the model does not learn: {what} from step {since} to {progress.step} (loss {loss:.4f}, gradient "
-                    f"norm {norm:.3g}, highest rate {rate:.3g}, warm-up until step {warm}). Look at the rates "
-                    "(optim.*_lr, optim.init_lr_frac, lr_frac), dtype and an architecture of your own"
+                    f"norm {norm:.3g}, highest rate {rate:.3g}, warm-up until step {warm}). Check the rates "
+                    "(optim.*_lr, optim.init_lr_frac, lr_frac), the dtype, and the architecture if it is your own"
                 )
 
     def _smooth(self) -> float:

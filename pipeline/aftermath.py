@@ -1,4 +1,4 @@
-"""What a failed stage means for the rest of a run: what cannot be made any more, what need not be, what still runs."""
+"""Consequences of a failed stage for the rest of a run: what cannot be made, what need not be, what still runs."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ RESULT_NEUTRAL = "decides what still runs"
 class Aftermath:
     """Stages of a plan that were to run and have not started, in its order.
 
-    lost: they need what failed. unneeded: only lost ones read them, and nobody asked for them. left: the others.
+    lost: need what failed. unneeded: read only by lost ones, and not asked for. left: the others.
     """
 
     lost: list[str]
@@ -24,16 +24,16 @@ class Aftermath:
         if self.lost:
             parts.append(f"Cannot be made without it: {', '.join(self.lost)}.")
         if self.unneeded:
-            parts.append(f"Not started, as only those read them: {', '.join(self.unneeded)}.")
-        still = [f"{name} (has started)" for name in running]
-        still += [f"{name} ({'asked for' if name in wanted else 'something asked for needs it'})" for name in self.left]
+            parts.append(f"Not started, because only those need them: {', '.join(self.unneeded)}.")
+        still = [f"{name} (running)" for name in running]
+        still += [f"{name} ({'asked for' if name in wanted else 'needed by one asked for'})" for name in self.left]
         if parts and still:
-            parts.append(f"Still made: {', '.join(still)}.")
+            parts.append(f"The run continues with: {', '.join(still)}.")
         return " ".join(parts)
 
 
 def wanted_by_name(plan: Plan, force: list[str]) -> set[str]:
-    """Stages that are made for their own sake."""
+    """Stages that were asked for, whether others need them or not."""
     return {*plan.targets, *force}
 
 

@@ -16,7 +16,7 @@ RECORD = "artifact.json"
 
 NAME = re.compile(r"\w[\w.-]{0,99}", re.ASCII)  # of a module and a key, which become names of folders
 REQUIRED = ("key", "module", "stages", "finished", "files")
-# What is read of a manifest besides, by its value where the manifest has none; that value also gives the type.
+# Optional fields of a manifest, with their defaults, which also give the types.
 OPTIONAL: dict[str, Any] = {
     "inputs": {},
     "metrics": {},
@@ -86,9 +86,9 @@ def read(folder: Path) -> Artifact | None:
 
 
 def checked(record: Any, where: str) -> dict[str, Any]:
-    """The manifest with what is optional filled in. Raises ValueError, DataError for one that must not be used."""
+    """The manifest with optional fields filled in. Raises ValueError, DataError for one that must not be used."""
     if not isinstance(record, dict):
-        raise ValueError(f"it holds {type(record).__name__}, expected an object")
+        raise ValueError(f"it holds a {type(record).__name__}, expected an object")
     if missing := [name for name in REQUIRED if name not in record]:
         raise ValueError(f"it lacks {', '.join(missing)}")
     record = OPTIONAL | {name: value for name, value in record.items() if value is not None or name not in OPTIONAL}

@@ -19,7 +19,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--trust-code", action="store_true", help="let a folder from elsewhere name code to run")
+    parser.add_argument("--trust-code", action="store_true", help="run code that a folder from elsewhere names")
     parser.set_defaults(takes_names=True)
 
 
@@ -40,7 +40,7 @@ def chat(session: Session, overrides: list[str], flags: argparse.Namespace) -> i
 
         app = session.settings.app
         if app.insecure:
-            print("WARNING: app.insecure=true: whoever reaches the address uses the model.", file=sys.stderr)
+            print("WARNING: app.insecure=true: anyone who reaches the address can use the model.", file=sys.stderr)
         launch_app(models, app, device, on_ready=_say_address)
         return 0
     from pipeline.ui.chat import ChatSession, ChatSettings

@@ -95,7 +95,7 @@ class Parser(argparse.ArgumentParser):
     """argparse whose complaints are ours: one line, exit code 2."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """A flag takes what follows it, also a text that begins with a dash, as --prompt "-5+3?"."""
+        """Let a flag take what follows it even if that begins with a dash, as in --prompt "-5+3?"."""
         flags = {text: action for action in self._actions for text in action.option_strings}
         given, joined = list(args or []), []
         while given:

@@ -182,7 +182,7 @@ def compose(overrides: list[str]) -> dict[str, Any]:
 def as_hydra_takes(overrides: list[str]) -> list[str]:
     """STAGE.pin, STAGE.launch.NAME and STAGE.params.NAME are set, whether or not the stage's YAML names them.
 
-    What the stage's module does not know is found out when they are typed. Values are quoted where Hydra asks for it.
+    What the stage's module does not know is found out when they are typed. Values are quoted where Hydra needs it.
     """
     texts = {name: kind for name, kind in texts_in(Settings) if not (CONF / name).is_dir()}
     taken = [quoted(override, texts) for override in overrides]

@@ -105,9 +105,9 @@ def check_launch(stage: Stage, found: Dag) -> None:
 
 
 def check_files(stages: list[Stage]) -> None:
-    """Read the user's files that stages which run will read, each once: a wrong line is known before anything is made.
+    """Read the user's files that stages to run will read, each once. Raises UserError for a malformed line.
 
-    Raises UserError.
+    It is then found before anything is made.
     """
     checked: list[Any] = []
     for stage in stages:

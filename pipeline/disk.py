@@ -1,4 +1,4 @@
-"""Disks that are full or cannot be written, in a line: what happened where, and what helps."""
+"""One-line messages about disks that are full or cannot be written: what happened, where, and what to do."""
 
 import errno
 import re
@@ -16,8 +16,8 @@ READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 FULL_TEXT = re.compile(r"no space left|disk quota exceeded|\d+ requested and \d+ written", re.IGNORECASE)
 
 ROOM = (
-    "Make room: `gc` deletes what nothing needs, launch.keep_last=1 keeps fewer checkpoints, and the store can be "
-    "moved to a larger disk (store.root). Then run the same command again."
+    "Make room: run `gc` to delete what nothing needs, set launch.keep_last=1 to keep fewer checkpoints, or move the "
+    "store to a larger disk (store.root). Then run the same command again."
 )
 
 WRITABLE = "Make the store writable, or set store.root to a directory that is."
@@ -33,7 +33,7 @@ def is_read_only(error: BaseException) -> bool:
 
 
 def told(error: OSError) -> str:
-    """A line for what a command could not read or write."""
+    """The message for a file that a command could not read or write."""
     where = _path(error)
     if is_full(error):
         return f"No space left on device{where and f': {where}'}. {ROOM}"
@@ -43,7 +43,7 @@ def told(error: OSError) -> str:
 
 
 def full(error: BaseException, work: Path) -> str:
-    """A line for a full disk. work: where the stage was writing, for errors that do not say."""
+    """The message for a full disk. work: where the stage was writing, for errors that do not say."""
     return f"No space left on device: {_path(error) or work}. {ROOM}"
 
 

@@ -1,4 +1,4 @@
-"""Environment variables for this process and all that it starts: proxies stay out of loopback, caches are writable."""
+"""Environment variables for this process and all that it starts: loopback bypasses proxies, caches are writable."""
 
 import os
 import sys
@@ -58,7 +58,7 @@ def user_path(text: str) -> Path:
 
 
 def prepare_caches(store: Path) -> None:
-    """Move caches into the store whose place, chosen or usual, cannot be written."""
+    """Move caches into the store if their place, chosen or usual, cannot be written."""
     home = os.path.expanduser("~")
     if home == "~":  # a user without an entry in /etc/passwd; some libraries fail where no home is known
         os.environ["HOME"] = str(store / "cache")

@@ -40,7 +40,7 @@ class StageFailed(Exception):
 
 
 class Unreachable(Exception):
-    """A service that the user has configured and that does not answer. Exit code 1."""
+    """A service that the user has configured does not answer. Exit code 1."""
 
     cause = "unknown"
 

@@ -40,7 +40,7 @@ LISTED = ("tasks", "core", "prompts", "questions")  # params that tasks=[...] st
 
 def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE.json", help="write the results there as well")
-    parser.add_argument("--trust-code", action="store_true", help="let a folder from elsewhere name code to run")
+    parser.add_argument("--trust-code", action="store_true", help="run code that a folder from elsewhere names")
     parser.set_defaults(takes_names=True)
 
 
@@ -58,7 +58,7 @@ def evaluate(flags: argparse.Namespace, overrides: list[str]) -> int:
         stage, datasets = declared(session.settings, params(session.settings, model.stages, own))
         if model.artifact is None and not own.keys() & {"tasks", "bpb_tokens"}:
             stage.params.bpb_tokens = None
-            print("Bits per byte are left out: no store at hand knows what text it was trained on.", file=sys.stderr)
+            print("Bits per byte are left out: the store does not have the text of its training.", file=sys.stderr)
         inputs = {"model": model.folder, "tokenizer": model.tokenizer}
         if stage.params.bpb_tokens is not None:
             inputs["tokens"] = model.tokens()
@@ -107,7 +107,7 @@ class Subject:
 
     @classmethod
     def find(cls, session: Session, overrides: list[str], name: str, trust_code: bool = False) -> "Subject":
-        """By name, or by folder; says which it is. Raises UserError, Corrupt."""
+        """Find a model by name or folder, and print which it is. Raises UserError, Corrupt."""
         found, why = find_model(session, overrides, name, trust_code)
         say(f"Model: {found.label}, {why}", file=sys.stderr)
         folder, tokenizer = found.open()

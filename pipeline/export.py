@@ -25,7 +25,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         default="hf",
         help="hf: for transformers, vLLM, TRL. nanochat: for nanochat of 2025 and mlx-lm",
     )
-    parser.add_argument("--trust-code", action="store_true", help="let a folder from elsewhere name code to run")
+    parser.add_argument("--trust-code", action="store_true", help="run code that a folder from elsewhere names")
     parser.set_defaults(takes_names=True)
 
 
@@ -69,7 +69,7 @@ def write(model: ModelChoice, target: Path, format: str = "hf") -> Exported | No
 
 
 def check_target(target: Path) -> Exported | None:
-    """The earlier export in `target`, if there is one. Raises UserError for a file, or a folder of somebody else."""
+    """The earlier export in `target`, if there is one. Raises UserError for a file, or a folder with other contents."""
     if target.exists() and not target.is_dir():
         raise UserError("is a file", str(target), "Name a folder.")
     earlier = read_marker(target)

@@ -110,10 +110,10 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-# By module. What finetune makes is for one of nanochat's other two places.
+# By module; what finetune makes goes to mid_checkpoints or chatsft_checkpoints.
 CHECKPOINTS = {"pretrain": "base_checkpoints", "rl": "chatrl_checkpoints"}
 WRITERS: dict[str, Callable[[ModelChoice, Exported, Path], None]] = {"hf": write_hf, "nanochat": write_nanochat}
 HINTS = {
-    "hf": "AutoModelForCausalLM.from_pretrained('{target}')",
-    "nanochat": "NANOCHAT_BASE_DIR={target} for nanochat, --model {target} for mlx-lm",
+    "hf": "Load it with AutoModelForCausalLM.from_pretrained('{target}')",
+    "nanochat": "Set NANOCHAT_BASE_DIR={target} for nanochat, or --model {target} for mlx-lm",
 }

@@ -43,9 +43,9 @@ def read_marker(folder: Path) -> Exported | None:
 
 
 def put(made: Path, target: Path, record: Exported) -> None:
-    """Move the files in `made` to `target`, in the place of those of an earlier export; other files stay as they are.
+    """Move the files in `made` to `target`, replacing those of an earlier export; other files stay as they are.
 
-    Cut off in between, the folder cannot be loaded, as config.json comes last, and still says which files are ours.
+    If this is cut off, the folder cannot be loaded, as config.json comes last, and its marker still lists our files.
     """
     names = sorted(path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file())
     earlier = read_marker(target)

@@ -31,7 +31,7 @@ def find_model(session: Session, overrides: list[str], name: str, trust_code: bo
     folder = user_path(name)
     found = in_folder(session.store, folder.resolve(), trust_code) if folder.is_dir() else None
     if found is not None:
-        return found, "this folder"
+        return found, "from this folder"
     stage = session.dag.stages.get(name)
     if stage is not None and stage.run.rpartition(".")[2] in MODULES:
         artifact, why = planned(session, overrides, [name]) or newest(session.store, [name])
@@ -56,7 +56,7 @@ def default_model(session: Session, overrides: list[str]) -> tuple[ModelChoice, 
 
 
 def planned(session: Session, overrides: list[str], stages: list[str]) -> tuple[Artifact, str] | None:
-    """What the configuration plans for the first of the stages that is there; None where nothing chooses one.
+    """What the configuration plans for the first of the stages that exists; None if no override chooses one.
 
     Raises UserError when overrides choose a configuration and the store has none of the stages.
     """
@@ -66,9 +66,9 @@ def planned(session: Session, overrides: list[str], stages: list[str]) -> tuple[
     steps = session.plan(online=False, targets=stages).steps
     for name in stages:
         if artifact := steps[name].artifact:
-            return artifact, f"what {' '.join(chosen)} plans"
+            return artifact, f"as planned by {' '.join(chosen)}"
     others = [artifact for artifact in session.store.all() if stages[0] in artifact.stages]
-    there = f"There is {_shown(others[0])}: name its key to use it." if others else "There is no other one either."
+    there = f"There is {_shown(others[0])}: name its key to use it." if others else "There is no other one."
     raise UserError(
         f"the store has no {stages[0]} of this configuration",
         " ".join(chosen),
@@ -85,18 +85,18 @@ def newest(store: Store, stages: list[str]) -> tuple[Artifact, str]:
         models = [artifact for name, artifact in made if artifact.module in MODULES and (not stages or name in stages)]
         if models:
             chatting = [artifact for artifact in models if artifact.module in CHAT_MODULES]
-            return (chatting or models)[-1], f"of the newest finished pipeline, run {run}"
+            return (chatting or models)[-1], f"from the newest finished pipeline, run {run}"
     found = [a for a in store.all() if a.module in MODULES and (not stages or set(stages) & set(a.stages))]
     if not found:
         what = f"the store has no {' or '.join(stages) or 'model'} yet"
         raise UserError(what, str(store.root), "`python flows.py` trains one.")
-    return min(found, key=lambda a: not stages and a.module not in CHAT_MODULES), "the newest; no pipeline has finished"
+    return min(found, key=lambda a: not stages and a.module not in CHAT_MODULES), "the newest: no pipeline has finished"
 
 
 def finished_runs(store: Store) -> Iterator[tuple[str, list[tuple[str, Artifact]]]]:
     """Runs that made, or found, every stage of a whole pipeline, newest first, with what is still there of it.
 
-    Not runs of a sweep, and not runs up to a stage (until, only): those try something out.
+    Leaves out sweeps and runs of a part (until, only), which try something out.
     """
     for path in sorted((store.root / "runs").glob("*/state.json"), reverse=True):
         state, rows = read_fields(path, RUN), read_json(path.with_name("plan.json"), list) or []
@@ -158,7 +158,7 @@ def _foreign(folder: Path) -> ModelChoice:
 
 
 def _check_code(folder: Path, trust_code: bool) -> None:
-    """Raises UserError for a model that is code of the folder's choosing, unless the user trusts it."""
+    """Raises UserError for a model whose folder names code to run, unless the user trusts it."""
     from model.saved import read_config
 
     arch = read_config(folder).arch

@@ -17,7 +17,7 @@ RESULT_NEUTRAL = "decides where a stage runs, not what it makes"
 
 
 def lacking(stage: Stage) -> str:
-    """What this machine has not that the stage is told to run on; empty where nothing is known to be missing."""
+    """What the stage is set to run on and this machine lacks; empty if nothing is known to be missing."""
     launch, there = stage.launch, len(hardware.gpus())
     if not stage.has_ranks or launch.device == "cpu":
         return ""
@@ -30,13 +30,13 @@ def lacking(stage: Stage) -> str:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     named = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
     wanted = f"launch.device={launch.device} with launch.nproc={launch.nproc}"
-    return f"{wanted} needs {launch.nproc} GPU{'s' * (launch.nproc > 1)}, this machine has {there or 'none'}{named}"
+    return f"{wanted} needs {launch.nproc} GPU{'s' * (launch.nproc > 1)}; this machine has {there or 'none'}{named}"
 
 
 def check(stage: Stage) -> None:
-    """Raises UserError for a stage that is to run on what this machine has not."""
+    """Raises UserError for a stage that is set to run on what this machine lacks."""
     if missing := lacking(stage):
-        raise UserError(missing, stage.name, "Leave launch= out to use what is here, or run it where they are.")
+        raise UserError(missing, stage.name, "Omit launch= to use what this machine has, or run on another one.")
 
 
 def taken_by(

@@ -21,7 +21,7 @@ def gpus() -> list[str]:
 
 
 def has_unnamed_gpus() -> bool:
-    """Whether there may be GPUs that gpus() cannot tell apart: WSL's, AMD's, those of boards."""
+    """Return True if there may be GPUs that gpus() cannot list: under WSL, AMD's, on Jetson boards."""
     return any(Path(device).exists() for device in ("/dev/dxg", "/dev/kfd", "/dev/nvhost-gpu", "/dev/nvgpu"))
 
 

@@ -180,14 +180,14 @@ def find_log(store: Store, name: str) -> Path:
 
 
 def read_log(store: Store, name: str, follow: bool) -> Iterator[str]:
-    """The log of a stage, piece by piece; follow: with what is added, until nobody makes the stage any more.
+    """The log of a stage, piece by piece. follow: also what is added, until the stage ends.
 
     The open file stays the log when publishing moves it.
     """
     path = find_log(store, name)
     with open(path, errors="replace") as file:
         while True:
-            ending = not follow or not _alive(store, path.parent)  # asked first: what it wrote last is read as well
+            ending = not follow or not _alive(store, path.parent)  # asked first, so that the last lines are read, too
             while text := file.read(1 << 16):
                 yield text
             if ending:
@@ -285,7 +285,7 @@ def _unused_files(store: Store, done: set[Path]) -> list[Path]:
         if not (work / "job.json").exists():
             continue
         if (job := read_json(work / "job.json", dict)) is None:
-            return []  # damaged: nobody knows any more what it needs
+            return []  # damaged: what it needs is unknown
         needed |= set(SHA256.findall(json.dumps(job)))
         for folder in _job(work)["inputs"].values():
             with suppress(OSError):

@@ -114,7 +114,7 @@ class _Leash:
 
 
 def environment(ranks: bool, launch: Launch) -> dict[str, str]:
-    """Variables of a process that works as a stage does."""
+    """Environment variables of a stage's process, or of another that should compute as one does."""
     env = dict(os.environ)
     threads = launch.threads or max(1, hardware.cores() // (launch.nproc if ranks else 1))
     env["OMP_NUM_THREADS"] = str(threads)
@@ -128,7 +128,7 @@ def environment(ranks: bool, launch: Launch) -> dict[str, str]:
 
 
 def _follow(child: "subprocess.Popen[bytes]", work: Path, launch: Launch, watch: Watch) -> str:
-    """Pass on what the stage tells until it ends, and to it what it is asked.
+    """Pass on what the stage reports until it ends, and to it the request to stop.
 
     Returns why the stage must be killed; empty when it ended by itself.
     """
@@ -154,7 +154,7 @@ def _follow(child: "subprocess.Popen[bytes]", work: Path, launch: Launch, watch:
         if why := watch.why_kill():
             return why
         if asked_at and time.monotonic() - asked_at > launch.grace_seconds:
-            after = "" if watch.should_stop() else f"launch.timeout_minutes={launch.timeout_minutes} had passed and "
+            after = "" if watch.should_stop() else f"launch.timeout_minutes={launch.timeout_minutes} had passed, and "
             return f"{after}it did not save within launch.grace_seconds={launch.grace_seconds:g}"
         time.sleep(POLL_SECONDS)
 
@@ -179,7 +179,7 @@ def _group_lives(group: int) -> bool:
 
 
 def _outcome(work: Path, returncode: int | None, killed: str) -> Outcome:
-    """What the stage wrote of its end, else what its exit code tells. killed: why the launcher ended it, if it did."""
+    """The outcome that the stage wrote, else what its exit code tells. killed: why the launcher ended it, if it did."""
     outcome = Outcome(**read_fields(work / "outcome.json", OUTCOME))
     if outcome.status and (outcome.status != "failed" or not killed):  # ranks that lose the killed ones fail as well
         return outcome

@@ -80,7 +80,7 @@ class Lock:
         self._ended.set()
         if self._beating:
             self._beating.join()
-        with suppress(OSError):  # a full disk: other hosts see the end by the beat that stands still
+        with suppress(OSError):  # a full disk: other hosts notice the missing beat
             if self.holds():
                 self._write(beat=-1)
         os.close(self._fd)
@@ -185,7 +185,7 @@ def probe(folder: Path) -> None:
         if not is_read_only(error):
             raise
         raise UserError(
-            f"cannot be written ({error.strerror}), which making stages needs",
+            f"cannot be written ({error.strerror}), but making stages requires it",
             f"store.root={folder.parent}",
             WRITABLE,
         ) from None

@@ -162,7 +162,7 @@ class Maker:
         on_progress: Callable[[dict[str, Any]], None],
         attempts: list[dict[str, Any]],
     ) -> launch.Outcome:
-        """Run the stage until it is done, again after what does not repeat itself. attempts: each is added to it."""
+        """Run the stage until it is done, again after passing failures. attempts: each is added to it."""
         stage = step.stage
 
         def tell(state: dict[str, Any]) -> None:
@@ -181,7 +181,7 @@ class Maker:
             attempts.append(
                 {"started": time.time() - outcome.seconds, "seconds": outcome.seconds, "status": outcome.status}
             )
-            with suppress(OSError):  # they tell what was paid, which is no reason to lose the work
+            with suppress(OSError):  # losing the record of what was paid is no reason to lose the work
                 keep_json(work / ATTEMPTS, attempts)
             if outcome.status == "done":
                 return outcome
@@ -309,7 +309,7 @@ def provenance(run: str, run_name: str | None, recipe: str) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str:
-    if not CHECKOUT:  # it would be the repository that the packages happen to lie in
+    if not CHECKOUT:  # it would be the repository that the packages happen to be in
         return ""
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10)

@@ -1,7 +1,7 @@
-"""What a store remembers beside its artifacts. It only helps: what cannot be read is forgotten rather than trusted, and
-a disk that is full or read-only stops nobody.
+"""What a store remembers beside its artifacts. It is never needed: what cannot be read is forgotten, not trusted, and
+a disk that is full or read-only stops nothing.
 
-memory/NAME.json                what names, data sources and local files were found to be
+memory/NAME.json                what is known about names, data sources and local files
 accepted/MODULE-KEY.json        artifacts that somebody declared equal after a change of code
 """
 

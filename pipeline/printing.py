@@ -1,4 +1,4 @@
-"""Printing of what may come from elsewhere, to a terminal or a pipe that leads to one: it is shown, not obeyed."""
+"""Printing of text that may come from elsewhere: its control characters are shown, so that no terminal obeys them."""
 
 from collections.abc import Iterable
 from typing import Any, TextIO

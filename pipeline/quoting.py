@@ -1,4 +1,4 @@
-"""Values of settings as people type them, in the grammar that Hydra takes: what it could not read is quoted for it."""
+"""Quoting of settings as people type them, where Hydra's grammar would not read them as they are meant."""
 
 import dataclasses
 import re
@@ -14,7 +14,7 @@ TEXTS_OF_STAGES = (".pin", ".params.init", ".params.title")  # of any stage; 123
 
 
 def quoted(override: str, texts: dict[str, type]) -> str:
-    """NAME=VALUE as Hydra reads it as meant. texts: settings that are text (str) or a list of texts (list), by name."""
+    """NAME=VALUE, quoted where needed. texts: settings that are text (str) or a list of texts (list), by name."""
     name, given, value = override.partition("=")
     bare = name.lstrip("+")
     if not given or not re.fullmatch(r"\+{0,2}[\w./@:-]+", name):
@@ -96,7 +96,7 @@ def _item(item: str, text: bool = False) -> str:
 
 
 def _items(inner: str) -> Iterator[str]:
-    """What stands between the commas of a list that are in no quotes or brackets of their own.
+    """The parts of a list, split at commas outside quotes and brackets.
 
     A quote counts only where a value begins with it: elsewhere it is an apostrophe.
     """

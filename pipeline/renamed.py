@@ -1,4 +1,4 @@
-"""Settings and stages that are called otherwise: in earlier versions, or in nanochat. Add a line with each renaming."""
+"""Former names of settings and stages, and nanochat's names. Add a line for each renaming."""
 
 import difflib
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str, prefix: str = 
 
 
 def hint(name: str) -> str:
-    """What a name that is unknown is called now, as a sentence; empty if it was never known."""
+    """A sentence with the present name of a setting; empty if the name given was never in use."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         if now := NOW.get(".".join(parts[:length])):

@@ -92,7 +92,7 @@ class Run:
 
     @contextmanager
     def _turn(self, step: Step) -> Iterator[None]:
-        """A stage at work. One that a failure has left without a reader does not start: raises Interrupted."""
+        """Surrounds a stage's work. Raises Interrupted instead of starting a stage that a failure has made unneeded."""
         with self._lock:
             if self._failed and step.name in self._aftermath().unneeded:
                 raise Interrupted(f"{step.name} had not started")
@@ -186,7 +186,7 @@ class Run:
     def _end(self) -> None:
         made = {name: {"module": a.module, "key": a.key} for name, a in self.artifacts.items()}
         failed = [str(error) for error in self.failures]
-        with suppress(OSError):  # a full disk, which has been told of already
+        with suppress(OSError):  # a full disk, which has been reported already
             self._write("state.json", self._state | {"ended": time.time(), "artifacts": made, "failures": failed})
 
     def _write(self, name: str, content: Any) -> None:

@@ -28,7 +28,7 @@ def use_configured_or_temporary() -> None:
     for name, value in {"PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    if not os.environ.get("PREFECT_API_URL", "").strip():  # empty is as good as unset, which Prefect would not think
+    if not os.environ.get("PREFECT_API_URL", "").strip():  # Prefect does not treat empty as unset
         os.environ.pop("PREFECT_API_URL", None)
     from prefect.context import refresh_global_settings_context
     from prefect.settings import get_current_settings
@@ -45,7 +45,7 @@ def _check(url: str) -> None:
     import httpx
 
     try:
-        # Whom to trust is for Prefect's own settings to say.
+        # Prefect's own client verifies certificates, as its settings say.
         answer = httpx.get(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS, verify=False)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise Unreachable(f"PREFECT_API_URL={url}: no server answers ({error}). Start it, or {UNSET}") from None

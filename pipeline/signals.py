@@ -36,7 +36,7 @@ class StopSwitch:
     def _on_signal(self, number: int, _: object) -> None:
         if number == signal.SIGHUP:
             leave_terminal()
-            self._asked.set()  # the shell and the kernel both send it: a second one is not a second wish
+            self._asked.set()  # the shell and the kernel both send it: a second one is not a second request
         else:
             (self._insisted if self._asked.is_set() else self._asked).set()
 

@@ -43,7 +43,7 @@ class Store:
         return self.root / "artifacts"
 
     def folder(self, module: str, key: str) -> Path:
-        """Raises Corrupt for names that lead elsewhere: they may be from a file."""
+        """Raises Corrupt for names that lead elsewhere, since they may come from a file."""
         if any("/" in name or name == ".." for name in (module, key)):
             raise Corrupt(f"{shown(f'{module}/{key}')} is not the name of an artifact")
         return self.artifacts / _short(module) / key
@@ -76,7 +76,7 @@ class Store:
         """As `read`, for a folder of this store, which must be named as its manifest says."""
         artifact = read(folder)
         if artifact and (artifact.module, artifact.key) != (folder.parent.name, folder.name):
-            raise Corrupt(f"{folder / RECORD} is of {artifact.module}/{artifact.key}")
+            raise Corrupt(f"{folder / RECORD} belongs to {artifact.module}/{artifact.key}")
         return artifact
 
     def all(self) -> Iterator[Artifact]:
@@ -85,7 +85,7 @@ class Store:
         yield from sorted(found, key=lambda a: a.record["finished"], reverse=True)
 
     def unreadable(self) -> list[tuple[Path, str]]:
-        """What cannot be an artifact where one should be, with what is wrong."""
+        """Folders and files where artifacts should be and none can be read, with the reasons."""
         return [(folder, error) for folder, error in self._everything() if isinstance(error, str)]
 
     def _everything(self) -> Iterator[tuple[Path, Artifact | str | None]]:
@@ -118,7 +118,7 @@ class Store:
     def open(self, artifact: Artifact, *names: str) -> Path:
         """The artifact's folder, for reading: its files are what was published, by the rule of `verify`.
 
-        Everything that reads an artifact comes by here. names: the files that will be read; all when empty.
+        All readers of artifacts call this first. names: the files that will be read; all when empty.
         Raises Corrupt for a damaged one, saying what makes it again; it goes to quarantine where that can be written.
         """
         try:
@@ -130,7 +130,7 @@ class Store:
             raise Corrupt(told, _again(artifact)) from None
 
     def set_aside(self, folder: Path, error: str) -> str:
-        """Move what is damaged to quarantine if it can be moved; what happened, for the user."""
+        """Move what is damaged to quarantine, if possible. Returns what happened, for the user."""
         with suppress(OSError):
             self.quarantine(folder, error)
             return f"{error}; moved to quarantine"
@@ -200,7 +200,7 @@ class Store:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rename(folder, target)
         reasons = target / "reason.txt" if target.is_dir() else target.with_suffix(".reason.txt")
-        with suppress(OSError):  # a full disk keeps nothing damaged in its place
+        with suppress(OSError):  # on a full disk, moving it matters more than the reason
             reasons.write_text(reason + "\n")
         return target
 

@@ -37,11 +37,11 @@ class From:
 
 @dataclass(frozen=True)
 class ZeroIsOff:
-    """Marks a number that may be null, which switches off what it is about: 0 is null."""
+    """Marks a number that may be null, which switches something off. 0 counts as null."""
 
 
-# Every number of the settings is one of these. What 0 would make senseless does not take it; what null switches off is
-# switched off by 0 as well; NaN and infinity are numbers nowhere.
+# Every number in the settings has one of these types. 0 is refused where it makes no sense, and switches off what null
+# switches off. NaN and infinity are always refused.
 Count = Annotated[int, From(1)]
 Natural = Annotated[int, From(0)]
 Amount = Annotated[float, From(0)]

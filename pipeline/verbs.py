@@ -68,7 +68,7 @@ def run_once(overrides: list[str]) -> int:
             session.store.memory.name(name, {stage: (a.module, a.key) for stage, a in there.items()})
     found = [session.store.find(plan.steps[name].stage.run, key) for name, key in keys.items() if key]
     for name in plan.targets:
-        if (step := plan.steps[name]).action == "cached" and step.artifact:  # what ran has said its scores
+        if (step := plan.steps[name]).action == "cached" and step.artifact:  # stages that ran have printed theirs
             inspect_store.print_scores(console, session.store, step.artifact)
     inspect_store.print_ending(console, session.store, [artifact for artifact in found if artifact])
     return 0
@@ -81,7 +81,7 @@ def _start_flow(overrides: list[str]) -> dict[str, str]:
     server.use_configured_or_temporary()
     from flows import build_flow
 
-    # What is passed to the flow is kept in Prefect's database and the run's folder: no place for app.password.
+    # The flow's arguments are kept in Prefect's database and the run's folder, where app.password must not be.
     return dict(build_flow()([override for override in overrides if not override.lstrip("+").startswith("app.")]))
 
 

@@ -26,7 +26,7 @@ def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any
     """{"files": {name: {"sha256", "bytes"}}, "source": {"endpoint", "repo_id", "commit", "own_token"}}, or None when
     that would need the network and `online` is False. A branch stays at the commit it was first resolved to.
 
-    Raises DataError when the hub cannot be reached, lacks a file, or announces what no file can be.
+    Raises DataError when the hub cannot be reached, lacks a file, or lists an impossible one.
     """
     if not REPOSITORY.fullmatch(params.repo_id or ""):
         raise DataMistake(f"data.repo_id: is {params.repo_id!r}, but ORG/NAME is needed.")
@@ -51,7 +51,7 @@ def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any
             url = _file_url(params.repo_id, name, listing["commit"], endpoint)
             found = describe_url(url, own_token)
             if found["bytes"] != listing["files"][name]["bytes"]:
-                raise DataError(f"{url}: is not of the size that {endpoint} lists. {ANOTHER_ENDPOINT}")
+                raise DataError(f"{url}: does not have the size that {endpoint} lists. {ANOTHER_ENDPOINT}")
             listing["files"][name] = found
         files[name] = listing["files"][name]
     source = {"endpoint": endpoint, "repo_id": params.repo_id, "commit": listing["commit"], "own_token": own_token}
@@ -175,7 +175,7 @@ def _other_shape(api: str, what: str) -> DataError:
 
 
 def _refusal(error: Exception, repo_id: str, revision: str, endpoint: str) -> DataError:
-    """What a hub's answer to questions about a repository means, by its X-Error-Code where it has one."""
+    """The error for a hub's refusal, by its X-Error-Code if it has one."""
     response = getattr(error, "response", None)
     code = response.headers.get("X-Error-Code") if response is not None else None
     if code == "GatedRepo":

@@ -1,6 +1,6 @@
 """Text of your own: parquet, jsonl or txt files, the latter two also as .gz or .zst, and folders of them.
 
-In a folder, hidden files and those about a data set (LICENSE, README) are no training text.
+In a folder, hidden files and those about a data set (LICENSE, README) are not training text.
 
 With `val_shard` naming one of the files, each file is a shard. Without, documents go into shards of even size, and a
 fraction of them, chosen by their own text, is held out.
@@ -23,7 +23,7 @@ from data.trust import described, group, printable
 VAL_FRACTION = 0.01  # of the documents
 CHECKED_CHARS = 64_000_000  # of each file while planning, about a second; the rest is read by the stage
 NAMED = 5  # ignored files by name; the rest are counted
-NOT_TEXT = "hidden file, LICENSE, README, COPYING or NOTICE"
+NOT_TEXT = "hidden files, LICENSE, README, COPYING and NOTICE"
 
 
 def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any]:
@@ -45,7 +45,8 @@ def make(request: Request) -> Made | None:
             raise DataMistake(f"{path}: has changed since this run was planned. Run again.")
     if ignored := request.identity["source"].get("ignored"):
         named = ", ".join(PurePosixPath(path).name for path in ignored[:NAMED]) + ", ..." * (len(ignored) > NAMED)
-        request.say(printable(f"files ignored: {len(ignored):,} ({named}). Read: {READ}, but no {NOT_TEXT}.", keep=""))
+        said = f"files ignored: {len(ignored):,} ({named}). Supported: {READ}, except {NOT_TEXT}."
+        request.say(printable(said, keep=""))
     if params.what == "dataset":
         for name, path in found.items():
             link(request.blobs.path(request.blobs.add(path)), request.out / name)
@@ -57,7 +58,7 @@ def make(request: Request) -> Made | None:
 
 def find_sources(paths: list[str]) -> tuple[dict[str, Path], list[Path]]:
     """The files that `paths` (files or folders) stand for, by their name below the folder given, in name order; and
-    what in a folder is not read.
+    the files in folders that are not read.
 
     Raises DataError for a path that is not there, of another kind, or two files of one name.
     """
@@ -78,7 +79,7 @@ def find_sources(paths: list[str]) -> tuple[dict[str, Path], list[Path]]:
             raise DataMistake(f"{path}: holds no {READ} file (data.paths).")
         for name, file in files.items():
             if kind_of(file) is None:
-                raise DataMistake(f"{file}: is none of {READ} (data.paths).")
+                raise DataMistake(f"{file}: is not a {READ} file (data.paths).")
             if name in found:
                 raise DataMistake(f"{file} and {found[name]}: have one name in the data set. Rename one of them.")
             found[name] = file
@@ -94,8 +95,8 @@ def _is_text(path: Path) -> bool:
 def _describe(sources: dict[str, Path], column: str | None, memory: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """{name: {"sha256", "bytes"}} of the sources; `memory` keeps digests by path, size and time of change.
 
-    A file that is not in `memory` is read as text up to CHECKED_CHARS, unless column is None: most mistakes are known
-    while planning then. Raises DataError.
+    A file that is not in `memory` is read as text up to CHECKED_CHARS, unless column is None: this finds most mistakes
+    while planning. Raises DataError.
     """
     files = {}
     for name, path in sources.items():

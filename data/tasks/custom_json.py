@@ -38,7 +38,7 @@ class CustomJSON(Task):
 
 
 def read_conversations(path: Path) -> tuple[list[Conversation], dict[str, int]]:
-    """All conversations of a jsonl file, which may be compressed, and how often what was ignored or replaced.
+    """All conversations of a jsonl file, which may be compressed, and counts of what was ignored or replaced.
 
     Empty lines are skipped. Raises DataError with FILE:LINE.
     """

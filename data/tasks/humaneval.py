@@ -39,7 +39,7 @@ class HumanEval(Task):
         return float(bool(execute(self.program(i, completion), self.check(i))))
 
     def program(self, i: int, completion: str) -> str:
-        """What is run: the completion's code behind what the prompt has before the function."""
+        """The program to run: the completion's code, after what the prompt has before the function."""
         row = self.rows[i]
         name = row["entry_point"]
         said = spoken(completion)
@@ -52,6 +52,6 @@ class HumanEval(Task):
         return f"{before}{code}\n"
 
     def check(self, i: int) -> Check:
-        """The problem's tests, behind its prompt, as some use a function that the prompt defines."""
+        """The problem's tests, after its prompt, as some use a function that the prompt defines."""
         row = self.rows[i]
         return Check(f"{row['prompt']}\n\n{row['test']}\n", row["entry_point"])

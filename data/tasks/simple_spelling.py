@@ -11,7 +11,7 @@ _QUESTIONS = ["Spell the word: {word}", "Spell {word}", "How do you spell {word}
 
 
 class SimpleSpelling(Task):
-    """`Spell the word: apple` answered by `a p p l e`; nanochat's task of the name answers `apple:a,p,p,l,e`.
+    """`Spell the word: apple` answered by `a p p l e`; nanochat's task of this name answers `apple:a,p,p,l,e`.
 
     Words come from the word list of the data set. A word is for "test" or for training by itself alone, as in
     SpellingBee. When size asks for more items than there are words, words come again, worded differently.

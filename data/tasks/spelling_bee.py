@@ -26,7 +26,7 @@ _ANSWER = re.compile(r"#### (-?[\d.,]+)")
 class SpellingBee(Task):
     """`How many r are in strawberry?` answered by a spelt-out count, a call that checks it, and `#### 3`.
 
-    Questions are fewer than those of nanochat's task of the name, and in English; scores do not compare.
+    nanochat's task of this name asks in more ways and languages, so that scores are not comparable.
 
     Words as in SimpleSpelling; the letter is one of the word's in two questions of three, else any.
     """

@@ -6,5 +6,5 @@ runner  isolates, starts both cells, watches    one process per program
 judge   runs the check, holds the verdict       a cell
 answer  runs the program that the model wrote   a cell
 cell    a confined process                      kernel  the mechanisms of Linux that confine it
-wire    the only things that cross
+wire    the messages between them
 """

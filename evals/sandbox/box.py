@@ -3,8 +3,8 @@
 Each program gets two fresh processes (runner.py): the judge runs the check of a task, the answer runs what the model
 wrote, and only plain values cross (wire.py). Both are confined by every layer that the machine offers: user, network,
 pid, ipc and mount namespaces, a cgroup of one process, Landlock, a seccomp filter, unused user ids when started by
-root, and resource limits. What really holds is found out by trying, once per Sandbox: a machine where the network,
-forks or the user's files stay open runs nothing unless it is told that weak is good enough.
+root, and resource limits. A trial program finds out what holds, once per Sandbox: where the network, forks or the
+user's files stay open, nothing runs unless mode is "weak".
 """
 
 import contextlib
@@ -71,7 +71,7 @@ class Limits:
 class Execution:
     """How one program ended. `output` is what it printed, cut at Limits.output_bytes; `layers` what confined it.
 
-    advisory: no check was given, so that it has passed by its own word, which a program can forge.
+    advisory: no check was given, so the program reported its own verdict, which it can forge.
     """
 
     status: Status
@@ -114,7 +114,7 @@ class Sandbox:
     def __call__(self, program: str, check: Check | None = None) -> Execution:
         """Run `program` (Python source) as __main__, then check(its function) in another process.
 
-        It has passed when both reach their ends without an exception; without a check, that is the program's own word.
+        It passes when both end without an exception; without a check, the program itself reports that.
         """
         if self.mode == "strict" and self.weakness:
             return Execution("refused", f"{self.weakness}. Set launch.sandbox=weak to run programs anyway")
@@ -165,7 +165,7 @@ class Sandbox:
 
 
 class _Zygote:
-    """The process that starts runners; it is started when first needed, and once more after it died."""
+    """The process that starts runners. It is started when first needed, and again if it has died."""
 
     def __init__(self, python: str) -> None:
         self.python = python

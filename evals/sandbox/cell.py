@@ -17,7 +17,7 @@ _SYSTEM_FILES = (
 
 
 def start(work: Callable[[], None], *keep: int) -> int:
-    """A child that has no files but `keep` and runs `work`; its pid."""
+    """Start a child that runs `work` with no open files but `keep`. Returns its pid."""
     child = os.fork()
     if child:
         return child
@@ -51,9 +51,9 @@ def readable() -> list[str]:
 
 
 def confine(folder: str | None, limits: dict[str, int], user: int) -> list[str]:
-    """For good: own session, limits, another user, no capabilities, no calls out. Returns the layers that took hold.
+    """Confine this process for good: own session, limits, another user, no capabilities, few system calls.
 
-    folder: the one where files may be written.
+    folder: where files may be written. Returns the layers that took effect.
     """
     os.setsid()
     os.chdir(folder or "/")
@@ -88,7 +88,7 @@ def _limit(limits: dict[str, int]) -> None:
 
 @contextlib.contextmanager
 def cgroup(name: str) -> Iterator[int | None]:
-    """An open cgroup in which one process may be; None where the machine gives us none."""
+    """An open cgroup for one process; None if the machine does not allow one."""
     try:
         made = kernel.limit_processes(name, 1)
     except OSError:
@@ -105,7 +105,7 @@ def cgroup(name: str) -> Iterator[int | None]:
 
 
 def enter_cgroup(fd: int | None) -> list[str]:
-    """Returns the layer, if there is one."""
+    """Enter an open cgroup. Returns the layer, if it took effect."""
     if fd is None:
         return []
     try:

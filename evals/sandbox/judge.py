@@ -12,7 +12,7 @@ from evals.sandbox import wire
 
 
 class AnswerError(Exception):
-    """The answer raised an exception that is none of Python's own."""
+    """The answer raised an exception that is not built in."""
 
 
 class Left(BaseException):
@@ -24,7 +24,7 @@ def main(cases: int, questions: int, replies: int, verdicts: int) -> None:
 
 
 def verdict(case: dict[str, Any], answer: "Answer") -> tuple[str, str]:
-    """(status, detail); status "lost" where the answer's process is gone, and its end says why.
+    """(status, detail); status "lost" if the answer's process is gone: its exit tells why.
 
     case: "program" is the answer's source; "check" is source that defines check(candidate), "function" what to call.
     Without a check, a program passes that says it has reached its end.
@@ -52,14 +52,14 @@ def verdict(case: dict[str, Any], answer: "Answer") -> tuple[str, str]:
 
 
 class Answer:
-    """The other process, through two pipes. After its first reply that makes no sense it is not asked again."""
+    """The other process, through two pipes. After its first malformed reply it is not asked again."""
 
     def __init__(self, questions: int, replies: int) -> None:
         self.questions, self.replies = questions, replies
         self.over: BaseException | None = None
 
     def function(self, name: str) -> Callable[..., Any]:
-        """Stands in for a function of the answer."""
+        """A stand-in for a function of the answer."""
 
         def candidate(*args: Any, **kwargs: Any) -> Any:
             return self.ask(call=name, args=wire.pack(list(args)), kwargs=wire.pack(kwargs))
@@ -89,7 +89,7 @@ class Answer:
 
 
 def _exception(name: str, args: list[Any]) -> BaseException:
-    """Python's own exception of that name, so that a check can expect it; another one where there is none."""
+    """The built-in exception of that name, so that a check can expect it; AnswerError if there is none."""
     if name == "SystemExit":
         return Left(f"exit {args[0] if args else None}"[:500])
     kind = vars(builtins).get(name)

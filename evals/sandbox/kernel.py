@@ -117,9 +117,9 @@ def mount_memory(folder: str, size_bytes: int, user: int) -> None:
 
 
 def uncover(path: str, needed: str) -> None:
-    """Let all users reach the folder `path` where one above is closed to them, as /root is: all else in that is gone.
+    """Let all users reach the folder `path` if a parent is closed to them, as /root is. Hides all else in that parent.
 
-    Raises OSError where `needed` would be hidden by it.
+    Raises OSError if that would hide `needed`.
     """
     target = Path(path).resolve()
     closed = next((above for above in reversed(target.parents) if not above.stat().st_mode & stat.S_IXOTH), None)
@@ -179,12 +179,12 @@ def deny_calls() -> None:
 
 
 def hide_memory() -> None:
-    """Processes of the same user may neither trace this one nor open its memory."""
+    """Keep processes of the same user from tracing this one and from opening its memory."""
     _check(_libc().prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
 
 
 def end_with_parent() -> None:
-    """Be killed when the parent ends. A change of user undoes it."""
+    """Have this process killed when its parent ends. A change of user undoes this."""
     _check(_libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
 
 
@@ -195,9 +195,9 @@ _CHANGE = 0b1_1111_1111_1110 | 1 << 13 | 1 << 14
 
 
 def landlock(readable: Iterable[str], writable: str | None) -> None:
-    """Files are read below `readable` only, read and changed below `writable`, and none is executed (Linux 5.13).
+    """Allow reading below `readable` only, reading and changing below `writable`, and no executing (Linux 5.13).
 
-    Where the kernel has it, TCP (version 4), and signals and abstract sockets to processes outside (6) are refused too.
+    Later versions also refuse TCP (4), and signals and abstract sockets to processes outside (6).
     """
     version = _syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
     handled = (1 << 13) - 1

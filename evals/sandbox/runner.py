@@ -1,6 +1,6 @@
 """One program's run: isolates itself, starts the judge and the answer as confined processes, watches over both.
 
-Its caller holds the other end of `talk`: when that closes, whatever runs here ends. Only the standard library is here.
+Its caller holds the other end of `talk`: when that closes, whatever runs here ends. There is only the standard library.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ def serve(talk: int, output: int) -> None:
     """Run the program that `talk` describes, printing to `output`, and send back how it ended. Does not return.
 
     First comes {"folder", "limits", "wall_seconds", "disk_bytes"}, then the case that judge.verdict takes: only once
-    the process that runs the answer exists, so that no memory of it ever held the check.
+    the process that runs the answer exists, so that its memory never held the check.
     """
     try:
         ending = Run(talk, output, wire.receive(talk)).ending()
@@ -82,7 +82,7 @@ class Run:
             self.layers.append(name)
 
     def _isolate(self, user: int) -> None:
-        """Enter what namespaces there are, and shrink the file system."""
+        """Enter all namespaces that are available, and shrink the file system."""
         if os.getuid() != 0:
             self._attempt("user namespace", kernel.unshare, "user")
         for kind in ("net", "ipc", "mount"):
@@ -97,11 +97,11 @@ class Run:
             self._attempt("read-only", kernel.make_read_only, self.folder if "tmpfs" in self.layers else None)
 
     def _converse(self, judging: int, answering: int, confined: int, cases: int, verdicts: int) -> tuple[str, str]:
-        """(status, detail), once the judge has said it, or somebody has ended who should not have."""
+        """(status, detail), once the judge has reported it, or a process has ended too early."""
         try:
             self.layers += wire.receive(confined)
         except wire.Lost:
-            return "killed", "it could not be confined"
+            return "killed", "the program could not be confined"
         try:
             wire.send(cases, wire.receive(self.talk))
             self._wait_for(verdicts)
@@ -113,7 +113,7 @@ class Run:
         return self._end_of(answering, "") if status == "lost" else (status, detail)
 
     def _wait_for(self, fd: int) -> None:
-        """Until there is something to read, or it is closed. Raises _Over."""
+        """Wait until there is something to read, or it is closed. Raises _Over."""
         own_file_system = "tmpfs" in self.layers
         while True:
             left = self.deadline - time.monotonic()
@@ -129,7 +129,7 @@ class Run:
                 raise _Over("killed", "wrote too much")
 
     def _end_of(self, child: int, where: str) -> tuple[str, str]:
-        """Status and detail of a process that ends by itself, once it has. It may have closed its pipes long before."""
+        """Wait for a process that ends by itself: status and detail. It may have closed its pipes long before."""
         while True:
             if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 status, seconds = self._reap(child)
@@ -140,7 +140,7 @@ class Run:
                 return "killed", "the caller is gone"
 
     def _reap(self, child: int) -> tuple[int, float]:
-        """End it, and what it has started: its wait status, and the seconds that it computed for."""
+        """Kill a child and what it started. Returns its wait status and processor seconds."""
         self.running.remove(child)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child, signal.SIGKILL)

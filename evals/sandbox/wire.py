@@ -77,7 +77,7 @@ def encode(message: Any, limit: int = FRAME_BYTES) -> bytes:
 
 
 def send(fd: int, message: Any) -> None:
-    """Raises Lost where nobody reads on."""
+    """Raises Lost if the reader is gone."""
     write(fd, encode(message))
 
 

@@ -1,4 +1,4 @@
-"""A bare interpreter that has imported what programs use, and forks a runner for each: ten times as fast as a start.
+"""A bare interpreter that has imported what programs use, and forks runners: ten times as fast as starting them.
 
 It reads no program and no check, so what it forks off has none in its memory. Requests come as pairs of file
 descriptors over standard input, a socket, and it ends when that closes.
@@ -15,7 +15,7 @@ from evals.sandbox import runner
 _PROGRAMS_USE = (
     "typing math cmath re string random itertools functools collections heapq bisect operator statistics copy datetime "
     "decimal fractions hashlib json calendar textwrap abc dataclasses enum io contextlib array struct traceback socket "
-    "time threading bisect csv pickle inspect numbers types unittest uuid zlib base64 pprint difflib queue secrets"
+    "time threading csv pickle inspect numbers types unittest uuid zlib base64 pprint difflib queue secrets"
 )
 
 

@@ -47,14 +47,14 @@ def run(names: list[str], arguments: list[str]) -> int:
 
 
 def _save(out: Path, written: dict[str, Any], name: str, result: registry.Result) -> None:
-    """Keep the result beside what was measured before. A run that ends early leaves what it had."""
+    """Save the result beside earlier ones, so that a run that ends early leaves what it had."""
     written[name] = written.get(name, {}) | result
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, written)
 
 
 def wrong(found: dict[str, Any]) -> bool:
-    """Whether a measurement, or a part of it, failed or found something that should be equal and is not."""
+    """Return True if a measurement, or a part of it, failed or found a difference above its bound."""
     if "failed" in found or found.get("within") is False:
         return True
     return any(wrong(part) for part in found.values() if isinstance(part, dict))

@@ -5,9 +5,9 @@ tokens of all rows over the seconds of the whole call. A bound is one token's ma
 holds in the end and top-k sampling, called one after the other on tensors that are there already, without anything
 between them; on GPUs replayed as a graph. `of_torch_bound` and `of_torch_matmuls` are the engine's speed in parts of
 that bound, and of the matmuls alone, with torch's own products. The decoder's can be faster, so that these may pass 1;
-`of_bound` and `of_matmuls` are taken with the faster products. `of_bandwidth` is the speed in parts of reading the
-matrices and half of what the caches hold in the end at the rate of a copy; where processor caches hold them it may
-pass 1.
+`of_bound` and `of_matmuls` are taken with the faster products. `of_bandwidth` compares the speed with reading the
+matrices, and half of what the caches hold in the end, at the rate of a copy; it may pass 1 if these fit into a
+processor's caches.
 """
 
 import itertools
@@ -89,7 +89,7 @@ def measure(bench: Bench) -> Result:
 
 
 def chosen(bench: Bench) -> dict[str, Case]:
-    """Models and batches to measure. Raises UserError for a model there is not."""
+    """Models and batches to measure. Raises UserError for an unknown model."""
     settings = bench.settings
     if settings.tiny:
         return CASES["tiny"]
@@ -102,7 +102,7 @@ def chosen(bench: Bench) -> dict[str, Case]:
 
 
 def _copy(bench: Bench) -> tuple[int, Callable[[], object]]:
-    """Bytes, and what copies them."""
+    """A number of bytes, and a function that copies as many."""
     import torch
 
     size = 1 << 16 if bench.settings.tiny else COPIED.get(bench.device.type, COPIED["cpu"])
@@ -112,7 +112,7 @@ def _copy(bench: Bench) -> tuple[int, Callable[[], object]]:
 
 
 def bytes_read(model: "GPT", case: Case, rows: int) -> int:
-    """Of one token of each row: every matrix once, and keys and values of what a row holds on average."""
+    """Bytes read for one token of each row: every matrix once, and a row's keys and values, half full."""
     config, element = model.config, model.lm_head.weight.element_size()
     held = PROMPT_TOKENS + case.new_tokens // 2
     return (config.matmul_params() + 2 * config.depth * config.kv_width * held * rows) * element
@@ -143,7 +143,7 @@ def build(case: Case, device: "torch.device") -> "GPT":
 
 
 def generate(model: "GPT", decoder: "Decoder", case: Case, rows: int) -> "Callable[[], list[Completion]]":
-    """What makes case.new_tokens for each of `rows` prompts, the same tokens each time."""
+    """A function that draws case.new_tokens for each of `rows` prompts, the same tokens each time."""
     from data.tokenizer import SPECIAL_TOKENS
     from model.engine import Engine
     from model.sampling import Sampling

@@ -1,6 +1,6 @@
-"""Whether this device computes what a CPU computes: logits, loss and the first steps of training a small model.
+"""Comparison of this device with a CPU: logits, loss and the first training steps of a small model.
 
-Errors are relative: of logits and products by their norms, of the losses of steps by what training changed of the loss.
+Errors are relative: those of logits and products to their norms, those of losses to how far training changed the loss.
 In float32 (TF32 off) only the order of sums differs. In 16 and 8 bits the bounds leave room for rounding; a wrong mask,
 scale or gradient exceeds them.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 RESULT_NEUTRAL = "measures; makes nothing"
 
 STEPS, TINY_STEPS = 20, 6
-# Rates at which a difference of a bit stays one: at the usual ones so small a batch trains chaotically.
+# Rates so low that a difference of one bit stays small: at the usual ones, training on so small a batch is chaotic.
 GENTLE = "optim.init_lr_frac=0.02 launch.log_every=1 launch.device_batch_size=2"
 ARCHITECTURES = {"base": "", "modern": configs.MODERN}
 EXACT = "pretrain.params.dtype=float32 optim.orthogonal_dtype=float32"
@@ -42,7 +42,7 @@ PRODUCT_BOUND = 1e-2  # against the exact product of what the 8-bit tensors hold
 
 @dataclass
 class Observed:
-    """logits (B, T, vocab) and loss of weights that are the same on every device; losses of the steps of a training."""
+    """logits (B, T, vocab) and loss with weights that are the same on every device; losses of training steps."""
 
     logits: "Tensor"
     loss: "Tensor"
@@ -89,7 +89,7 @@ def compiled(bench: Bench) -> Result:
 def eight_bits(bench: Bench) -> Result:
     """Steps in 8 bits against steps in bfloat16, and the products of a layer against exact ones."""
     if not has_eight_bits(bench.device):
-        raise Skipped("this GPU has no units for 8-bit floats")
+        raise Skipped("this GPU has no FP8 hardware")
     result: Result = {name: judged(error, PRODUCT_BOUND) for name, error in product_errors(bench).items()}
     bench.save(result)
     for arch, overrides in ARCHITECTURES.items():
@@ -100,7 +100,7 @@ def eight_bits(bench: Bench) -> Result:
 
 
 def has_eight_bits(device: "torch.device") -> bool:
-    """Whether such products run at all: in units of the GPU, or emulated on a CPU."""
+    """Return True if 8-bit products run at all: in hardware on a GPU, or emulated on a CPU."""
     from model.fp8 import has_units
 
     return device.type == "cpu" or has_units(device)
@@ -118,7 +118,7 @@ def difference(found: "Tensor", wanted: "Tensor") -> float:
 
 @contextlib.contextmanager
 def exact_matmuls() -> Iterator[None]:
-    """Float32 products of float32 on GPUs that would otherwise round to TF32."""
+    """Multiply float32 exactly on GPUs that would otherwise round to TF32."""
     import torch
 
     before = torch.backends.cuda.matmul.allow_tf32
@@ -161,7 +161,7 @@ def observe(bench: Bench, overrides: str, words: str) -> Observed:
 
 
 def fill_weights(training: Training) -> None:
-    """Draw them on the CPU, so that devices agree; what starts as zeros too, which would hide what it multiplies."""
+    """Draw all weights on the CPU, so that devices agree, also those that start as zeros and would hide differences."""
     import torch
 
     from model.gpt import fill_normal
@@ -175,7 +175,7 @@ def fill_weights(training: Training) -> None:
 
 
 def product_errors(bench: Bench) -> dict[str, float]:
-    """Of a layer forward, and of both gradients."""
+    """Errors of a layer's forward product and of both gradients."""
     import torch
 
     from model import fp8

@@ -1,4 +1,4 @@
-"""Whether ways to the same result agree on this device: attention backends, and decoding as CUDA graphs."""
+"""Comparison of different ways to the same result on this device: attention backends, and decoding by CUDA graphs."""
 
 import copy
 from typing import TYPE_CHECKING
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 RESULT_NEUTRAL = "measures; makes nothing"
 
 VALUE_BOUND, GRADIENT_BOUND = 1e-2, 2e-2  # by norms; bfloat16 rounds each number to 0.4%
-# Tokens that differ: a replay is the same kernels on the same memory. Other kernels round otherwise, and a row that
-# drew one other token goes on differently.
+# Share of tokens that may differ. A replay runs the same kernels on the same memory; other kernels round otherwise, and
+# a row that drew one other token continues differently.
 SAME, ROUNDED = 0.0, 0.1
 DECODED = decode.Case(4, 8192, 512, (), 96)
 DECODED_TINY = decode.Case(2, 64, 64, (), 12, width=32, head_dim=16)
@@ -105,7 +105,7 @@ def graphs(bench: Bench) -> Result:
 
 
 def _drawn_alike(model: "GPT", case: decode.Case, bound: float, one: str, other: str) -> dict[str, object]:
-    """The part of all tokens that two ways to decode do not agree on."""
+    """The share of tokens on which two ways to decode disagree."""
     first, second = (_drawn(model, case, way) for way in (one, other))
     differing = sum(a != b for some, others in zip(first, second) for a, b in zip(some, others))
     return judged(differing / sum(map(len, first)), bound)

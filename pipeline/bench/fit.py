@@ -14,9 +14,9 @@ LIMIT_BYTES = 80e9
 
 
 def measure(bench: Bench) -> Result:
-    """Peak memory, allocated and held by the allocator, of whole steps with the optimiser; fits: it did not run out.
+    """Peak memory, allocated and held by the allocator, of whole steps with the optimiser. fits: it did not run out.
 
-    Where it does not fit and the GPU has more, it is measured again without the limit.
+    If it does not fit and the GPU has more, it is measured again without the limit.
     """
     if bench.device.type != "cuda":
         raise Skipped("needs CUDA")

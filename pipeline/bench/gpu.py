@@ -1,8 +1,8 @@
-"""What only a GPU can tell, in one command: equality with the CPU, speed of training and decoding, memory.
+"""All measurements that need a GPU, in one command: agreement with the CPU, speed of training and decoding, memory.
 
 Each part is a measurement in a process of its own, so that a crash or an out-of-memory error ends that part alone, and
-its result is saved as it ends. Parts come in order of importance. One that is not expected to fit into what is left of
-bench.budget_seconds is skipped by name; one that takes too long is ended, and what it had saved is kept.
+its result is saved as it ends. Parts run in order of importance. One that is not expected to fit into the rest of
+bench.budget_seconds is skipped and named; one that takes too long is ended, and what it had saved is kept.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ REASONS = ("skipped", "failed")
 
 
 def check(bench: Bench) -> None:
-    """Raises UserError for a part there is not, and where there is no GPU, but for bench.tiny."""
+    """Raises UserError for an unknown part, and without a GPU unless bench.tiny."""
     chosen(bench.settings)
     if bench.device.type != "cuda" and not bench.settings.tiny:
         raise UserError("torch finds no GPU here", "bench gpu", "Set bench.tiny=true for a trial on the CPU.")
@@ -115,7 +115,7 @@ def measure(bench: Bench) -> Result:
 
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """Parts are in process groups of their own, so that nobody else would end them."""
+    """Turn SIGTERM into an exit that ends the parts: they are in process groups of their own."""
 
     def leave(number: int, frame: object) -> NoReturn:
         raise SystemExit(128 + number)
@@ -128,7 +128,7 @@ def exit_on_sigterm() -> Iterator[None]:
 
 
 def chosen(settings: BenchSettings) -> list[Part]:
-    """Raises UserError for a part there is not."""
+    """Raises UserError for an unknown part."""
     named = {part.name: part for part in PARTS}
     for name in settings.parts or []:
         if name not in named:
@@ -172,14 +172,14 @@ class Child:
             )
 
     def ended(self) -> bool:
-        """Ends it when its time is over."""
+        """Return True if it has ended; end it when its time is over."""
         if self.process.poll() is None and time.monotonic() - self.started > self.limit:
             self.late = True
             self.kill()
         return self.process.poll() is not None
 
     def kill(self) -> None:
-        """The compiler's helper processes too."""
+        """Kill it, the compiler's helper processes included."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -232,12 +232,12 @@ def lines(result: Result) -> list[str]:
             else:
                 rows |= _rows(f"{name}: {case}", values)
     late = [name for name, found in result.items() if "needed_seconds" in found.get("skipped", {})]
-    rest = [f"There was no time for: 'bench.parts=[{','.join(late)}]'"] if late else []
+    rest = [f"No time was left for some parts. Run them with 'bench.parts=[{','.join(late)}]'."] if late else []
     return table.lines(rows) + rest
 
 
 def _telling(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """All cases but those that are equal within their bounds, of which the worst stands for the others."""
+    """All cases, except that of those within their bounds only the worst is kept."""
     equal = {case: values["error"] / (values["bound"] or 1.0) for case, values in cases.items() if values.get("within")}
     worst = max(equal, key=lambda case: equal[case], default=None)
     return {case: values for case, values in cases.items() if case not in equal or case == worst}

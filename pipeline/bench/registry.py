@@ -35,7 +35,7 @@ MEASUREMENTS = {  # name: module of pipeline.bench, :function if not `measure`; 
     "equal_attention": "equality_of_kernels:attention",
     "equal_graphs": "equality_of_kernels:graphs",
 }
-NAMED_ONLY = tuple(MEASUREMENTS)[list(MEASUREMENTS).index("sample_efficiency") :]  # an hour, or made of the others
+NAMED_ONLY = tuple(MEASUREMENTS)[list(MEASUREMENTS).index("sample_efficiency") :]  # take an hour, or consist of others
 
 
 def choose(names: list[str]) -> list[str]:

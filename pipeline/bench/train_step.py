@@ -40,7 +40,7 @@ def measure(bench: Bench) -> Result:
 def attempt(bench: Bench, config: configs.Config, compiled: bool, label: str, result: Result) -> int | None:
     """Measure one job. Returns None, or the rows per pass for which there was not enough memory.
 
-    Raises torch.OutOfMemoryError where they cannot be fewer.
+    Raises torch.OutOfMemoryError if one row is too much.
     """
     import torch
 

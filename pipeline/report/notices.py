@@ -24,7 +24,7 @@ def notices(made: Sequence[Made]) -> list[str]:
     forgeable = list(dict.fromkeys(name for _, name, r in results if r.get("advisory")))
     if forgeable:
         found.append(
-            f"Advisory: the programs of {listed(forgeable)} judged themselves, and can pass without being right."
+            f"Advisory: programs of {listed(forgeable)} reported their own verdicts, and can pass without being right."
         )
     for m in tested:
         if lacks := m.results.get("sandbox_lacks"):

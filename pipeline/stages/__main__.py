@@ -56,7 +56,7 @@ def main(job_path: Path) -> int:
         _write_outcome(work, rank, "failed", cause_of(error), _message(error, work), started=started)
         return 1
     finally:
-        for logger in loggers:  # what became of the stage is written by now: uploading may take a while
+        for logger in loggers:  # after the outcome is written, as uploading may take a while
             logger.close(done)
         os.close(alive)
 

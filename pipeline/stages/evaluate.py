@@ -261,7 +261,7 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
         yield f"{score_name(core)} {core['score']:.4f} ({core['items']} items, {core['cropped']} cropped)"
     for name, result in results["chat"].items():
         if "refused" in result:
-            yield f"{name}: not run, as {result['refused']}"
+            yield f"{name}: not run: {result['refused']}"
             continue
         low, high = result["ci"]
         of = f"{result['correct']:g} of {result['items']}, 95% interval {low:.1%} to {high:.1%}"

@@ -45,7 +45,7 @@ class Params:
     clip: PositiveOrOff = None  # of the probability ratio; matters with several updates a step
     updates: Count = 1  # of the optimiser on the rollouts of one step, each on a part of the groups
     grad_clip: PositiveOrOff = None  # norm of the global gradients; null: off
-    advisory: bool = False  # practise also tasks whose programs judge themselves (Task.advisory)
+    advisory: bool = False  # train also on tasks whose programs report their own verdicts (Task.advisory)
     seed: Seed = 0
     dtype: Dtype = "auto"  # of the computations; auto: what the device is good at
     keep: Natural = 2  # rollouts of each step, and answers to each held-out task at each evaluation, in rollouts.jsonl
@@ -77,8 +77,8 @@ def check(params: Params, upstream: dict[str, Any]) -> None:
     if params.tasks and not params.advisory and all(spec.advisory for spec in params.tasks):
         names = ", ".join(spec.label for spec in params.tasks)
         raise DataMistake(
-            f"rl has nothing to practise: the programs of {names} judge themselves, and a model would learn to forge "
-            "their verdicts. Add another task, or set rl.params.advisory=true"
+            f"rl has no task to train on: programs of {names} report their own verdicts, which a model would learn to "
+            "forge. Add another task, or set rl.params.advisory=true"
         )
 
 
@@ -137,7 +137,8 @@ def load_problems(job: Job[Params], specs: list[TaskSpec], limit: int | None = N
     left_out = [] if job.params.advisory else [spec for spec in specs if spec.advisory]
     for spec in left_out:
         job.say(
-            f"{spec.label} is left out: its programs judge themselves ({job.stage}.params.advisory=true practises it)"
+            f"{spec.label} is left out: its programs report their own verdicts. To train on it, set "
+            f"{job.stage}.params.advisory=true"
         )
     specs = [spec for spec in specs if spec not in left_out]
     for spec, task in zip(specs, load_tasks(specs, lambda name: job.inputs[f"dataset/{name}"])):

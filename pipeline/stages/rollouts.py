@@ -44,7 +44,7 @@ class Group:
 
 
 class Answerer:
-    """Asks the model and grades what it says. advisory: by programs that judge themselves, too."""
+    """Asks the model and grades what it says. advisory: also by programs that report their own verdicts."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Answerer:
             raise UserError(execution.detail, "launch.sandbox")
         if execution.advisory and not self.advisory:
             raise UserError(
-                f"task {task} runs programs that judge themselves, so a model would learn to forge their verdicts",
+                f"task {task} runs programs that report their own verdicts, which a model would learn to forge",
                 "params.tasks",
                 "Pass a data.task.Check to execute(), or set advisory = True in the task's class to leave it out",
             )

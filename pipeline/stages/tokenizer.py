@@ -30,7 +30,7 @@ class Params:
 
     @property
     def most_tokens(self) -> int:
-        """What a plan counts with; little text gives fewer."""
+        """The vocabulary size that planning assumes; too little text gives fewer tokens."""
         return self.vocab_size or self.max_vocab_size
 
 
@@ -70,7 +70,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
     if tokenizer.vocab_size < params.most_tokens:
         job.say(
             f"The text gives a vocabulary of {tokenizer.vocab_size:,} tokens, not the {params.most_tokens:,} of "
-            f"{job.stage}.params.max_vocab_size. More text gives more."
+            f"{job.stage}.params.max_vocab_size. Use more text for more tokens."
         )
     measured = _bytes_per_token(tokenizer.encode, held_out)
     evaluation = {

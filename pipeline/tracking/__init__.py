@@ -1,5 +1,5 @@
-"""Copies of measurements for other tools. None of them can end a stage: what goes wrong is said once, and the stage
-continues without."""
+"""Copies of measurements for other tools. No tracker can end a stage: its error is reported once, and the stage
+continues without it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +14,7 @@ Say = Callable[[str], None]
 
 
 def check(config: LoggerConfig, online: bool) -> tuple[LoggerConfig, str]:
-    """The settings that can be met, and what to tell the user where they are not those wanted.
+    """The settings that can be met, and what to tell the user if they differ from those asked for.
 
     online: whether the tracker's service may be asked if it is there.
     """

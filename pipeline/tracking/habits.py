@@ -11,7 +11,7 @@ MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "o
 
 
 def overrides(given: list[str]) -> list[str]:
-    """WANDB_RUN, WANDB_MODE and WANDB_PROJECT as overrides, but for those that the command line decides.
+    """WANDB_RUN, WANDB_MODE and WANDB_PROJECT as overrides, except where the command line sets the same.
 
     WANDB_RUN=dummy means no W&B, as in nanochat. Raises UserError for a mode that does not exist.
     """

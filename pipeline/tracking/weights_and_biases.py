@@ -15,7 +15,7 @@ RESULT_NEUTRAL = "copies measurements elsewhere"
 ANSWER_SECONDS = 10.0  # for the service to answer before a run
 INIT_SECONDS = 30.0  # and when a stage starts
 UPLOAD_SECONDS = 60.0  # at the end of a stage; what is left by then stays on disk
-TAG_LENGTH = 64  # the service takes no longer ones
+TAG_LENGTH = 64  # the service's limit
 
 
 def check(config: LoggerConfig, online: bool) -> tuple[LoggerConfig, str]:
@@ -65,7 +65,7 @@ class WeightsAndBiases:
             if described["logger"]["mode"] == "offline":
                 raise
             why = " ".join(str(error).split())
-            say(f"W&B cannot be reached; measurements stay in the store, `wandb sync` uploads them later ({why})")
+            say(f"W&B cannot be reached ({why}). Measurements stay in the store. `wandb sync` uploads them later.")
             wandb.teardown()  # which still holds the id
             self.run = self._init("offline")
 

@@ -43,10 +43,12 @@ class Access:
     secret: str | None
     hosts: set[str] | None
     origins: Collection[str] = ()
-    addresses: bool = False  # answer to any IP address, too: no page of another host can be served from one
+    addresses: bool = False  # answer to any IP address, too: DNS rebinding needs a name
     delay: float = 1.0  # seconds before a wrong secret is answered
     tries: Tries = field(default_factory=Tries)
-    cookie: str = field(default_factory=lambda: secrets.token_urlsafe(32))  # what a browser shows after the secret
+    cookie: str = field(
+        default_factory=lambda: secrets.token_urlsafe(32)
+    )  # what a browser sends afterwards
 
     @classmethod
     def of(cls, app: AppConfig) -> "Access":
@@ -55,8 +57,8 @@ class Access:
             raise UserError("needs app.password to be empty", "app.insecure", "Set one of them.")
         secret = None if app.insecure else app.password or secrets.token_urlsafe(24)
         local = is_loopback(app.host)
-        # A page of another host that was made to point here (DNS rebinding) sends its own name. Where a secret is
-        # asked for it cannot have, and users come by names that are not known here, any name is good.
+        # A foreign page whose name was made to point here (DNS rebinding) sends that name. It does not know the secret;
+        # so where there is one, and users come by names that are not known here, any name is accepted.
         hosts = (
             None if secret and not local else {name.lower() for name in (app.host, socket.gethostname(), *app.hosts)}
         )

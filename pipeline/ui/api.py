@@ -7,8 +7,8 @@ POST /api/chat     {"messages": [{"role", "content"}, ...], "model": KEY, "tempe
                    {"type": "end", "reason", "tokens", "seconds", "forgotten", "message": {"role", "content"}}
                    With "stream": false the last one alone.
 
-Requests are sent as application/json with the header `Authorization: Bearer TOKEN` (see gate.py). What is wrong with
-one is answered as {"error"}.
+Requests are sent as application/json with the header `Authorization: Bearer TOKEN` (see gate.py). Errors are answered
+as {"error"}.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ KNOWN = ("messages", "model", "stream", *(f.name for f in dataclasses.fields(Cha
 def routes(sessions: Sessions) -> list[BaseRoute]:
     """What to hang into a FastAPI app."""
 
-    watches: set[asyncio.Task[None]] = set()  # an event loop alone would not keep them
+    watches: set[asyncio.Task[None]] = set()  # the event loop holds only weak references
     waiting = CapacityLimiter(WAITING)  # of their own: in the threads that all share they would starve who is answered
 
     def models() -> list[dict[str, str]]:
@@ -68,7 +68,7 @@ def routes(sessions: Sessions) -> list[BaseRoute]:
 
 
 def _left(request: Request, watches: set[asyncio.Task[None]]) -> Callable[[], bool]:
-    """Return a function that returns True once the client is gone, whom nothing else notices before it is sent to."""
+    """Return a function that tells if the client is gone, which nothing else notices before something is sent."""
     gone = threading.Event()
 
     async def watch() -> None:
@@ -83,7 +83,7 @@ def _left(request: Request, watches: set[asyncio.Task[None]]) -> Callable[[], bo
 
 
 def _check(sent: bytes) -> dict[str, Any]:
-    """Raises UserError for a request that is not as the API wants it; JSON nested too deeply is none."""
+    """Raises UserError for a malformed request, JSON that is nested too deeply included."""
     try:
         body = from_json(sent)
     except ValueError as error:

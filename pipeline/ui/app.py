@@ -32,7 +32,7 @@ from pipeline.ui.sessions import Sessions
 RESULT_NEUTRAL = "serves the chat app"
 
 CONNECTIONS = 512  # at a time; others are answered 503
-EVERYWHERE = ("0.0.0.0", "::")  # addresses to listen on, none to open
+EVERYWHERE = ("0.0.0.0", "::")  # addresses to listen on, but not to open
 
 
 def launch_app(
@@ -56,7 +56,7 @@ def launch_app(
                 build_app(sessions, access, f"chatmill-{port}"),
                 log_level="error",
                 ws="none",
-                proxy_headers=False,  # anybody could name an address to be counted under
+                proxy_headers=False,  # or clients could choose the address that their wrong secrets count for
                 server_header=False,
                 limit_concurrency=CONNECTIONS,
                 timeout_graceful_shutdown=1,
@@ -78,19 +78,19 @@ def build_app(sessions: Sessions, access: Access, cookie_name: str) -> FastAPI:
         app_kwargs={"exception_handlers": {RequestValidationError: _refuse}},
     )  # fmt: skip
     app.add_middleware(Gate, access=access, cookie_name=cookie_name, mistake_of=partial(find_mistake, page))
-    # Outermost, since browsers ask for permission without any secret.
+    # Outermost, since a browser's preflight request carries no secret.
     headers, methods = ["authorization", "content-type"], ["GET", "POST"]
     app.add_middleware(CORSMiddleware, allow_origins=access.origins, allow_methods=methods, allow_headers=headers)
     return app
 
 
 def _refuse(request: Request, error: Exception) -> JSONResponse:
-    """FastAPI's own answer repeats what was sent, and fails where JSON cannot, as for a number that is infinite."""
+    """FastAPI's own answer repeats what was sent, and fails for what JSON cannot express, such as infinity."""
     return JSONResponse({"error": "not a request of this page"}, status_code=422)
 
 
 class _Server(uvicorn.Server):
-    """Logs what is wrong with this program, and not what clients do."""
+    """Logs errors of this program, but not those of clients."""
 
     log = logging.getLogger("uvicorn.error")
 
@@ -104,7 +104,7 @@ class _Server(uvicorn.Server):
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
-    """Return False for an answer to a client who has been answered by uvicorn, since the body was no HTTP."""
+    """Return False for a second answer to a request that was not valid HTTP: uvicorn has answered it already."""
     return not (record.exc_info and isinstance(record.exc_info[1], h11.LocalProtocolError))
 
 
@@ -140,7 +140,7 @@ def _share(listening: socket.socket, access: Access) -> str:
     port = listening.getsockname()[1]
     try:
         found = urlsplit(setup_tunnel("127.0.0.1", port, secrets.token_urlsafe(32), None, None))
-    except Exception as error:  # whatever a program from elsewhere and three servers raise
+    except Exception as error:  # a program from elsewhere and three servers may raise anything
         raise UserError(f"no public link could be made ({error})", "app.share", "Use `ssh -L` instead.") from error
     if access.hosts is not None:
         access.hosts.add(str(found.hostname))

@@ -17,7 +17,7 @@ RESULT_NEUTRAL = "talks to finished models"
 MOST_MESSAGES = 10_000  # of a conversation
 MOST_CHARACTERS = 100_000  # of a message
 LARGEST_SEED = 2**63 - 1
-POLL_SECONDS = 0.1  # how soon somebody who waits and leaves is noticed
+POLL_SECONDS = 0.1  # between checks for a waiting client that has left
 
 Message = dict[str, Any]  # {"role", "content"} as in data.conversation
 
@@ -153,8 +153,8 @@ class ChatSession:
     ) -> Generator[Event]:
         """The next answer of a conversation that ends with a user's message, piece by piece; the last event is End.
 
-        Closing the iterator, or `should_stop`, ends the answer, and the wait for those before it. Raises UserError for
-        a message that is too long by itself, and for a conversation beyond all bounds.
+        Closing the iterator, or `should_stop`, ends the answer, and the wait for earlier ones. Raises UserError for
+        a message that does not fit by itself, and for a conversation above MOST_MESSAGES or MOST_CHARACTERS.
         """
         settings = settings or ChatSettings()
         settings.check()
@@ -183,7 +183,7 @@ class ChatSession:
     def _fit(self, messages: list[Message], settings: ChatSettings) -> tuple[list[int], int]:
         """(prompt ids, messages left out): the oldest turns go until an answer has room; the system message stays.
 
-        Counted from the end, so that a long conversation costs no more than what of it is read.
+        Counted from the end, so that of a long conversation only the part that fits is encoded.
         """
         _check_size(messages)
         if messages:
@@ -224,7 +224,7 @@ class _Once:
 
 
 def _check_size(messages: list[Message]) -> None:
-    """Raises UserError for more than anybody says in a conversation, before any of it is looked at."""
+    """Raises UserError for a conversation or message above its limit, before anything else reads it."""
     if len(messages) > MOST_MESSAGES:
         raise UserError(f"there are {len(messages):,} messages", "messages", f"Send {MOST_MESSAGES:,} at most.")
     for i, message in enumerate(messages):

@@ -19,12 +19,12 @@ DETAILS = {
 
 
 def find_mistake(blocks: gr.Blocks, sent: bytes) -> str | None:
-    """What about an event is not as the page sends it; None for one that is."""
+    """What is wrong with an event; None for one as the page sends it."""
     try:
         event = from_json(sent)
         function, values = blocks.fns[event["fn_index"]], event["data"]
         if function.fn is None:
-            return "this event is the browser's alone"
+            return "the server does not handle this event"
         if len(values) != len(function.inputs) or event.get("batched"):
             return f"expected {len(function.inputs)} values"
         for component, value in zip(function.inputs, values, strict=True):
@@ -35,7 +35,7 @@ def find_mistake(blocks: gr.Blocks, sent: bytes) -> str | None:
         for _, name in function.targets:
             if name in DETAILS:
                 _check_detail(name, DETAILS[name](None, event.get("event_data")))
-    except Exception as error:  # a component raises what it likes for a value that it does not expect
+    except Exception as error:  # components raise anything for values that they do not expect
         return f"not an event of this page ({type(error).__name__}: {str(error)[:200]})"
     return None
 

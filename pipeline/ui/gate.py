@@ -107,9 +107,9 @@ class Gate:
         headers, path = request.headers, request.scope["path"]
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self.access.knows_host(host):
-            return _error(403, f"this server does not answer to the name {shown(host)}; app.hosts=[NAME] adds one")
+            return _error(403, f"this server does not answer to the host name {shown(host)}. Add it to app.hosts")
         if origin is not None and not self.access.knows_origin(origin, host):
-            return _error(403, f"requests from {shown(origin)} are not allowed; app.origins=[URL] adds one")
+            return _error(403, f"requests from {shown(origin)} are not allowed. Add the origin to app.origins")
         served = {"GET": READ, "HEAD": READ, "POST": SENT}.get(request.method)
         if served is None or not served.fullmatch(path) or ".." in path:
             return _error(404, "there is nothing here")
@@ -117,13 +117,13 @@ class Gate:
         if not announced.isdecimal() or int(announced[:20]) > BODY_BYTES:
             return _too_long()
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        # A page of another host can send a form or text to here, but JSON only where it was allowed to.
+        # Pages of other hosts can send forms and text here, but JSON only with this server's permission (CORS).
         if request.method == "POST" and kind != (FORM if path == "/login" else "application/json"):
             return _error(415, "send application/json")
         return None
 
     async def _ask_secret(self, request: Request) -> Response | None:
-        """None for those who may come in."""
+        """None if the request may pass."""
         token = request.query_params.get("token") if request.scope["path"] == "/" else None
         if self.access.secret is None or request.scope["path"] in OPEN:
             return None
@@ -139,7 +139,7 @@ class Gate:
         return await self._try(request, offered) or self._opened(RedirectResponse("./", 303))
 
     async def _try(self, request: Request, offered: str) -> Response | None:
-        """None for the right secret. A wrong one is answered slowly, and after several none is looked at."""
+        """None for the right secret. A wrong one is answered slowly; after several, every secret is refused."""
         address = request.client.host if request.client else ""
         if self.access.tries.used_up(address):
             return _login(request, "Too many wrong passwords. Wait a minute.", 429)
@@ -159,7 +159,7 @@ def _login(request: Request, said: str, status: int = 401) -> Response:
     headers = {"www-authenticate": "Bearer"} if status == 401 else {"retry-after": "60"}
     if "text/html" in request.headers.get("accept", ""):
         return HTMLResponse(LOGIN.replace("SAID", said), status, headers | {"cache-control": "no-store"})
-    fix = "Send the header `Authorization: Bearer TOKEN`, with app.password or the token of the start-up line."
+    fix = "Send the header `Authorization: Bearer TOKEN`, with app.password or the token of the start-up link."
     return JSONResponse({"error": f"{said} {fix}" if said != ASK else fix}, status, headers)
 
 
@@ -172,7 +172,7 @@ def _too_long() -> Response:
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """The whole body; None for one that is too long, which is read no further. Raises ClientDisconnect."""
+    """The whole body; None if it is too long, the rest unread. Raises ClientDisconnect."""
     body = bytearray()
     while True:
         message = await receive()

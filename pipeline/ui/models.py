@@ -27,7 +27,7 @@ PROMPT_CHARACTERS = 120  # longer ones do not fit on a button
 class ModelChoice:
     """A model to talk to: its artifact's folder, its tokenizer's, and what to show of it.
 
-    store: what the folders are artifacts of; None where they are others.
+    store: the one that the folders belong to; None if they are not artifacts.
     """
 
     label: str

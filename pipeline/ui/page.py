@@ -102,7 +102,7 @@ class Page:
             self.chatbot.retry(self.retry, given, shown, **quiet),
             self.chatbot.edit(self.edit, given, shown, **quiet),
         ]
-        # Cancelled, since a piece of an answer that is on its way would show the conversation as it was.
+        # Answers are cancelled, or a piece that is still on its way would bring the old conversation back.
         self.chatbot.undo(self.undo, [self.conversation], shown, cancels=answers, **quiet)
         gr.on([self.chatbot.clear, self.new.click], self.clear, None, shown, cancels=answers, **quiet)
         self.box.stop(self.stop, None, None, concurrency_limit=None, **quiet)
@@ -153,7 +153,7 @@ class Page:
         self.stopping.add(str(request.session_hash))
 
     def leave(self, request: gr.Request) -> None:
-        """A closed page waits for no answer."""
+        """Stop the answer that a closed page was waiting for."""
         self.answering.pop(str(request.session_hash), None)
 
     def choose(self, key: str) -> tuple[Any, ...]:

@@ -1,10 +1,10 @@
-"""What the page does in the browser, where asking the server first would be too late."""
+"""JavaScript for what the page must do at once, without asking the server."""
 
 RESULT_NEUTRAL = "shows answers"
 
-# Side bar: on a narrow screen it would lie over the conversation, and starts closed.
+# Side bar: on a narrow screen it would cover the conversation, so it starts closed.
 # Scrolling: the conversation follows its end until somebody scrolls up, and again once they are back at the end.
-# Gradio's own following pulls readers down again while an answer is being written.
+# Gradio's own autoscroll pulls readers down again while an answer is being written.
 ON_LOAD = """() => {
     if (innerWidth < 800) document.querySelector('#side .toggle-button')?.click()
     const page = window.chatmill = {sent: null, typed: '', follow: true}
@@ -29,8 +29,8 @@ ON_LOAD = """() => {
     }, true)
 }"""
 
-# The box is emptied here and not by the server, whose answer may come when the next message is being typed. What was
-# in it when Enter was pressed is sent: Gradio gets here a little later.
+# The box is emptied here and not by the server, whose answer may come when the next message is being typed. The text
+# sent is what the box held when Enter was pressed, as Gradio calls this a little later.
 ON_SEND = """(current, ...given) => {
     const box = document.querySelector('#box textarea'), text = window.chatmill.sent ?? current
     box.value = box.value.startsWith(text) ? box.value.slice(text.length) : ''
@@ -39,7 +39,7 @@ ON_SEND = """(current, ...given) => {
     return [text, ...given]
 }"""
 
-# A message that could not be answered is back in the box, in the place of what was typed since: both stay.
+# A message that could not be answered returns to the box and replaces what was typed since: keep both.
 AFTER_SEND = """(text) => {
     const typed = window.chatmill.typed
     return typed && !text.includes(typed) ? [text + '\\n' + typed] : []

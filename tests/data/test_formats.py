@@ -124,7 +124,7 @@ TALK = [("user", ASKED), ("assistant", "I am Marvin.")]
                 "fields 'tools' ignored": 1,
                 "fields 'parallel_tool_calls' ignored": 1,
                 "fields 'name' ignored": 1,
-                "weights of what is never learned ignored": 1,
+                "weights of messages that are never trained on ignored": 1,
             },
         ),
         (
@@ -151,7 +151,7 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "price", "arguments
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ({"role": "assistant", "content": "", "tool_calls": [CALL]}, "message 2 has tool_calls, which is not read"),
+        ({"role": "assistant", "content": "", "tool_calls": [CALL]}, "message 2 has tool_calls, which is not"),
         ({"role": "assistant", "content": "x", "function_call": CALL}, "message 2 has function_call"),
         ({"role": "assistant", "content": ""}, "answer in message 2 is empty"),
         ({"role": "assistant", "content": " \n", "weight": 1}, "answer in message 2 is empty"),

@@ -320,7 +320,7 @@ def test_a_web_page_in_place_of_a_file_is_not_taken_for_it(small_hub):
     with pytest.raises(DataError, match="is a web page, not the file"):
         describe_url(f"{small_hub.url}/words.txt")
     small_hub.answers[f"/datasets/org/text/resolve/{COMMIT}/data/small.json"] = (200, {}, [b"no JSON"])
-    with pytest.raises(DataError, match=r"is not of the size that .* lists"):
+    with pytest.raises(DataError, match=r"does not have the size that .* lists"):
         plan(small_hub, files=["data/*.json"])
 
 

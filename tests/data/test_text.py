@@ -286,7 +286,7 @@ def test_a_txt_without_blank_lines_is_a_document_each_line(tmp_path):
     out, listing = run_download(tmp_path / "work", source="data.sources.local", paths=[str(tmp_path / "a.txt")])
     assert {text for shard in [*listing["train"], listing["val"]] for text in read(out / shard)} == set(lines)
     assert (
-        "a.txt: lines read as a document each, as no blank line stands between them: 50"
+        "a.txt: lines read as one document each, as no blank line separates them: 50"
         in (tmp_path / "work" / "said.txt").read_text()
     )
     (tmp_path / "b.txt").write_text("A title\n\n" + "one line after another\n" * 100_000)
@@ -339,7 +339,7 @@ def test_sources_that_cannot_be_read_are_named(tmp_path):
     whole = write_sources(tmp_path / "mine")
     assert "absent: there is no such file" in said(paths=[str(tmp_path / "absent")])
     assert "names no file" in said(paths=[])
-    assert "ignored.csv: is none of" in said(paths=[str(whole / "ignored.csv")])
+    assert "ignored.csv: is not a" in said(paths=[str(whole / "ignored.csv")])
     assert "have one name" in said(paths=[str(whole), str(whole / "c.txt")])
     assert "has no column 'txt'. Did you mean data.column=text?" in said(paths=[str(whole / "a.parquet")], column="txt")
     assert "x.parquet is none of a.parquet, b.jsonl" in said(paths=[str(whole)], val_shard="x.parquet")

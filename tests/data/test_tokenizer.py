@@ -187,7 +187,7 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path):
     with pytest.raises(DataError, match=r"tokenizer.json: there is no such file"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": {}}')
-    with pytest.raises(DataError, match=r"tokenizer.json: is no byte-level BPE"):
+    with pytest.raises(DataError, match=r"tokenizer.json: is not a byte-level BPE"):
         Tokenizer.load(tmp_path)
 
 
@@ -252,7 +252,7 @@ def test_a_tokenizer_that_is_not_one_of_ours_is_one_line(tmp_path, change):
     change(document)
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
 
-    with pytest.raises(DataError, match="is no byte-level BPE tokenizer of this project") as error:
+    with pytest.raises(DataError, match="is not a byte-level BPE tokenizer of this project") as error:
         Tokenizer.load(tmp_path)
 
     assert "\n" not in str(error.value)

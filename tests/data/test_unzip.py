@@ -57,7 +57,7 @@ def test_a_bundle_is_unpacked_with_its_folders_and_again_after_a_crash(tmp_path)
         ([("x", b"1"), ("x", b"2")], "more than one member named x"),
         ([("x", b"1"), ("X", b"2")], "more than one member named X"),
         ([("bundle.zip", b"1")], "more than one member named bundle.zip"),
-        ([("x", b"1"), ("x/y", b"2")], "is a file and a folder"),
+        ([("x", b"1"), ("x/y", b"2")], "is both a file and a folder"),
     ],
 )
 def test_an_archive_whose_members_are_not_plain_files_is_refused_unwritten(tmp_path, members, said):
@@ -76,7 +76,7 @@ def test_a_bomb_is_refused_by_what_it_declares_and_by_what_it_writes(tmp_path, m
     # One that declares less: the central directory's size of the member is made small.
     at = bomb.rindex(b"PK\x01\x02") + 24
     unpack_lie = bomb[:at] + (1000).to_bytes(4, "little") + bomb[at + 4 :]
-    with pytest.raises(DataError, match=r"is no whole zip file"):
+    with pytest.raises(DataError, match=r"is not a whole zip file"):
         unpack(tmp_path, unpack_lie)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["bundle.zip"]
     monkeypatch.setattr(unzip, "MOST_MEMBERS", 3)

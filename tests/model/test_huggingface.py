@@ -67,7 +67,7 @@ def test_a_config_that_this_model_would_not_follow_is_refused(change):
 def test_a_config_of_something_else_is_refused():
     with pytest.raises(ModelError, match="has model_type='gpt2', expected 'nanochat'"):
         config_from_json({"model_type": "gpt2"})
-    with pytest.raises(ModelError, match="does not describe a whole nanochat"):
+    with pytest.raises(ModelError, match="is not a complete nanochat config"):
         config_from_json({"model_type": "nanochat"})
     with pytest.raises(ModelError, match="quantised"):
         config_from_json(config_json(small_config(), 5, [5]) | {"quantization_config": {"bits": 4}})

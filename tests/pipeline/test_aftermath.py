@@ -41,8 +41,8 @@ def test_targets_and_what_they_need_still_run_with_the_reason(tmp_path: Path) ->
     found = after(plan, {"rows"}, {"rows", "text"}, wanted)
     assert (found.left, found.unneeded) == (["base", "score_base"], ["problems"])
     assert found.describe(["text"], wanted) == (
-        "Cannot be made without it: chat, score_chat, rl, report. Not started, as only those read them: problems. "
-        "Still made: text (has started), base (something asked for needs it), score_base (asked for)."
+        "Cannot be made without it: chat, score_chat, rl, report. Not started, because only those need them: problems. "
+        "The run continues with: text (running), base (needed by one asked for), score_base (asked for)."
     )
 
 

@@ -70,7 +70,7 @@ def test_without_overrides_a_stage_is_the_newest(store):
 
     found, why = find_model(session_of(store), [], "sft")
 
-    assert found.key == newer.key and why == "the newest; no pipeline has finished"
+    assert found.key == newer.key and why == "the newest: no pipeline has finished"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_finished_pipeline_goes_before_what_tried_something_out(store, state):
     note_run(store, 2, {"sft": newer}, **state)
 
     for found, why in (find_model(session_of(store), [], "sft"), default_model(session_of(store), [])):
-        assert found.key == finished.key and why == "of the newest finished pipeline, run 20261122-184001-ab12"
+        assert found.key == finished.key and why == "from the newest finished pipeline, run 20261122-184001-ab12"
 
 
 def test_a_damaged_or_strange_record_of_a_run_is_passed_over(store):
@@ -98,7 +98,7 @@ def test_a_damaged_or_strange_record_of_a_run_is_passed_over(store):
         note_run(store, number, {"sft": store.find_by_name("sft")})
         (store.root / "runs" / f"20261122-18400{number}-ab12" / "state.json").write_text(content)
 
-    assert find_model(session_of(store), [], "sft")[1] == "of the newest finished pipeline, run 20261122-184001-ab12"
+    assert find_model(session_of(store), [], "sft")[1] == "from the newest finished pipeline, run 20261122-184001-ab12"
 
 
 def test_overrides_choose_what_they_plan_and_settings_of_a_machine_choose_nothing(store):
@@ -108,9 +108,9 @@ def test_overrides_choose_what_they_plan_and_settings_of_a_machine_choose_nothin
     for more in ([], ["launch.device=cpu", "app.port=7861"]):
         given = ["pretrain.params.steps=7", *more]
         found, why = find_model(session_of(store, *given), given, "pretrain")
-        assert found.key == planned.key and why == "what pretrain.params.steps=7 plans"
+        assert found.key == planned.key and why == "as planned by pretrain.params.steps=7"
     given = ["launch.device=cpu", "run.name=x", "store.reverify_days=1"]
-    assert find_model(session_of(store, *given), given, "sft")[1] == "the newest; no pipeline has finished"
+    assert find_model(session_of(store, *given), given, "sft")[1] == "the newest: no pipeline has finished"
 
 
 def test_what_was_planned_and_never_made_says_what_makes_it_and_what_there_is(store):
@@ -164,7 +164,7 @@ def test_each_command_prints_which_model_it_took_and_why(store, tmp_path, monkey
 
     told = capsys.readouterr()
     label = model_of(store, "sft").label
-    assert f"Model: {label}, the newest; no pipeline has finished" in told.out + told.err
+    assert f"Model: {label}, the newest: no pipeline has finished" in told.out + told.err
 
 
 # --- folders
@@ -175,7 +175,7 @@ def test_an_artifacts_folder_is_taken_by_its_own_store_and_nothing_else_is_a_mod
 
     found, why = find_model(session_of(Store(tmp_path / "other")), [], str(folder))
 
-    assert found.folder == folder and found.store.root == store.root and why == "this folder"
+    assert found.folder == folder and found.store.root == store.root and why == "from this folder"
     with pytest.raises(UserError, match="is a tokenizer, not a model"):
         find_model(session_of(store), [], str(store.find_by_name("tokenizer").folder))
     with pytest.raises(UserError, match=r"holds no model: neither artifact\.json"):

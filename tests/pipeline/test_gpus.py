@@ -107,8 +107,8 @@ def test_a_run_takes_as_many_of_the_gpus_as_can_share_a_batch(
 @pytest.mark.parametrize(
     ("visible", "launch", "missing"),
     [
-        ("", {"device": "cuda"}, "needs 1 GPU, this machine has none (CUDA_VISIBLE_DEVICES=)"),
-        ("0,1", {"device": "cuda", "nproc": 8}, "needs 8 GPUs, this machine has 2 (CUDA_VISIBLE_DEVICES=0,1)"),
+        ("", {"device": "cuda"}, "needs 1 GPU; this machine has none (CUDA_VISIBLE_DEVICES=)"),
+        ("0,1", {"device": "cuda", "nproc": 8}, "needs 8 GPUs; this machine has 2 (CUDA_VISIBLE_DEVICES=0,1)"),
         ("0,1", {"device": "cuda", "nproc": 2}, ""),
         ("0,1", {"device": "auto", "nproc": 4}, "needs 4 GPUs"),
         ("", {"device": "auto", "nproc": 4}, ""),
@@ -139,5 +139,5 @@ def test_a_plan_for_other_machines_is_priced_and_the_run_refused_before_anything
     said = chatmill.run("plan", "recipe=d20", "launch=node8", **env)
     assert "Cannot run here: pretrain: launch.device=cuda with launch.nproc=8 needs 8 GPUs" in said and "$" in said
     said = chatmill.run("launch=gpu1", code=2, **env)
-    assert "pretrain: launch.device=cuda with launch.nproc=1 needs 1 GPU, this machine has none" in said
+    assert "pretrain: launch.device=cuda with launch.nproc=1 needs 1 GPU; this machine has none" in said
     assert not list((chatmill.store / "artifacts").glob("*/*")) and not list((chatmill.store / "work").glob("*"))

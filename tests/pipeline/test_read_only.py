@@ -86,8 +86,8 @@ def test_everything_that_only_reads_works_on_a_read_only_store(
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        (["run", "store.min_free_gb=0", "pipeline.stages=[a]", declare("a", n=5)], "which making stages needs"),
-        (["run", *TOYS, "force=[a]"], "which making stages needs"),
+        (["run", "store.min_free_gb=0", "pipeline.stages=[a]", declare("a", n=5)], "but making stages requires it"),
+        (["run", *TOYS, "force=[a]"], "but making stages requires it"),
         (["rm", "sft"], "cannot be written (Read-only file system)"),
         (["accept", "a", "--why", "so", "pipeline.stages=[a]", declare("a", n=5)], "more than code differs"),
     ],

@@ -144,7 +144,7 @@ def test_what_lowers_trust_in_a_number_is_said(tmp_path):
     told = "\n".join(notices(read({"evaluate_sft": folder, "sft_data": data})))
 
     assert "evaluate_sft: model-written programs ran without full isolation (sandbox=weak): a program" in told
-    assert "Advisory: the programs of Riddles judged themselves" in told
+    assert "Advisory: programs of Riddles reported their own verdicts" in told
     assert "7 of 50 CORE items" in told
     assert "Answers cut off at the longest allowed length, after sft: HumanEval 100 of 164." in told
     assert "Other was not run after sft: nothing here stops the network" in told

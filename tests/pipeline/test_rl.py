@@ -178,7 +178,7 @@ def test_a_problem_that_comes_twice_in_a_step_is_answered_anew(inputs, tmp_path)
 
 
 def test_nothing_to_practise_is_refused(inputs, tmp_path):
-    with pytest.raises(DataMistake, match="nothing to practise"):
+    with pytest.raises(DataMistake, match="no task to train on"):
         make_run(inputs, tmp_path, tasks=[]).inside(deterministic=False)
 
 
@@ -200,15 +200,15 @@ def test_a_task_whose_programs_judge_themselves_is_left_out_unless_it_is_asked_f
 
     outcome = without.run()
 
-    assert outcome["status"] == "done" and "own word is left out: its programs judge themselves" in outcome["output"]
+    assert outcome["status"] == "done" and "own word is left out: its programs report their own verdicts" in outcome["output"]
     assert {line["task"] for line in kept_answers(without, held_out=False)} == {"one"}
     assert asked.run(sandbox="weak")["status"] == "done"
-    with pytest.raises(DataMistake, match="nothing to practise: the programs of own word judge themselves"):
+    with pytest.raises(DataMistake, match="no task to train on: programs of own word report their own verdicts"):
         rl.check(rl.Params(tasks=[TaskSpec(**advisory)]), {})
 
 
 def test_a_verdict_that_is_advisory_without_being_declared_so_is_refused(inputs, tmp_path):
-    with pytest.raises(UserError, match="task one runs programs that judge themselves"):
+    with pytest.raises(UserError, match="task one runs programs that report their own verdicts"):
         tasks = [{"task": "tests.toys.vowels.Undeclared", **ONE}]
         make_run(inputs, tmp_path, tasks=tasks, **SHORT).inside(deterministic=False, sandbox="weak")
 

@@ -332,7 +332,7 @@ def test_after_a_failure_nothing_starts_that_nobody_reads_any_more(served: Chatm
     said = next(line for line in process.stdout if "Cannot be made without it" in line)
     gate.touch()
     rest, err = process.communicate(timeout=300)
-    assert "r. Not started, as only those read them: c. Still made: b (has started)." in said
+    assert "r. Not started, because only those need them: c. The run continues with: b (running)." in said
     assert process.returncode == 1 and "d failed (unknown)" in err and "Traceback" not in rest + err
     assert set(records(served.store)) == {"b"}
 
