@@ -46,9 +46,7 @@ class Access:
     addresses: bool = False  # answer to any IP address, too: DNS rebinding needs a name
     delay: float = 1.0  # seconds before a wrong secret is answered
     tries: Tries = field(default_factory=Tries)
-    cookie: str = field(
-        default_factory=lambda: secrets.token_urlsafe(32)
-    )  # what a browser sends afterwards
+    cookie: str = field(default_factory=lambda: secrets.token_urlsafe(32))  # what a browser sends afterwards
 
     @classmethod
     def of(cls, app: AppConfig) -> "Access":

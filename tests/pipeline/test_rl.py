@@ -200,7 +200,8 @@ def test_a_task_whose_programs_judge_themselves_is_left_out_unless_it_is_asked_f
 
     outcome = without.run()
 
-    assert outcome["status"] == "done" and "own word is left out: its programs report their own verdicts" in outcome["output"]
+    assert outcome["status"] == "done"
+    assert "own word is left out: its programs report their own verdicts" in outcome["output"]
     assert {line["task"] for line in kept_answers(without, held_out=False)} == {"one"}
     assert asked.run(sandbox="weak")["status"] == "done"
     with pytest.raises(DataMistake, match="no task to train on: programs of own word report their own verdicts"):
