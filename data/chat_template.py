@@ -3,10 +3,10 @@
 Beside our own messages it reads what clients of other tools send: content as a list of text parts, by every role, and
 calls of the calculator as `tool_calls` and `role: tool`, which become parts of one assistant's turn. Everything else is
 refused by raise_exception, so that nothing is rendered as something that the model never saw in training. `tools` may
-name the calculator alone, which is never announced to the model: it knows it.
+name only the calculator, and is not rendered: the model knows its tool.
 
-OpenAI's clients send the arguments of a call as JSON in a text, which Jinja does not read: such a text is taken apart
-at its quotation marks, and refused if it has other escapes than of these.
+OpenAI's clients send the arguments of a call as JSON text, which Jinja cannot parse: the text is split at its quotation
+marks, and refused if anything but these is escaped in it.
 
 vLLM hands parts on unchanged to a template with a loop over message['content'], and joins them by newlines for others.
 
@@ -48,7 +48,7 @@ CHAT_TEMPLATE = """\
 {%- elif called['name'] not in ('python', 'calculator') -%}
 {{- raise_exception('The tool call of ' ~ where ~ ' is not to python, the only tool of this model.') -}}
 {%- elif given is not mapping or given | length != 1 or given['expression'] is not string -%}
-{{- raise_exception('The tool call of ' ~ where ~ ' needs the arguments {"expression": "..."}, as an object where the '
+{{- raise_exception('The tool call of ' ~ where ~ ' needs the arguments {"expression": "..."}, as an object if the '
     ~ 'expression has a backslash.') -}}
 {%- endif -%}
 {{- '<|python_start|>' ~ given['expression'] ~ '<|python_end|>' -}}

@@ -96,12 +96,12 @@ def _is_listed(file: Any, leaf: Any) -> bool:
 
 
 def _rows_of_lists(path: Path, group: int, leaf: Any, rows: int) -> int:
-    """How many rows, at most `rows`, of a column chunk of lists can be decoded together. Raises DataError.
+    """Number of rows, at most `rows`, of a column chunk of lists to decode together. Raises DataError.
 
-    No page header says how many values a row has, so they are counted, each text still kept once.
+    No page header says how many values a row has, so they are counted, while each text is kept only once.
     """
     if leaf.num_values > MOST_LISTED or "DELTA_BYTE_ARRAY" in leaf.encodings:  # which cannot be kept once
-        raise DataError(f"{path}: has lists in {leaf.path_in_schema} whose size is not known before. Refused.")
+        raise DataError(f"{path}: has lists in {leaf.path_in_schema} whose size cannot be known in advance. Refused.")
     while (largest := max(_list_bytes(path, group, leaf.path_in_schema, rows), default=0)) > LARGEST_BATCH:
         if rows == 1:
             raise DataError(f"{path}: has a row that unpacks to {largest:,} bytes of {leaf.path_in_schema}. Refused.")

@@ -108,7 +108,7 @@ class GPTConfig:
         if self.sequence_len * self.head_dim > MOST["sequence_len"] * HEAD_DIM:
             raise ModelError(
                 f"model.sequence_len {self.sequence_len} with model.head_dim {self.head_dim} takes gigabytes for the "
-                f"angles of rotary embeddings alone; their product must be at most {MOST['sequence_len'] * HEAD_DIM}"
+                f"angles of rotary embeddings alone. Their product must be at most {MOST['sequence_len'] * HEAD_DIM}"
             )
         if self.head_dim % 2:
             raise ModelError(f"model.head_dim is {self.head_dim}: rotary embeddings need an even number")
