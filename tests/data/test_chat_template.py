@@ -98,7 +98,7 @@ def test_arguments_may_be_the_text_that_clients_of_openai_send(expression, inden
     arguments = json.dumps({"expression": expression}, ensure_ascii=False, indent=indent)
     messages = [user("?"), assistant("", **called(arguments)), tool("1"), assistant("!")]
     if "\\" in arguments.replace('\\"', ""):
-        with pytest.raises(jinja2.TemplateError, match="as an object where the expression has a backslash"):
+        with pytest.raises(jinja2.TemplateError, match="as an object if the expression has a backslash"):
             from_template(messages)
     else:
         as_object = [user("?"), assistant("", **called({"expression": expression})), tool("1"), assistant("!")]

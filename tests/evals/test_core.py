@@ -256,8 +256,8 @@ def test_a_bundle_that_is_none_is_named(tmp_path, bundle):
         ("core.yaml", "[" * 100_000, "no CORE bundle"),
         ("eval_data/mc.jsonl", "{", r"mc\.jsonl:1: is not JSON"),
         ("eval_data/mc.jsonl", "[3]", r"mc\.jsonl:1: is not a multiple_choice item"),
-        ("eval_data/mc.jsonl", '{"query": "a", "choices": ["b"], "gold": 1}', r"mc\.jsonl:1: its gold is not the number"),
-        ("eval_data/mc.jsonl", '{"query": "a", "choices": [3], "gold": 0}', r"mc\.jsonl:1: its gold is not the number"),
+        ("eval_data/mc.jsonl", '{"query": "a", "choices": ["b"], "gold": 1}', r"mc\.jsonl:1: its gold is not"),
+        ("eval_data/mc.jsonl", '{"query": "a", "choices": [3], "gold": 0}', r"mc\.jsonl:1: its gold is not"),
     ],
 )
 def test_a_bundle_from_elsewhere_is_read_within_its_folder_or_refused_in_one_line(bundle, name, content, said):
