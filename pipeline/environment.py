@@ -53,7 +53,7 @@ def _usable(proxy: str) -> bool:
 
 
 def user_path(text: str) -> Path:
-    """The path as a shell expands it; `~NAME` of an unknown user is a name like any other."""
+    """The path as a shell expands it; `~NAME` of an unknown user is a plain name."""
     return Path(os.path.expanduser(text))
 
 

@@ -40,7 +40,7 @@ def quote(text: str) -> str:
 
 
 def chosen(overrides: list[str], *names: str) -> bool:
-    """Return True if the command line decides one of the settings, given as `NAME=`."""
+    """Return True if the command line sets one of the settings, given as `NAME=`."""
     return any(override.lstrip("+~").startswith(names) for override in overrides)
 
 

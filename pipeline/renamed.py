@@ -29,7 +29,7 @@ NOW = {
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str, prefix: str = "") -> str:
-    """What to do about an unknown name: the nearest of the known ones, each behind `prefix`, else `otherwise`."""
+    """Advice on an unknown name: the nearest known ones, each after `prefix`, or else `otherwise`."""
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     return f"Did you mean {' or '.join(prefix + other for other in near)}?" if near else otherwise
 

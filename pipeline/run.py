@@ -153,7 +153,7 @@ class Run:
         if self.maker.switch.asked:
             told = [str(e) for e in self.failures if isinstance(e, Interrupted) and "had not started" not in str(e)]
             raise Interrupted("; ".join(told) or "stopped")
-        if self.failures:  # not what a stage says that was not started for another's failure
+        if self.failures:  # prefer the cause to stages that were not started because of it
             raise min(self.failures, key=lambda e: (isinstance(e, Interrupted), not isinstance(e, StageFailed)))
 
     def record_path(self, step: Step) -> str:

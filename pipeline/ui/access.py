@@ -94,6 +94,6 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _hostname(host: str) -> str:
-    """The name in a Host header, without the port; empty for anything else: a path in it would reach what parses it."""
+    """The name in a Host header, without the port; empty for anything else, as a path in it would mislead parsers."""
     found = HOST.fullmatch(host)
     return (found[1] or found[2]).lower().rstrip(".") if found else ""
