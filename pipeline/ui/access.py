@@ -57,9 +57,8 @@ class Access:
         local = is_loopback(app.host)
         # A foreign page whose name was made to point here (DNS rebinding) sends that name. It does not know the secret;
         # so where there is one, and users come by names that are not known here, any name is accepted.
-        hosts = (
-            None if secret and not local else {name.lower() for name in (app.host, socket.gethostname(), *app.hosts)}
-        )
+        named = {name.lower() for name in (app.host, socket.gethostname(), *app.hosts)}
+        hosts = None if secret and not local else named
         return cls(secret, hosts, tuple(origin.rstrip("/").lower() for origin in app.origins), addresses=not local)
 
     def knows_host(self, host: str) -> bool:

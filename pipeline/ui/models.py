@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.durable import read_json
+from data.durable import read_fields, read_json
+from data.trust import fits
 from model.config import GPTConfig
 from model.errors import ModelError
 from pipeline.errors import Corrupt, UserError
@@ -20,6 +21,8 @@ CHAT_MODULES = ("finetune", "rl")
 MODULES = (*CHAT_MODULES, "pretrain")
 PROMPTS = ("Who are you?", "What is 37 + 58?", "How do you spell banana?", "Why is the sky blue?")
 TEXTS = ("Once upon a time", "The capital of France is", "To make bread, first", "In the beginning")
+RESULTS: dict[str, Any] = {"conversations": [], "samples": []}  # of results.json, which may be from elsewhere
+ASKED = {"task": "", "prompt": ""}
 PROMPT_CHARACTERS = 120  # longer ones do not fit on a button
 
 
@@ -48,11 +51,11 @@ class ModelChoice:
 
 def find_models(store: Store) -> list[ModelChoice]:
     """Every model of the store: the newest chat model first, those that only continue text last."""
-    choices = []
-    for artifact in sorted(store.all(), key=lambda a: a.module not in CHAT_MODULES):
+    choices, there = [], list(store.all())
+    for artifact in sorted(there, key=lambda a: a.module not in CHAT_MODULES):
         if artifact.module in MODULES:
             try:
-                choices.append(choice(store, artifact))
+                choices.append(choice(store, artifact, there))
             except UserError:
                 continue
             except Corrupt as error:
@@ -60,8 +63,11 @@ def find_models(store: Store) -> list[ModelChoice]:
     return choices
 
 
-def choice(store: Store, artifact: Artifact) -> ModelChoice:
-    """Raises UserError if the artifact is no model, or its tokenizer is gone; Corrupt if its model.json is damaged."""
+def choice(store: Store, artifact: Artifact, there: list[Artifact] | None = None) -> ModelChoice:
+    """there: what is in the store, where that is known.
+
+    Raises UserError if the artifact is no model, or its tokenizer is gone; Corrupt if its model.json is damaged.
+    """
     where = f"{artifact.module}/{artifact.key}"
     if not (artifact.folder / "model.json").is_file():
         raise UserError("is no model to talk to", where, "`ls` shows what the store holds.")
@@ -72,7 +78,8 @@ def choice(store: Store, artifact: Artifact) -> ModelChoice:
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(artifact.record["finished"]))
     label = " · ".join(part for part in (artifact.stages[0], name, artifact.key[:8]) if part)
     facts = f"{_facts(store, artifact)} · made {made}"
-    return ModelChoice(label, artifact.key, artifact.folder, tokenizer, facts, _prompts(store, artifact), store)
+    prompts = _prompts(store, artifact, list(store.all()) if there is None else there)
+    return ModelChoice(label, artifact.key, artifact.folder, tokenizer, facts, prompts, store)
 
 
 def _facts(store: Store, artifact: Artifact) -> str:
@@ -100,17 +107,18 @@ def _count(number: float) -> str:
     return f"{number:g}"
 
 
-def _prompts(store: Store, artifact: Artifact) -> tuple[str, ...]:
+def _prompts(store: Store, artifact: Artifact, there: list[Artifact]) -> tuple[str, ...]:
     """What the model was seen to do well: a question of each task that its evaluation saw answered rightly, or the
     texts that a base model continued there; the usual ones where there is nothing."""
     found: dict[str, str] = {}
     base = artifact.module == "pretrain"
-    for results in _evaluations(store, artifact.key):
-        for conversation in results.get("conversations") or []:
-            if conversation["correct"] and _fits(conversation["prompt"]):
+    for results in _evaluations(store, artifact.key, there):
+        for conversation in results["conversations"]:
+            if fits(conversation, ASKED) and conversation.get("correct") and _fits(conversation["prompt"]):
                 found.setdefault(conversation["task"], conversation["prompt"])
-        for sample in (results.get("samples") or []) if base else []:
-            found.setdefault(sample["prompt"], sample["prompt"])
+        for sample in results["samples"] if base else []:
+            if fits(sample, {"prompt": ""}):
+                found.setdefault(sample["prompt"], sample["prompt"])
     usual = TEXTS if base else PROMPTS
     return tuple(dict.fromkeys([*list(found.values())[:3], *usual]))[: len(usual)]
 
@@ -119,8 +127,8 @@ def _fits(prompt: str) -> bool:
     return "\n" not in prompt.strip() and len(prompt) <= PROMPT_CHARACTERS
 
 
-def _evaluations(store: Store, key: str) -> Iterator[dict[str, Any]]:
-    for artifact in store.all():
+def _evaluations(store: Store, key: str, there: list[Artifact]) -> Iterator[dict[str, Any]]:
+    for artifact in there:
         if artifact.module == "evaluate" and artifact.record["inputs"].get("model") == key:
             with suppress(Corrupt):
-                yield read_json(store.open(artifact, "results.json") / "results.json", dict) or {}
+                yield read_fields(store.open(artifact, "results.json") / "results.json", RESULTS)

@@ -55,6 +55,17 @@ def test_an_artifact_that_is_no_model_is_refused(store):
         choice(store, store.read(store.folder("tokenizer", "tttt1111")))
 
 
+@pytest.mark.parametrize(
+    "shape", [7, {}, [7], [{}], [{"correct": 1, "task": "GSM8K", "prompt": 7}], [{"prompt": [""]}]]
+)
+def test_results_of_another_shape_give_no_prompts(store, shape):
+    artifact = put(store, "pretrain", "pppp1111", 4.0, ["pretrain"], TOKENIZER, model=MODEL)
+    results = {"conversations": shape, "samples": shape}
+    put(store, "evaluate", "eeee1111", 5.0, inputs={"model": "pppp1111"}, results=results)
+
+    assert choice(store, artifact).prompts == TEXTS
+
+
 def test_a_base_model_is_given_texts_to_continue(store):
     artifact = put(store, "pretrain", "pppp1111", 4.0, ["pretrain"], TOKENIZER, model=MODEL)
     samples = [{"prompt": "The mill is", "text": " old"}]
