@@ -19,6 +19,7 @@ from pipeline.ui.access import Access, same
 RESULT_NEUTRAL = "lets requests in or not"
 
 BODY_BYTES = 1 << 20  # of a request
+LOGIN_BYTES = 1 << 12  # of the login form, which anybody may send
 LEFT_BYTES, LEFT_SECONDS = 1 << 28, 30.0  # of a refused request, which are received and thrown away
 
 # Of what Gradio offers, what a chat needs: no uploads, no files, no proxy, no recordings, no page about itself.
@@ -80,17 +81,17 @@ class Gate:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        request = Request(scope)
+        request, limit = Request(scope), LOGIN_BYTES if scope["path"] == "/login" else BODY_BYTES
         unread = request.method == "POST"
-        refusal = self._refuse(request) or await self._ask_secret(request)
+        refusal = self._refuse(request, limit) or await self._ask_secret(request)
         if refusal is None and unread:
             try:
-                body = await _read(receive)
+                body = await _read(receive, limit)
             except ClientDisconnect:
                 return
             unread = body is None
             if body is None:
-                refusal = _too_long()
+                refusal = _too_long(limit)
             elif request.scope["path"] == "/login":
                 refusal = await self._log_in(request, body)
             elif request.scope["path"] == EVENT and (mistake := self.mistake_of(body)):
@@ -102,8 +103,8 @@ class Gate:
         else:
             await (refusal or self.app)(scope, receive, guarded)
 
-    def _refuse(self, request: Request) -> Response | None:
-        """What is wrong with where a request comes from or goes to, or None."""
+    def _refuse(self, request: Request, limit: int) -> Response | None:
+        """What is wrong with where a request comes from or goes to, or how long it is, or None."""
         headers, path = request.headers, request.scope["path"]
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self.access.knows_host(host):
@@ -114,8 +115,8 @@ class Gate:
         if served is None or not served.fullmatch(path) or ".." in path:
             return _error(404, "there is nothing here")
         announced = headers.get("content-length", "0")
-        if not announced.isdecimal() or int(announced[:20]) > BODY_BYTES:
-            return _too_long()
+        if not announced.isdecimal() or int(announced[:20]) > limit:
+            return _too_long(limit)
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         # Pages of other hosts can send forms and text here, but JSON only with this server's permission (CORS).
         if request.method == "POST" and kind != (FORM if path == "/login" else "application/json"):
@@ -167,11 +168,11 @@ def _error(status: int, said: str) -> Response:
     return JSONResponse({"error": said}, status)
 
 
-def _too_long() -> Response:
-    return _error(413, f"the request is longer than {BODY_BYTES:,} bytes")
+def _too_long(limit: int) -> Response:
+    return _error(413, f"the request is longer than {limit:,} bytes")
 
 
-async def _read(receive: Receive) -> bytes | None:
+async def _read(receive: Receive, limit: int) -> bytes | None:
     """The whole body; None if it is too long, the rest unread. Raises ClientDisconnect."""
     body = bytearray()
     while True:
@@ -179,7 +180,7 @@ async def _read(receive: Receive) -> bytes | None:
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         body += message.get("body", b"")
-        if len(body) > BODY_BYTES:
+        if len(body) > limit:
             return None
         if not message.get("more_body"):
             return bytes(body)

@@ -129,6 +129,12 @@ def test_a_browser_without_the_link_is_asked_for_the_password():
     assert browser.get("/").json() == "the page"
 
 
+def test_a_login_form_is_no_longer_than_a_password_may_be():
+    browser = client(AppConfig(password="mill"))
+    assert browser.post("/login", data={"password": "x" * 5000}).status_code == 413
+    assert browser.post("/login", data={"password": "mill"}).status_code == 303
+
+
 def test_a_password_is_good_for_programs_and_its_case_matters():
     program = client(AppConfig(password="Mühle"))
 
