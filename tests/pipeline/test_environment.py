@@ -24,7 +24,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         os.environ.pop(name.upper(), None)
 
 
-@pytest.mark.parametrize("scheme", ["http", "socks5"])
+@pytest.mark.parametrize("scheme", [pytest.param("http", marks=pytest.mark.full), "socks5"])
 def test_behind_a_proxy_a_run_talks_to_itself_directly_and_downloads_by_the_proxy(
     served: Chatmill, tmp_path: Path, scheme: str
 ) -> None:
