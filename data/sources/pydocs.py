@@ -15,10 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data.errors import DataError
-from data.permutation import Permutation
 from data.shards import held_out, write_shard
 from data.source import Made, Request
 from data.trust import group, is_sha256
@@ -69,6 +66,10 @@ def make(request: Request) -> Made | None:
 
 
 def _shuffled(texts: list[str], seed: int) -> list[str]:
+    import numpy as np  # here, so that a plan need not wait for it
+
+    from data.permutation import Permutation
+
     return [texts[i] for i in Permutation(len(texts), seed)(np.arange(len(texts)))]
 
 

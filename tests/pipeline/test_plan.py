@@ -233,14 +233,18 @@ def test_modules_of_ones_own_lie_where_the_command_is_given(tmp_path: Path) -> N
     assert "code own_task" in done.stdout
 
 
-def test_planning_and_stage_modules_import_nothing_heavy() -> None:
+def test_planning_and_stage_modules_import_nothing_heavy(tmp_path: Path) -> None:
     program = (
-        "import sys, pkgutil, importlib, pipeline.stages, pipeline.verbs; "
+        "import sys, pkgutil, importlib, pipeline.stages, pipeline.cli, contextlib, io; "
         "[importlib.import_module('pipeline.stages.' + m.name) for m in pkgutil.iter_modules(pipeline.stages.__path__)"
-        " if m.name != '__main__']; "
+        " if m.name != '__main__']; contextlib.redirect_stdout(io.StringIO()).__enter__(); "
+        "[pipeline.cli.main(['plan', 'recipe=' + name]) for name in ('tiny', 'd20')]; sys.stdout = sys.__stdout__; "
         "print(sorted({'torch', 'numpy', 'pyarrow', 'prefect', 'gradio', 'pandas', 'matplotlib'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    env = os.environ | {"CHATMILL_STORE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
