@@ -83,8 +83,7 @@ def _take_free(count: int, names: list[str], folder: Path) -> dict[str, int]:
     """Locked files by the GPU's name: `count` of them, or none."""
     held: dict[str, int] = {}
     for name in names:
-        # Read-only, since the file may be another user's; that is enough for a lock.
-        fd = os.open(folder / f"chatmill-gpu-{re.sub(r'[^0-9A-Za-z]', '-', name)}", os.O_RDONLY | os.O_CREAT, 0o644)
+        fd = _open(folder / f"chatmill-gpu-{re.sub(r'[^0-9A-Za-z]', '-', name)}")
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -96,3 +95,11 @@ def _take_free(count: int, names: list[str], folder: Path) -> dict[str, int]:
     for fd in held.values():
         os.close(fd)
     return {}
+
+
+def _open(path: Path) -> int:
+    """Open a file for locking, which may be another user's: read-only is enough. Returns the fd."""
+    try:
+        return os.open(path, os.O_RDONLY)  # O_CREAT on another user's file in /tmp is refused (fs.protected_regular)
+    except FileNotFoundError:
+        return os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)

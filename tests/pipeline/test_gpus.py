@@ -73,6 +73,24 @@ def test_another_process_keeps_its_gpus_until_it_is_killed(four: None, tmp_path:
         assert found["CUDA_VISIBLE_DEVICES"].startswith("0,1")
 
 
+def test_lock_files_of_another_user_are_only_opened(
+    four: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with take(tmp_path, 4)[0]:
+        pass
+    really_open = os.open
+
+    def as_in_tmp(path: Path, how: int, mode: int = 0o777) -> int:
+        """The kernel with fs.protected_regular=1, the default of many distributions."""
+        if how & os.O_CREAT and os.path.exists(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return really_open(path, how, mode)
+
+    monkeypatch.setattr(os, "open", as_in_tmp)
+    with take(tmp_path, 4)[0] as found:
+        assert found["CUDA_VISIBLE_DEVICES"] == "0,1,GPU-9a/b,3"
+
+
 def test_more_than_there_are_is_the_users_mistake_and_none_is_no_limit(
     four: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
