@@ -141,7 +141,7 @@ def find_unfinished(store: Store, name: str, by_stage: bool = False) -> Path | N
 
     Raises UserError for digits that several begin with.
     """
-    works = sorted((store.root / "work").glob("*"), key=lambda p: p.stat().st_mtime, reverse=True)
+    works = sorted((store.root / "work").glob("*"), key=_changed_at, reverse=True)
     named = [w for w in works if name == w.name or (len(name) >= 4 and w.name.rpartition("-")[2].startswith(name))]
     if len(named) > 1:
         said = ", ".join(work.name for work in named)
@@ -296,6 +296,13 @@ def _unused_files(store: Store, done: set[Path]) -> list[Path]:
         if shard.is_dir() and all(p.stat().st_nlink == 1 for p in shard.glob("*.npy")):
             found.append(shard)
     return [path for path in found if path.name.partition(".")[0] not in needed]
+
+
+def _changed_at(work: Path) -> float:
+    try:
+        return work.stat().st_mtime
+    except FileNotFoundError:  # just published or removed
+        return 0.0
 
 
 def _reader(store: Store, artifact: Artifact) -> str | None:

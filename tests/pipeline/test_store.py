@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline import store as store_module
 from pipeline.errors import Corrupt, UserError
-from pipeline.inspect_store import collect_garbage
+from pipeline.inspect_store import collect_garbage, find_unfinished
 from pipeline.locks import Lock
 from pipeline.store import RECORD as RECORD_FILE
 from pipeline.store import Store
@@ -315,3 +315,9 @@ def test_gc_deletes_what_nothing_refers_to_and_nothing_else(store: Store) -> Non
     assert unfinished.exists() and store.work("toy", once_more.key).exists()
     store.discard(artifact.folder)
     assert {path for path, _ in collect_garbage(store, dry_run=False)} == {blobs / "used", shard}
+
+
+def test_work_that_is_published_while_it_is_looked_at_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "work" / "source-bbbb").mkdir(parents=True)
+    (tmp_path / "work" / "source-aaaa").symlink_to(tmp_path / "gone")  # listed, and not there when asked for its age
+    assert find_unfinished(Store(tmp_path), "source", by_stage=True) == tmp_path / "work" / "source-bbbb"
