@@ -196,7 +196,7 @@ def test_what_is_not_expected_to_fit_into_the_budget_is_skipped_by_name(monkeypa
     result = gpu.measure(make_bench("bench.budget_seconds=5"))
     assert list(result) == [part.name for part in PARTS]
     assert all("expected to take 20 s" in found["skipped"]["why"] for found in result.values())
-    assert gpu.lines(result)[-1].endswith("d12 base fp8,d12 modern fp8]'")
+    assert gpu.lines(result)[-1].endswith("d12 base fp8,d12 modern fp8]'.")
     said = capsys.readouterr().out
     assert all(part.name in said for part in PARTS) and not command.wrong(result)
 

@@ -178,7 +178,7 @@ def test_a_problem_that_comes_twice_in_a_step_is_answered_anew(inputs, tmp_path)
 
 
 def test_nothing_to_practise_is_refused(inputs, tmp_path):
-    with pytest.raises(DataMistake, match="no task to train on"):
+    with pytest.raises(DataMistake, match="nothing to practise"):
         make_run(inputs, tmp_path, tasks=[]).inside(deterministic=False)
 
 
