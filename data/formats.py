@@ -24,7 +24,7 @@ class Unlearnable(DataMistake):
 
 
 def conversation_of(value: Any, notes: Counter[str]) -> Conversation:
-    """The conversation that a JSON value stands for, checked, to learn from. notes: counts fields that are ignored.
+    """The conversation to learn from that a JSON value represents, checked. notes: counts fields that are ignored.
 
     Raises DataError for any other value, for answers that call tools or are empty, and where none comes last.
     """

@@ -32,7 +32,7 @@ LONGEST_ANSWER_SECONDS = 120.0
 
 @dataclass
 class Line:
-    """What the connections of a download share."""
+    """State that the connections of a download share."""
 
     turnstile: Turnstile = field(default_factory=lambda: Turnstile(logging.getLogger(__name__).warning))
     stop: threading.Event = field(default_factory=threading.Event)
@@ -54,7 +54,7 @@ class Stalled(OSError):
 
 
 class Pace:
-    """How fast one connection sends."""
+    """The speed of one connection."""
 
     def __init__(self) -> None:
         self.since, self.bytes = time.monotonic(), 0
@@ -146,7 +146,7 @@ def headers(own_token: bool) -> dict[str, str]:
 
 @functools.cache
 def http_errors() -> tuple[type[Exception], ...]:
-    """What a bad line raises. huggingface_hub has changed its HTTP library and may again: ask its client for it."""
+    """Exceptions of a bad connection. huggingface_hub has changed its HTTP library and may again: ask its client."""
     library = importlib.import_module(type(_session()).__module__.partition(".")[0])
     return (library.HTTPError, library.InvalidURL, OSError)
 

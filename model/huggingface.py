@@ -32,7 +32,7 @@ Layout = Literal["hf", "nanochat"]
 
 
 def obstacles(config: GPTConfig, layout: Layout = "hf") -> list[str]:
-    """What this model has that the layout cannot express, as settings with their values; empty if it can be exported.
+    """Settings of this model, with their values, that the layout cannot express; empty if it can be exported.
 
     `modern` is nothing but switches: with those listed here off, its weights are exportable too.
     """
@@ -84,7 +84,7 @@ def config_json(config: GPTConfig, bos: int, ends: list[int]) -> dict[str, Any]:
     }
 
 
-# What config.json may say otherwise, or leave out, while logits agree.
+# Fields of config.json that may differ or be missing, since they do not affect logits.
 _FREE = ("architectures", "dtype", "use_cache", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id")
 
 

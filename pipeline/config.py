@@ -287,7 +287,7 @@ def _explain(error: Exception, overrides: list[str], known: list[str]) -> UserEr
 
 
 def _as_text(override: str) -> str:
-    """How to type the value of an override as text, whatever is in it."""
+    """Advice to type the value of an override as one text."""
     name, given, value = override.lstrip("+").partition("=")
     text = f"{name}={quote(value)}"
     shown = shlex.quote(text) if set(text) & set('"$`\\!') else f'"{text}"'

@@ -50,7 +50,7 @@ def evaluate(flags: argparse.Namespace, overrides: list[str]) -> int:
         raise UserError("needs one model", NAME, "python flows.py eval MODEL 'tasks=[...]'; `ls` shows names.")
     out = user_path(flags.out) if flags.out else None
     if out and not out.absolute().parent.is_dir():
-        raise UserError("lies in no folder that exists", str(out))
+        raise UserError("is in a folder that does not exist", str(out), "Create it, or choose another file.")
     own, rest = split(overrides)
     session = Session.open(rest)
     with workplace() as work, StopSwitch() as switch, RunView() as view:

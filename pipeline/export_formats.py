@@ -1,4 +1,4 @@
-"""What `export` writes, by format.
+"""Formats that `export` writes.
 
 hf        Hugging Face's model type `nanochat`, for transformers, vLLM, TRL, lm-eval
 nanochat  nanochat's own names of weights, twice: its base directory (NANOCHAT_BASE_DIR) with a checkpoint that its

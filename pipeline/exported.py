@@ -1,4 +1,4 @@
-"""What `export` leaves in a folder: a marker that says what it was made from and which files are its own."""
+"""The marker that `export` leaves in a folder: what it was made from, and which files are its own."""
 
 import os
 from contextlib import suppress
@@ -28,7 +28,7 @@ class Exported:
 
 
 def read_marker(folder: Path) -> Exported | None:
-    """What the marker in `folder` says; None for folders without one, or with one that must not be trusted."""
+    """The content of the marker in `folder`; None if there is none, or it must not be trusted."""
     record = read_json(folder / MARKER, dict)
     try:
         found = Exported(**(record or {}))
@@ -68,6 +68,6 @@ def write_marker(folder: Path, record: Exported, files: set[str] | list[str]) ->
 def _remove(folder: Path, name: str) -> None:
     path = folder / name
     path.unlink(missing_ok=True)
-    with suppress(OSError):  # not empty: somebody else's
+    with suppress(OSError):  # not empty: other files are in it
         while (path := path.parent) != folder:
             path.rmdir()

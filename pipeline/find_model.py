@@ -56,7 +56,7 @@ def default_model(session: Session, overrides: list[str]) -> tuple[ModelChoice, 
 
 
 def planned(session: Session, overrides: list[str], stages: list[str]) -> tuple[Artifact, str] | None:
-    """What the configuration plans for the first of the stages that exists; None if no override chooses one.
+    """The artifact planned for the first of the stages that exists, and why; None if no override chooses one.
 
     Raises UserError when overrides choose a configuration and the store has none of the stages.
     """

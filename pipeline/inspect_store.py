@@ -66,7 +66,7 @@ def print_ending(console: Console, store: Store, artifacts: list[Artifact]) -> N
 
 
 def print_scores(console: Console, store: Store, artifact: Artifact) -> None:
-    """What an evaluation measured, as the stage printed it when it ran; nothing for other artifacts."""
+    """Print the results of an evaluation as its stage did when it ran; nothing for other artifacts."""
     if artifact.module != "evaluate":
         return
     from pipeline.stages.evaluate import lines
@@ -330,7 +330,7 @@ def _alive(store: Store, work: Path) -> bool:
 
 
 def _job(work: Path) -> dict[str, Any]:
-    """What is being made in `work`, by its job.json, or else its name: stage, key and inputs."""
+    """Stage, key and inputs of the work in `work`, by its job.json or else its name."""
     module, _, key = work.name.rpartition("-")
     named = {"stage": module, "key": key, "inputs": {}}
     return read_fields(work / "job.json", named)

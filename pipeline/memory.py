@@ -45,7 +45,7 @@ class Memory:
 
     @contextmanager
     def changing(self, name: str) -> Iterator[dict[str, Any]]:
-        """What is remembered, to be changed in place; others who change it wait, so that nothing gets lost.
+        """The remembered content, to be changed in place; others who change it wait, so that nothing gets lost.
 
         Raises OSError where it cannot be kept.
         """
@@ -75,9 +75,9 @@ class Memory:
             names[name] = known | {stage: list(place) for stage, place in made.items()}
 
     def identity(self, look: Callable[[dict[str, Any]], Any], hub: dict[str, Any], fresh: bool) -> Any:
-        """What `look` finds out about data, given what was found out before; it adds to that what is new.
+        """The result of `look`, which is passed what is known about data, and adds to it.
 
-        hub: passed with it and not remembered. fresh: as if nothing had been found out before.
+        hub: passed with it and not remembered. fresh: start with nothing known.
         """
         known = {kind: entries for kind, entries in self.recall("identity").items() if isinstance(entries, dict)}
         memory = copy.deepcopy({} if fresh else known) | hub

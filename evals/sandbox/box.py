@@ -58,7 +58,7 @@ print("open:", ", ".join(found))
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use. Memory is address space, which an interpreter takes some 30 MB of by itself."""
+    """Limits on one program. Memory is address space, of which an interpreter alone takes some 30 MB."""
 
     wall_seconds: float = 20.0  # processor time is what counts; this ends those who sleep
     cpu_seconds: int = 5

@@ -1,4 +1,4 @@
-"""What crosses between the processes of a sandbox: frames of JSON, and in them plain Python values.
+"""Messages between the processes of a sandbox: frames of JSON, and in them plain Python values.
 
 A reader never unpickles, calls or looks up anything by a name that it was sent, and what `unpack` returns consists of
 objects whose type is exactly a built-in one: none has methods of the sender's.

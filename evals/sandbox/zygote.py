@@ -26,7 +26,7 @@ def main() -> None:
     os.umask(0o022)
     requests = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a runner ended
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # exit codes of runners are not needed
     while True:
         byte, fds, _, _ = socket.recv_fds(requests, 1, 2)
         if not byte:

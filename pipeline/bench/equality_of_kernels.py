@@ -73,7 +73,7 @@ def _compared(
 def _passed(
     tensors: "list[Tensor]", gradient: "Tensor", window: int, documents: "Tensor | None", backend: str
 ) -> "list[Tensor]":
-    """What attention returns, and the gradients of q, k and v."""
+    """The result of attention, and the gradients of q, k and v."""
     import torch
 
     from model.attention import attend

@@ -67,7 +67,7 @@ PARTS = [
     Part("d12 base fp8", "train_step", 60, f"{TRAIN}=[d12] pretrain.params.fp8=true"),
     Part("d12 modern fp8", "train_step", 70, f"{TRAIN}=[d12] {configs.MODERN} pretrain.params.fp8=true"),
 ]
-# What an H200 should reach, by part, case and quantity. Shown beside what is measured; nothing fails for it.
+# Numbers that an H200 should reach, by part, case and quantity; to miss one is not a failure.
 BARS: dict[str, dict[str, dict[str, float]]] = {
     "d20 base bf16": {"d20 compiled": {"tok_s": 150_000, "mfu": 0.53}},
     "decode d20": {
@@ -185,7 +185,7 @@ class Child:
         self.process.wait()
 
     def result(self) -> dict[str, Any]:
-        """What was saved last, and what went wrong after that."""
+        """The result that was saved last, with what went wrong after that."""
         seconds = time.monotonic() - self.started
         found = (read_json(self.out, dict) or {}).get(self.part.measurement, {})
         for case, bars in BARS.get(self.part.name, {}).items():

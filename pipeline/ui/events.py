@@ -9,7 +9,7 @@ from pydantic_core import from_json
 
 RESULT_NEUTRAL = "refuses requests"
 
-# What the handlers of these events are passed beside the values of components.
+# Types that the handlers of these events are passed beside the values of components.
 DETAILS = {
     "example_select": gr.SelectData,
     "retry": gr.RetryData,

@@ -203,7 +203,7 @@ async def _answer_early(refusal: Response, scope: Scope, receive: Receive, send:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """What an app receives: the body that was read, then what comes after it."""
+    """A replacement for `receive`: it gives the body that was read, then what comes after it."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

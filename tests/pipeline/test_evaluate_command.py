@@ -78,7 +78,7 @@ def test_a_model_by_name_and_its_exported_folder_have_the_same_results(chatmill,
         (["sft", "samples=many"], "eval.params.samples: is 'many'"),
         (["sft", "tasks=[Arithmetic]", "samples=4"], "at temperature 0 all of them are the same"),
         (["sft", "sampels=2"], "there is no setting sampels"),
-        (["sft", "--out", "/nowhere/at/all.json"], "lies in no folder that exists"),
+        (["sft", "--out", "/nowhere/at/all.json"], "is in a folder that does not exist"),
     ],
 )
 def test_mistakes_are_told_in_a_line_and_leave_nothing(here, tmp_path, capsys, line, complaint):
