@@ -60,7 +60,7 @@ def planned(session: Session, overrides: list[str], stages: list[str]) -> tuple[
 
     Raises UserError when overrides choose a configuration and the store has none of the stages.
     """
-    chosen = [override for override in overrides if override.lstrip("+~").split("=")[0].split(".")[0] not in NEUTRAL]
+    chosen = [override for override in overrides if not _is_neutral(override)]
     if not chosen or not stages:
         return None
     steps = session.plan(online=False, targets=stages).steps
@@ -74,6 +74,11 @@ def planned(session: Session, overrides: list[str], stages: list[str]) -> tuple[
         " ".join(chosen),
         f"Run `python flows.py {' '.join(chosen)} until={stages[0]}` to make it. {there}",
     )
+
+
+def _is_neutral(override: str) -> bool:
+    parts = override.lstrip("+~").partition("=")[0].split(".")
+    return parts[0] in NEUTRAL or parts[1:2] == ["launch"]  # of all stages, or of one
 
 
 def newest(store: Store, stages: list[str]) -> tuple[Artifact, str]:

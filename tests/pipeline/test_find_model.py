@@ -109,7 +109,7 @@ def test_overrides_choose_what_they_plan_and_settings_of_a_machine_choose_nothin
         given = ["pretrain.params.steps=7", *more]
         found, why = find_model(session_of(store, *given), given, "pretrain")
         assert found.key == planned.key and why == "as planned by pretrain.params.steps=7"
-    given = ["launch.device=cpu", "run.name=x", "store.reverify_days=1"]
+    given = ["launch.device=cpu", "run.name=x", "store.reverify_days=1", "sft.launch.threads=1"]
     assert find_model(session_of(store, *given), given, "sft")[1] == "the newest: no pipeline has finished"
 
 
