@@ -34,10 +34,16 @@ def unzip(path: Path, folder: Path, where: str) -> None:
                 raise _too_large(where, left)
             for info in members:
                 left -= _write(archive, info, below(folder, info.orig_filename, where), left, where)
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError, OSError) as error:
-        if getattr(error, "errno", None) not in (None, errno.EINVAL):  # that of a seek to where the archive sends us
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # what a seek to an offset that the archive names may raise
             raise
-        raise DataError(f"{where}: is not a whole zip file ({error}). Fetch it again, or try another mirror.") from None
+        raise _not_whole(where, error) from None
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError) as error:
+        raise _not_whole(where, error) from None
+
+
+def _not_whole(where: str, error: Exception) -> DataError:
+    return DataError(f"{where}: is not a whole zip file ({error}). Fetch it again, or try another mirror.")
 
 
 def _check_directory(path: Path, where: str) -> None:
@@ -73,7 +79,7 @@ def _checked(members: list[zipfile.ZipInfo], own_name: str, where: str) -> list[
 def _write(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, left: int, where: str) -> int:
     """Write a member, whole or not at all; returns the bytes written, at most `left`."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
+    temporary = target.with_name(f"{target.name}\\tmp")  # no member can have this name: backslashes are refused
     written = 0
     try:
         with archive.open(info) as source, open(temporary, "wb") as file:

@@ -174,7 +174,8 @@ def status_of(error: Exception) -> int | None:
 
 
 def pause(failures: int) -> float:
-    """Seconds to wait after so many failures in a row; uneven, so that many who failed together do not return so."""
+    """Seconds to wait after `failures` failures in a row: exponential backoff with jitter, so that clients that failed
+    together do not retry together."""
     return min(LONGEST_PAUSE_SECONDS, 0.25 * 2**failures) * (0.5 + random.random())
 
 

@@ -68,7 +68,7 @@ def planned(session: Session, overrides: list[str], stages: list[str]) -> tuple[
         if artifact := steps[name].artifact:
             return artifact, f"as planned by {' '.join(chosen)}"
     others = [artifact for artifact in session.store.all() if stages[0] in artifact.stages]
-    there = f"There is {_shown(others[0])}: name its key to use it." if others else "There is no other one."
+    there = f"To use {_shown(others[0])} instead, name its key." if others else f"The store has no other {stages[0]}."
     raise UserError(
         f"the store has no {stages[0]} of this configuration",
         " ".join(chosen),

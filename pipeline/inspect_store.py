@@ -180,7 +180,7 @@ def find_log(store: Store, name: str) -> Path:
 
 
 def read_log(store: Store, name: str, follow: bool) -> Iterator[str]:
-    """The log of a stage, piece by piece. follow: also what is added, until the stage ends.
+    """The log of a stage, in chunks. follow: also yield what is appended, until the stage ends.
 
     The open file stays the log when publishing moves it.
     """

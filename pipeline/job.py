@@ -131,7 +131,7 @@ class Job(Generic[Params]):
             return
         self._progress_at = now
         state = {"done": done, "total": total, "unit": unit, "shown": shown, "at": time.time()}
-        with suppress(OSError):  # progress that cannot be shown is no reason to end a stage
+        with suppress(OSError):  # failing to show progress must not end the stage
             keep_json(self.work / "progress.json", state, sync=False)
 
     def say(self, text: str) -> None:

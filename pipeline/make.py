@@ -181,7 +181,7 @@ class Maker:
             attempts.append(
                 {"started": time.time() - outcome.seconds, "seconds": outcome.seconds, "status": outcome.status}
             )
-            with suppress(OSError):  # losing the record of what was paid is no reason to lose the work
+            with suppress(OSError):  # the work matters more than the record of what it cost
                 keep_json(work / ATTEMPTS, attempts)
             if outcome.status == "done":
                 return outcome

@@ -21,7 +21,7 @@ from data.text_files import ABOUT, READ, kind_of, read_text
 from data.trust import described, group, printable
 
 VAL_FRACTION = 0.01  # of the documents
-CHECKED_CHARS = 64_000_000  # of each file while planning, about a second; the rest is read by the stage
+CHECKED_CHARS = 64_000_000  # checked per file while planning, which takes about a second; the stage checks the rest
 NAMED = 5  # ignored files by name; the rest are counted
 NOT_TEXT = "hidden files, LICENSE, README, COPYING and NOTICE"
 

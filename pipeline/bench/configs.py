@@ -23,7 +23,7 @@ JOBS = {
     "d32": "model.depth=32 model.vocab_size=65536 model.sequence_len=2048 pretrain.params.total_batch_tokens=16384 "
     "launch.device_batch_size=8",
 }
-# The settings of `model=modern optim=muon_modern` that change the work of a step, for use without Hydra.
+# What `model=modern optim=muon_modern` changes in the cost of a step, spelled out because Hydra may be missing here.
 MODERN = "model=modern optim.normuon=true optim.cautious=true"
 BY_DEVICE = {"cpu": ["d4"], "mps": ["d4"], "cuda": ["d12", "d20"]}
 

@@ -12,7 +12,7 @@ from pipeline.typed import Count
 @dataclass
 class Params:
     method: Literal["stream", "bestfit"] = "stream"
-    sequence_len: Count = 2048  # tokens of a row; it holds one more, for the last target
+    sequence_len: Count = 2048  # input tokens per row; a row stores one more, the last target
     window: Count = 1000  # bestfit: documents to choose from
 
 

@@ -30,7 +30,7 @@ def check(config: LoggerConfig, online: bool) -> tuple[LoggerConfig, str]:
 
 
 def open_loggers(described: dict[str, Any], scores: bool, say: Say) -> list[Logger]:
-    """The trackers of a stage, as job.json describes it. scores: whether what the stage returns are measurements."""
+    """The trackers that job.json asks for. scores: True if the stage returns measurements, as evaluations do."""
     kind = (described.get("logger") or {}).get("kind", "none")
     if kind == "none":
         return []

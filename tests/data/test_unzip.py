@@ -43,6 +43,11 @@ def test_a_bundle_is_unpacked_with_its_folders_and_again_after_a_crash(tmp_path)
     assert sorted(path.name for path in out.rglob("*")) == ["a", "bundle.zip", "core.yaml", "eval_bundle"]
 
 
+def test_no_member_is_lost_to_the_temporary_file_of_another(tmp_path):
+    out = unpack(tmp_path, archive((".x.tmp", b"1"), ("x.tmp", b"2"), ("x", b"3")))
+    assert sorted(path.name for path in out.iterdir()) == [".x.tmp", "bundle.zip", "x", "x.tmp"]
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(
     ("members", "said"),

@@ -122,7 +122,7 @@ def test_what_was_planned_and_never_made_says_what_makes_it_and_what_there_is(st
     told = str(error.value)
     assert "the store has no sft of this configuration" in told and "\n" not in told
     assert "`python flows.py pretrain.params.steps=7 until=sft`" in told
-    assert f"There is sft {store.find_by_name('sft').key}" in told
+    assert f"To use sft {store.find_by_name('sft').key}" in told
 
 
 def test_without_a_name_the_last_model_of_the_configuration_that_chats_is_taken(store):
