@@ -11,8 +11,6 @@ from typing import Any
 
 from pipeline.cli import main
 
-RESULT_NEUTRAL = "orders stages; makes nothing itself"
-
 
 def build_flow() -> Any:
     """The flow `chatmill(overrides)`. Prefect is imported here and in pipeline/server.py, and nowhere else."""

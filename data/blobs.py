@@ -11,8 +11,6 @@ from pathlib import Path
 from data.durable import put_in_place
 from data.trust import check_sha256
 
-RESULT_NEUTRAL = "keeps files by their content; the content is not its doing"
-
 
 def file_sha256(path: Path) -> str:
     with open(path, "rb") as file:

@@ -15,8 +15,6 @@ older versions of Hugging Face's JavaScript implementation know only that form. 
 output is not where transformers counts from.
 """
 
-RESULT_NEUTRAL = "what exported tokenizers carry; stages render by data.conversation"
-
 CHAT_TEMPLATE = """\
 {%- macro text(content, where) -%}
 {%- if content is string -%}

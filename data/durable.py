@@ -13,8 +13,6 @@ from typing import Any, TypeVar
 
 from data.trust import fits, shown
 
-RESULT_NEUTRAL = "stores what others made"
-
 Content = TypeVar("Content", dict[str, Any], list[Any])
 
 

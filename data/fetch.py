@@ -29,8 +29,6 @@ from data.web import (
     unreachable,
 )
 
-RESULT_NEUTRAL = "fetches files that are checked against the sha256 in the key"
-
 ATTEMPTS = 8  # in a row without progress; a few bytes in minutes are none
 DAMAGED_ATTEMPTS = 5  # whole files that came with other bytes than announced
 LARGEST_HASHED = 4 << 30  # bytes of a file whose sha256 no server names, so that it must be read to its end

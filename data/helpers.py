@@ -9,8 +9,6 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
-RESULT_NEUTRAL = "spreads work over processes; each item's result is the function's own"
-
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Report = Callable[[Any], None]

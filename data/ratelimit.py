@@ -8,8 +8,6 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
-RESULT_NEUTRAL = "waits between requests for files that are checked against the sha256 in the key"
-
 FIRST_WAIT_SECONDS = 10.0  # where the server does not say how long; twice as long each further time
 LONGEST_WAIT_SECONDS = 300.0  # at once, whatever the server says: the hub counts in windows of five minutes
 WAITS = 8  # in a row without a byte of progress

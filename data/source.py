@@ -14,8 +14,6 @@ from typing import Any
 from data.blobs import Blobs, link
 from data.trust import below
 
-RESULT_NEUTRAL = "carries a request to the module that meets it"
-
 
 @dataclass
 class Request:

@@ -8,8 +8,6 @@ from urllib.parse import urlsplit
 
 from data.errors import DataError, DataMistake
 
-RESULT_NEUTRAL = "refuses or shows values; changes none that it accepts"
-
 SHA256 = re.compile(r"[0-9a-f]{64}")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # bidirectional overrides included
 LARGEST = 1e15  # above all times in seconds and sizes in bytes

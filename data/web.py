@@ -19,7 +19,6 @@ from data.trust import origin
 
 Answer = TypeVar("Answer")
 
-RESULT_NEUTRAL = "asks for files that are checked against the sha256 in the key"
 
 TIMEOUT_SECONDS = 20.0  # of silence on a connection before it counts as dead
 QUESTIONS = 4  # to a hub before it counts as unreachable

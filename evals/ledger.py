@@ -8,8 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-RESULT_NEUTRAL = "keeps and hands back what was measured, unchanged"
-
 _POLL_SECONDS = 0.02
 
 

@@ -25,8 +25,6 @@ from model.distributed import World
 from model.optim import Optimizer
 from model.rng import capture_rng
 
-RESULT_NEUTRAL = "stores and restores a training run; a resumed run makes the same numbers"
-
 MARKER = "checkpoint.json"
 CHUNK_BYTES = 1 << 22
 

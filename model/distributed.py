@@ -8,8 +8,6 @@ from torch import Tensor
 
 from model.errors import ModelError
 
-RESULT_NEUTRAL = "a run on any number of processes makes the same artifact up to the order of additions"
-
 
 class Done:
     """The handle of a collective that had nothing to do."""

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-RESULT_NEUTRAL = "hands on batches in order, unchanged"
-
 IGNORE = -1
 AHEAD = 2  # batches made ahead
 

@@ -6,8 +6,6 @@ from torch import nn
 from model.distributed import World
 from model.split import divisors, rows_per_pass
 
-RESULT_NEUTRAL = "splits a batch into micro-batches; their gradients add up to the same sum"
-
 CPU_TOKENS = 4096  # more only costs memory: the matrices are large enough to keep the cores busy
 GPU_SHARE = 0.9  # of the free memory
 

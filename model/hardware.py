@@ -8,8 +8,6 @@ import torch
 
 from model.matmul import mm
 
-RESULT_NEUTRAL = "measures the machine"
-
 DATASHEET = {  # dense bfloat16 FLOP/s by a part of the device's name; the first that is found counts
     "H100 PCIe": 756e12,
     "H200": 989e12,

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from model.errors import ModelError
 
-RESULT_NEUTRAL = "refuses names of nothing; makes nothing"
-
 
 def check_named(path: str, setting: str) -> None:
     """Raises ModelError when the module of MODULE.NAME is not there, or has no such name."""

@@ -5,8 +5,6 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-RESULT_NEUTRAL = "watches"
-
 SKIPPED, WARM, TRACED = 2, 1, 3  # steps
 
 

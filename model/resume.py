@@ -20,8 +20,6 @@ from model.errors import ModelError
 from model.optim import Optimizer
 from model.rng import restore_rng
 
-RESULT_NEUTRAL = "restores a training run; a resumed run makes the same numbers"
-
 # Fields of a marker, with their types.
 ABOUT = {"step": int, "key": str, "world_size": int, "optimizer_steps": int, "progress": dict, "conditions": dict}
 ABOUT |= {"files": dict}

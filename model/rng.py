@@ -6,8 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-RESULT_NEUTRAL = "stores and restores generators"
-
 
 def seed_everything(seed: int, rank: int) -> None:
     """Ranks draw different numbers (dropout), each the same ones in every run."""

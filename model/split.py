@@ -3,8 +3,6 @@ that a plan can say what does not divide before anything is started."""
 
 from model.errors import ModelError
 
-RESULT_NEUTRAL = "splits a batch over processes and micro-batches; their gradients add up to the same sum"
-
 
 def rows_per_process(total_batch_tokens: int, sequence_len: int, processes: int) -> int:
     """Raises ModelError when a step is not the same whole number of rows for every process."""

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from pipeline.plan import Plan
 
-RESULT_NEUTRAL = "decides what still runs"
-
 
 @dataclass(frozen=True)
 class Aftermath:

@@ -10,8 +10,6 @@ from data.errors import DataError
 from data.trust import check_name, check_sha256, check_size, fits, printable, shown
 from pipeline.errors import Corrupt
 
-RESULT_NEUTRAL = "reads what is stored about an artifact"
-
 RECORD = "artifact.json"
 
 NAME = re.compile(r"\w[\w.-]{0,99}", re.ASCII)  # of a module and a key, which become names of folders

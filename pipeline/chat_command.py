@@ -7,8 +7,6 @@ from pipeline.errors import UserError
 from pipeline.printing import say
 from pipeline.session import Session
 
-RESULT_NEUTRAL = "opens what talks to a model"
-
 
 def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", help="answer once and end")

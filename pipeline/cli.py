@@ -16,8 +16,6 @@ from pipeline import disk, environment
 from pipeline.errors import Guarded, Interrupted, UserError
 from pipeline.renamed import did_you_mean
 
-RESULT_NEUTRAL = "reads the command line"
-
 USER_ERROR, FAILURE, GUARD, STOPPED = 2, 1, 3, 130
 
 VERBS = {

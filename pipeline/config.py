@@ -16,8 +16,6 @@ from pipeline.job import Launch
 from pipeline.quoting import quote, quoted, texts_in
 from pipeline.typed import Amount, Count, Natural
 
-RESULT_NEUTRAL = "reads settings; the values that matter enter keys themselves"
-
 CONF = Path(__file__).resolve().parent.parent / "conf"
 ADDED = re.compile(r"\+stage@(\w+)=")  # a stage beside those that pipeline.stages lists
 UNDECLARED = re.compile(r"\w+\.(pin|(launch|params)\.\w+)=")  # what a stage has although its YAML need not name it

@@ -19,8 +19,6 @@ from pipeline.plan import Plan, Step
 from pipeline.printing import PlainConsole
 from pipeline.report.words import duration, money
 
-RESULT_NEUTRAL = "shows what happens"
-
 PLAIN_SECONDS = 15.0  # between progress lines of a stage where there is no terminal
 
 

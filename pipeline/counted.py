@@ -5,8 +5,6 @@ from typing import Any
 
 from pipeline.job import Job, Stopped
 
-RESULT_NEUTRAL = "watches; makes nothing"
-
 
 @dataclass
 class Counted:

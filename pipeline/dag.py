@@ -13,8 +13,6 @@ from pipeline.config import Settings, StageConfig
 from pipeline.errors import UserError
 from pipeline.job import Launch
 
-RESULT_NEUTRAL = "orders stages"
-
 DATASET = "dataset/"
 
 

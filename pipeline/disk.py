@@ -8,8 +8,6 @@ from pathlib import Path
 
 from pipeline.errors import StageFailed
 
-RESULT_NEUTRAL = "only says what went wrong"
-
 FULL = (errno.ENOSPC, errno.EDQUOT)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 # Libraries report a full disk in their own exceptions; the last form is NumPy's.

@@ -12,8 +12,6 @@ from pipeline.config import CONF
 from pipeline.locks import probe
 from pipeline.session import Session
 
-RESULT_NEUTRAL = "looks at the machine"
-
 PACKAGES = (
     "torch",
     "prefect",

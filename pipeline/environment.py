@@ -5,8 +5,6 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-RESULT_NEUTRAL = "keeps an unusual environment from ending a run"
-
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 SCHEMES = ("http", "https", "socks5", "socks5h")  # of proxies that the HTTP libraries can use

@@ -3,8 +3,6 @@
 An exception with a `cause` is meant for the user: its message is shown as it is, without a traceback.
 """
 
-RESULT_NEUTRAL = "only says what went wrong"
-
 
 class UserError(Exception):
     """A mistake the user can correct: what is wrong, where it came from (file and key), what to do. Exit code 2."""

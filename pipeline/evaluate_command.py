@@ -32,8 +32,6 @@ from pipeline.signals import StopSwitch
 from pipeline.store import Artifact, Store
 from pipeline.ui.models import MODULES
 
-RESULT_NEUTRAL = "starts an evaluation; the stage that makes the results enters keys itself"
-
 NAME, MODULE = "eval", "pipeline.stages.evaluate"
 LISTED = ("tasks", "core", "prompts", "questions")  # params that tasks=[...] stands for
 

@@ -15,8 +15,6 @@ from pipeline.session import Session
 from pipeline.store import Store
 from pipeline.ui.models import ModelChoice
 
-RESULT_NEUTRAL = "copies finished models"
-
 
 def declare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

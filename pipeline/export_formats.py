@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from model.config import GPTConfig
     from model.huggingface import Layout
 
-RESULT_NEUTRAL = "copies finished models"
-
 
 @dataclass
 class Opened:

@@ -10,8 +10,6 @@ from data.errors import DataError
 from data.trust import check_name
 from pipeline.artifact import NAME
 
-RESULT_NEUTRAL = "describes copies of finished models"
-
 MARKER = "chatmill.json"
 CONFIG = "config.json"  # nothing loads a folder without it
 

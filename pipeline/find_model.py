@@ -13,8 +13,6 @@ from pipeline.session import ROW, RUN, Session
 from pipeline.store import Artifact, Store
 from pipeline.ui.models import CHAT_MODULES, MODULES, PROMPTS, TEXTS, ModelChoice, choice, describe
 
-RESULT_NEUTRAL = "finds finished models"
-
 # Settings that decide how and where things run, never which model a configuration plans.
 NEUTRAL = ("launch", "store", "app", "hub", "logger", "guard", "run", "until", "only", "force", "hydra")
 

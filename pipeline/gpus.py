@@ -13,8 +13,6 @@ from pipeline import hardware
 from pipeline.dag import Stage
 from pipeline.errors import Interrupted, UserError
 
-RESULT_NEUTRAL = "decides where a stage runs, not what it makes"
-
 
 def lacking(stage: Stage) -> str:
     """What the stage is set to run on and this machine lacks; empty if nothing is known to be missing."""

@@ -8,8 +8,6 @@ from typing import Any
 
 from pipeline.quoting import chosen
 
-RESULT_NEUTRAL = "describes the machine; devices never enter a key"
-
 
 def gpus() -> list[str]:
     """Visible NVIDIA GPUs, as CUDA_VISIBLE_DEVICES names them."""

@@ -25,8 +25,6 @@ from pipeline.report.words import duration, money
 from pipeline.session import RUN
 from pipeline.store import RECORD, Artifact, Store
 
-RESULT_NEUTRAL = "shows what is stored"
-
 SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
 
 FOLLOW_SECONDS = 0.3  # between looks at a log

@@ -15,8 +15,6 @@ from data.durable import keep_json, write_text
 from data.trust import printable
 from pipeline.typed import Amount, Count, CountOrOff, Natural, PositiveOrOff
 
-RESULT_NEUTRAL = "hands a stage its folders and carries its words; makes nothing itself"
-
 Params = TypeVar("Params")
 
 PROGRESS = {"done": 0.0, "total": 0.0, "unit": "", "shown": {}, "at": 0.0}  # progress.json

@@ -1,41 +1,30 @@
 """Cache keys: what an artifact is, as sixteen hex digits, and why two of them differ.
 
 key = sha256 of canonical JSON {module, params, inputs, identity, code}. Paths, hosts, devices, process counts, loggers
-and library versions never enter; the code that makes the artifact does, as syntax trees.
+and library versions never enter; the code that makes the artifact does (see pipeline/code.py).
 """
 
-import ast
 import dataclasses
-import functools
 import hashlib
 import json
 import math
-import os
-import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
 
-RESULT_NEUTRAL = "names artifacts; makes nothing"
-
 ROOT = Path(__file__).resolve().parent.parent
 CHECKOUT = (ROOT / "pyproject.toml").is_file()  # else installed among other packages
-Code = dict[str, dict[str, str]]  # module -> top-level definition (or "" for the rest) -> digest of its syntax tree
+Parts = dict[str, dict[str, str]]  # module -> definition ("" for what it does when imported) -> digest
 
 
-def stage_key(module: str, params: Any, inputs: dict[str, str], identity: Any, code: Code) -> str:
-    """16 hex digits that name the artifact `module` makes of these. `params` must be canonical (see `canonical`)."""
-    content = {
-        "module": module,
-        "params": params,
-        "inputs": inputs,
-        "identity": identity,
-        "code": {name: digest(parts) for name, parts in code.items()},
-    }
-    return digest(content)
+def stage_key(module: str, params: Any, inputs: dict[str, str], identity: Any, code: str) -> str:
+    """16 hex digits that name the artifact `module` makes of these.
+
+    params: canonical (see `canonical`). code: digest of the code that is executed (pipeline/code.py).
+    """
+    return digest({"module": module, "params": params, "inputs": inputs, "identity": identity, "code": code})
 
 
 def digest(value: Any) -> str:
@@ -78,146 +67,6 @@ def canonical(value: Any, file_digest: Callable[[str], str], where: str = "param
     raise UserError(f"is a {type(value).__name__}, which cannot name an artifact", where)
 
 
-def code_of(module: str, params: Any = None) -> Code:
-    """The syntax trees that making an artifact runs: `module`, what it imports, and modules that `params` name.
-
-    Only the project's own modules and those beside the user's configs count; a module that declares RESULT_NEUTRAL
-    does not, nor does what only it imports.
-    """
-    found: Code = {}
-    waiting = [module, *named_modules(params)]
-    while waiting:
-        name = waiting.pop()
-        path = find_module(name)
-        if name in found or path is None:
-            continue
-        parts, imports, neutral = _read(path, path.stat().st_mtime_ns, name)
-        if neutral:
-            continue
-        found[name] = parts
-        waiting += imports
-    return {name: parts for name, parts in sorted(found.items()) if parts}
-
-
-def named_modules(params: Any) -> list[str]:
-    """Project modules that text in `params` names as an import path (a task's class, an optimiser, a model)."""
-    names = []
-    for text in _texts(params):
-        if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", text):
-            names += _module_prefixes(text)[-1:]
-    return names
-
-
-def find_module(name: str) -> Path | None:
-    """The source file of a module of the project or of the user's own import path; None for anything installed."""
-    relative = Path(*name.split("."))
-    for root in _roots(os.getcwd(), *sys.path):
-        for candidate in (root / relative.with_suffix(".py"), root / relative / "__init__.py"):
-            if candidate.is_file():
-                return candidate
-    return None
-
-
-@functools.lru_cache(maxsize=8)
-def _roots(here: str, *import_path: str) -> list[Path]:
-    own = [Path(here, entry).resolve() for entry in import_path]
-    installed = ("site-packages", "dist-packages", f"python{sys.version_info.major}.{sys.version_info.minor}")
-    return [ROOT, *(p for p in own if p != ROOT and not any(part in installed for part in p.parts))]
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
-
-
-def _module_prefixes(dotted: str) -> list[str]:
-    """The prefixes of `dotted` that are project modules, shortest first."""
-    parts = dotted.split(".")
-    return [name for i in range(1, len(parts) + 1) if find_module(name := ".".join(parts[:i])) is not None]
-
-
-@functools.lru_cache(maxsize=512)
-def _read(path: Path, _mtime_ns: int, name: str) -> tuple[dict[str, str], tuple[str, ...], bool]:
-    """Digests by top-level definition, project modules imported anywhere, and whether the module is neutral."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except SyntaxError as error:
-        raise UserError(f"does not parse: {error.msg}", f"{path}:{error.lineno}") from None
-    neutral = any(
-        isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "RESULT_NEUTRAL" for node in tree.body
-    )
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    return _digests(tree), tuple(sorted(set(_imports(tree, package)))), neutral
-
-
-def _digests(tree: ast.Module) -> dict[str, str]:
-    groups: dict[str, list[str]] = {}
-    for node in tree.body:
-        if _is_docstring(node) or _only_for_types(node):
-            continue
-        defines = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
-        groups.setdefault(node.name if defines else "", []).append(serialise(node))  # type: ignore[attr-defined]
-    return {name: digest(texts) for name, texts in groups.items()}
-
-
-def serialise(node: Any) -> str:
-    """A syntax tree as text: node types and non-empty fields by name; no positions, docstrings or contexts.
-
-    The same on Python 3.11 to 3.13, whose own `ast.dump` is not.
-    """
-    if isinstance(node, ast.AST):
-        fields = []
-        for name in sorted(node._fields):
-            value = getattr(node, name, None)
-            if name in ("ctx", "kind", "type_comment") or (value is None and not isinstance(node, ast.Constant)):
-                continue
-            if name == "body" and isinstance(value, list):
-                value = [item for item in value if not _is_docstring(item)]
-            if isinstance(node, ast.JoinedStr) and isinstance(
-                value, list
-            ):  # Python 3.12.0 and 3.12.1 end some format specs with an empty text
-                value = [item for item in value if getattr(item, "value", None) != ""]
-            if value != []:
-                fields.append(f"{name}={serialise(value)}")
-        return f"{type(node).__name__}({','.join(fields)})"
-    if isinstance(node, list):
-        return "[" + ",".join(serialise(item) for item in node if not _only_for_types(item)) + "]"
-    return repr(node)
-
-
-def _is_docstring(node: Any) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-def _only_for_types(node: Any) -> bool:
-    if not isinstance(node, ast.If):
-        return False
-    return getattr(node.test, "id", getattr(node.test, "attr", "")) == "TYPE_CHECKING"
-
-
-def _imports(node: ast.AST, package: str) -> Iterator[str]:
-    """Project modules that the tree imports, functions included, TYPE_CHECKING blocks not."""
-    if _only_for_types(node):
-        return
-    if isinstance(node, ast.Import):
-        for alias in node.names:
-            yield from _module_prefixes(alias.name)
-    elif isinstance(node, ast.ImportFrom):
-        base = node.module or ""
-        if node.level:
-            above = package.split(".")[: len(package.split(".")) - node.level + 1]
-            base = ".".join([*above, *([node.module] if node.module else [])])
-        yield from _module_prefixes(base)
-        for alias in node.names:
-            if find_module(f"{base}.{alias.name}"):
-                yield f"{base}.{alias.name}"
-    for child in ast.iter_child_nodes(node):
-        yield from _imports(child, package)
-
-
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs between two artifact descriptions {params, inputs, identity, code}, one line a thing."""
     lines = [f"{path} {_show(a)} -> {_show(b)}" for path, a, b in _changed(old.get("params"), new.get("params"), "")]
@@ -230,19 +79,24 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return lines + [f"code: {change}" for change in code_changes(old.get("code", {}), new.get("code", {}))]
 
 
-def code_changes(old: Code, new: Code) -> list[str]:
-    """Changed modules with the functions and classes that changed in them."""
-    lines = []
-    for module in sorted({*old, *new}):
-        a, b = old.get(module), new.get(module)
-        if a == b:
-            continue
-        if a is None or b is None:
-            lines.append(f"{module} ({'now' if a is None else 'no longer'} imported)")
-            continue
-        names = sorted(name or "module level" for name in {*a, *b} if a.get(name) != b.get(name))
-        lines.append(f"{module} ({', '.join(names)})")
-    return lines
+def code_changes(old: Parts, new: Parts) -> list[str]:
+    """Definitions that changed, by module. One that only moved to another module has not changed."""
+    before, after = _located(old), _located(new)
+    changed: dict[str, set[str]] = {}
+    for found, other in ((before, after), (after, before)):
+        for content in found.keys() - other.keys():
+            for module, name in found[content]:
+                changed.setdefault(module, set()).add(name or "module level")
+    return [f"{module} ({', '.join(sorted(names))})" for module, names in sorted(changed.items())]
+
+
+def _located(parts: Parts) -> dict[tuple[str, str], list[tuple[str, str]]]:
+    """Where each definition is, by its name and digest."""
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for module, definitions in parts.items():
+        for name, content in definitions.items():
+            found.setdefault((name, content), []).append((module, name))
+    return found
 
 
 def _changed(old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:

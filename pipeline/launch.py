@@ -20,8 +20,6 @@ from pipeline.disk import full
 from pipeline.job import PROGRESS, Launch
 from pipeline.keys import ROOT
 
-RESULT_NEUTRAL = "starts processes and watches them"
-
 POLL_SECONDS = 0.1
 
 

@@ -20,8 +20,6 @@ from data.durable import keep_json, read_record
 from pipeline.disk import WRITABLE, is_read_only
 from pipeline.errors import Interrupted, StageFailed, UserError
 
-RESULT_NEUTRAL = "decides who makes an artifact, not what it is"
-
 BEAT_SECONDS = 10.0
 DEAD_SECONDS = 120.0
 

@@ -16,6 +16,7 @@ from typing import Any
 from data.durable import keep_json, read_json, read_record
 from data.trust import fits
 from pipeline import disk, gpus, hardware, keys, launch
+from pipeline.code import code_of
 from pipeline.dag import Stage
 from pipeline.errors import Corrupt, Interrupted, StageFailed, UserError
 from pipeline.job import PROGRESS
@@ -24,8 +25,6 @@ from pipeline.locks import Lock, wait_for_orphans
 from pipeline.plan import Step, lacks
 from pipeline.signals import StopSwitch
 from pipeline.store import Artifact, Store
-
-RESULT_NEUTRAL = "runs stages and stores what they made"
 
 ATTEMPTS = "attempts.json"
 
@@ -116,7 +115,7 @@ class Maker:
     def _check_code(step: Step) -> None:
         """An artifact must not be made by other code than its key says: code may be edited while a run goes on."""
         planned = step.content.get("code", {})
-        if changes := keys.code_changes(planned, keys.code_of(step.stage.run, step.content.get("params"))):
+        if changes := keys.code_changes(planned, code_of(step.stage.run, step.content.get("params")).parts):
             raise UserError(
                 f"code changed since this run was planned: {'; '.join(changes)}", step.name, "Run it again."
             )

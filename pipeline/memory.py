@@ -21,8 +21,6 @@ from data.trust import is_sha256
 from pipeline.artifact import NAME
 from pipeline.errors import UserError
 
-RESULT_NEUTRAL = "remembers what was found out"
-
 
 @dataclass(frozen=True)
 class Memory:

@@ -4,12 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline import keys
+from pipeline.code import code_of
 from pipeline.dag import Dag, Stage, check_files, check_launch, params_behind
 from pipeline.errors import Corrupt, Guarded, UserError
 from pipeline.memory import Memory
 from pipeline.store import RECORD, Artifact, Store
-
-RESULT_NEUTRAL = "decides what runs; makes nothing"
 
 Action = Literal["cached", "run", "idle"]
 
@@ -134,9 +133,9 @@ def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, hub:
         step.identity = identity
         files = identity["files"] if identity else None
         params = keys.canonical(stage.params, memory.file_digest, f"{stage.name}.params")
-        code = keys.code_of(stage.run, params)
-        step.content = {"params": params, "inputs": sources, "identity": files, "code": code}
-        step.wanted = keys.stage_key(stage.run, params, sources, files, code)  # type: ignore[arg-type]
+        code = code_of(stage.run, params)
+        step.content = {"params": params, "inputs": sources, "identity": files, "code": code.parts}
+        step.wanted = keys.stage_key(stage.run, params, sources, files, code.digest)  # type: ignore[arg-type]
         # What is made now is made by this code, and gets the key that says so.
         own = force or (store.folder(stage.run, step.wanted) / RECORD).exists()
         step.key = step.wanted if own else memory.accepted(stage.run, step.wanted)

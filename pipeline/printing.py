@@ -8,8 +8,6 @@ from rich.segment import Segment
 
 from data.trust import printable
 
-RESULT_NEUTRAL = "shows what happens"
-
 
 class PlainConsole(Console):
     """Colours and tables are rich's; brackets in a text are brackets, and its control characters become visible."""

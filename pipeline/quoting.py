@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-RESULT_NEUTRAL = "reads the command line; the values that matter enter keys themselves"
-
 TEXTS_OF_STAGES = (".pin", ".params.init", ".params.title")  # of any stage; 1234 is text there too
 
 

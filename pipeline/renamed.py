@@ -3,8 +3,6 @@
 import difflib
 from collections.abc import Iterable
 
-RESULT_NEUTRAL = "only says what went wrong"
-
 NOW = {
     # earlier versions
     "overlap": "overlap_text or overlap_rows",

@@ -19,8 +19,6 @@ from pipeline.session import Session, new_run_id
 from pipeline.signals import StopSwitch
 from pipeline.store import Artifact
 
-RESULT_NEUTRAL = "carries out a plan"
-
 SHOW_SECONDS = 5.0  # between what Prefect's pages are told of a stage
 
 

@@ -15,8 +15,6 @@ import urllib.request
 
 from pipeline.errors import StageFailed, Unreachable, UserError
 
-RESULT_NEUTRAL = "keeps Prefect's books"
-
 PATIENCE_SECONDS = 180.0  # the first start ever sets up a database
 ANSWER_SECONDS = 15.0  # for a configured server to answer
 UNSET = "run `prefect config unset PREFECT_API_URL`, or unset the variable, to use a temporary server."

@@ -18,8 +18,6 @@ from pipeline.locks import probe
 from pipeline.plan import Plan
 from pipeline.store import Store
 
-RESULT_NEUTRAL = "opens what a command works on"
-
 # state.json and an entry of plan.json of a run
 RUN = {"started": 0.0, "ended": 0.0, "overrides": [], "sweep": "", "artifacts": {}, "failures": []}
 ROW = {"stage": "", "action": ""}

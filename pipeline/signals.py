@@ -7,8 +7,6 @@ import threading
 from contextlib import suppress
 from typing import Any
 
-RESULT_NEUTRAL = "ends runs early"
-
 
 def stop_signals() -> list[signal.Signals]:
     """SIGTERM and SIGHUP; not SIGHUP where it was ignored from the start, as under nohup."""

@@ -23,8 +23,6 @@ from pipeline.artifact import NAME, RECORD, Artifact, checked, read
 from pipeline.errors import Corrupt, UserError
 from pipeline.memory import Memory
 
-RESULT_NEUTRAL = "stores what was made"
-
 VERIFIED = "verified.json"
 OWN_FILES = {RECORD, VERIFIED, "_prefect.json"}
 

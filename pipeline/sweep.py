@@ -8,8 +8,6 @@ from typing import Any
 from pipeline import config
 from pipeline.session import new_run_id, store_root
 
-RESULT_NEUTRAL = "starts runs"
-
 
 def sweep(overrides: list[str]) -> int:
     """Run every combination; what they share is made once. Returns the first exit code that is not 0."""

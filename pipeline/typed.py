@@ -11,8 +11,6 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pipeline import renamed
 from pipeline.errors import UserError
 
-RESULT_NEUTRAL = "checks and types values, which enter keys themselves"
-
 T = TypeVar("T")
 
 LONGEST_SHOWN = 200  # characters of a value in a message

@@ -12,8 +12,6 @@ from pipeline.printing import PlainConsole, say
 from pipeline.session import Session
 from pipeline.tracking import habits
 
-RESULT_NEUTRAL = "carries out commands"
-
 
 def run_verb(verb: str, arguments: list[str]) -> int:
     settings = "NAME=VALUE changes a setting: `python flows.py plan --config` shows all of them."

@@ -22,8 +22,6 @@ from pipeline.locks import Lock
 from pipeline.make import job_file
 from pipeline.session import Session
 
-RESULT_NEUTRAL = "checks that a resume makes the same numbers"
-
 MEASURED = ("seconds", "tok_s", "mfu", "memory_mb")  # ends of the names of metrics that depend on the hour
 SAVES = 5  # checkpoints of a run; one of them is cut short
 KILLS_TRIED = 5  # a save of a small model is over in milliseconds

@@ -13,8 +13,6 @@ from data.source import Made, Request, link_all
 from data.trust import check_name, check_sha256, check_size, described, group, origin, shown
 from data.web import ANOTHER_ENDPOINT, ask_json, http_errors, patiently, status_of, unreachable
 
-RESULT_NEUTRAL = "fetches files that are checked against the sha256 in the key"
-
 HUB = "https://huggingface.co"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40,64}")

@@ -6,8 +6,6 @@ import sys
 from pipeline.bench import command
 from pipeline.bench.registry import MEASUREMENTS
 
-RESULT_NEUTRAL = "measures; makes nothing"
-
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m pipeline.bench", description=__doc__)

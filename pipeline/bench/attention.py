@@ -14,7 +14,6 @@ from pipeline.bench.timing import in_turns, medians
 if TYPE_CHECKING:
     import torch
 
-RESULT_NEUTRAL = "measures; makes nothing"
 
 FLOPS_PER_PAIR = 14
 # rows, context, heads, head_dim, window: d4 on CPUs, d20 on GPUs

@@ -20,8 +20,6 @@ from pipeline.bench.trainings import WARM_STEPS, StopWatch, Training, prepared, 
 if TYPE_CHECKING:
     from model.checkpoint import Checkpointer
 
-RESULT_NEUTRAL = "measures; makes nothing"
-
 
 def measure(bench: Bench) -> Result:
     result: Result = {}

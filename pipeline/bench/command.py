@@ -15,8 +15,6 @@ from pipeline.bench import registry
 from pipeline.bench.settings import Bench, BenchSettings, Skipped, parse
 from pipeline.environment import user_path
 
-RESULT_NEUTRAL = "measures; makes nothing"
-
 VERSIONS = ("torch", "numpy", "triton", "tiktoken", "rustbpe", "pyarrow", "safetensors")
 
 

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-RESULT_NEUTRAL = "measures; makes nothing"
-
 
 @functools.cache
 def why_not(device: "torch.device") -> str | None:

@@ -11,8 +11,6 @@ from pipeline.errors import UserError
 from pipeline.job import Launch
 from pipeline.stages import pretrain
 
-RESULT_NEUTRAL = "measures; makes nothing"
-
 JOBS = {
     "tiny": "model.depth=2 model.width=32 model.head_dim=16 model.vocab_size=512 model.sequence_len=32 "
     "pretrain.params.total_batch_tokens=64",

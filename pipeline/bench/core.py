@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from evals.ledger import Ledger
     from model.gpt import GPT
 
-RESULT_NEUTRAL = "measures; makes nothing"
 
 BATCH_TOKENS = {"cuda": 65_536}  # as evaluations take
 CPU_BATCH_TOKENS = 2_048

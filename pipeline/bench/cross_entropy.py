@@ -20,7 +20,6 @@ from pipeline.keys import ROOT
 if TYPE_CHECKING:
     import torch
 
-RESULT_NEUTRAL = "measures; makes nothing"
 
 # tokens, width, vocabulary
 SIZES = {"cpu": [(4096, 256, 8192), (4096, 512, 65536)], "cuda": [(32768, 768, 32768), (32768, 1280, 65536)]}

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from model.engine import Completion
     from model.gpt import GPT
 
-RESULT_NEUTRAL = "measures; makes nothing"
 
 Products = list[Callable[[], object]]
 

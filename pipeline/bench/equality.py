@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-RESULT_NEUTRAL = "measures; makes nothing"
 
 STEPS, TINY_STEPS = 20, 6
 # Rates so low that a difference of one bit stays small: at the usual ones, training on so small a batch is chaotic.

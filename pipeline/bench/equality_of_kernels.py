@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from model.gpt import GPT
 
-RESULT_NEUTRAL = "measures; makes nothing"
 
 VALUE_BOUND, GRADIENT_BOUND = 1e-2, 2e-2  # by norms; bfloat16 rounds each number to 0.4%
 # Share of tokens that may differ. A replay runs the same kernels on the same memory; other kernels round otherwise, and

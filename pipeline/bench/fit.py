@@ -8,8 +8,6 @@ from pipeline.bench.settings import Bench, Skipped
 from pipeline.bench.timing import Ceiling
 from pipeline.bench.trainings import WARM_STEPS, StopWatch, free_memory, prepared, run_trainer
 
-RESULT_NEUTRAL = "measures; makes nothing"
-
 LIMIT_BYTES = 80e9
 
 

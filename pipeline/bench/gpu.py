@@ -29,8 +29,6 @@ from pipeline.job import Launch
 from pipeline.launch import environment
 from pipeline.typed import unknown
 
-RESULT_NEUTRAL = "measures; makes nothing"
-
 OWN = ("out", "budget_seconds", "parts")  # settings that are not passed on to parts
 POLL_SECONDS = 0.1
 PATIENCE = 3  # times the expected seconds of a part, so that one that hangs leaves time for others

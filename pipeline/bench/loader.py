@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from data.packing import Rows
     from model.feed import Batches
 
-RESULT_NEUTRAL = "measures; makes nothing"
 
 D20_TOKENS_PER_SECOND = 1.08e6  # of eight H100 [nanochat, October 2025]
 RANKS, TIMES = 8, 10

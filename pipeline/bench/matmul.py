@@ -10,7 +10,6 @@ from pipeline.bench.timing import in_turns
 if TYPE_CHECKING:
     import torch
 
-RESULT_NEUTRAL = "measures; makes nothing"
 
 SIZES = {"cpu": (1024, 2048, 3072), "cuda": (4096, 8192, 16384)}
 FP8_SINCE = (8, 9)  # compute capability

@@ -4,8 +4,6 @@ from pipeline.bench.registry import Result
 from pipeline.bench.settings import Bench
 from pipeline.bench.timing import in_turns
 
-RESULT_NEUTRAL = "measures; makes nothing"
-
 
 def measure(bench: Bench) -> Result:
     """GB/s on the device; on GPUs also from and to pinned host memory (there, bytes moved)."""

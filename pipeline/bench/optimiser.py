@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from model.buckets import Bucket
     from model.rules import Rule
 
-RESULT_NEUTRAL = "measures; makes nothing"
-
 
 def measure(bench: Bench) -> Result:
     result: Result = {}

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.profiler import profile
 
-RESULT_NEUTRAL = "measures; makes nothing"
 
 # Parts of the names of operators and kernels; the first that is found counts.
 KINDS = {

@@ -9,8 +9,6 @@ from pipeline.bench import table
 from pipeline.bench.settings import Bench
 from pipeline.typed import unknown
 
-RESULT_NEUTRAL = "measures; makes nothing"
-
 Result = dict[str, dict[str, Any]]
 
 MEASUREMENTS = {  # name: module of pipeline.bench, :function if not `measure`; in the order of `bench` without names

@@ -17,7 +17,6 @@ from pipeline.bench.timing import in_turns, medians
 if TYPE_CHECKING:
     from model.gpt import GPT
 
-RESULT_NEUTRAL = "measures; makes nothing"
 
 PROMPT_TOKENS = 16
 FEW = 2  # problems, and answers, of the ways that take them one at a time

@@ -25,8 +25,6 @@ from pipeline.bench.settings import Bench, BenchSettings, Skipped
 from pipeline.bench.text import Stages, find_shards, list_shards
 from pipeline.errors import UserError
 
-RESULT_NEUTRAL = "measures; makes nothing"
-
 VARIANTS = {"base": "model=base optim=muon", "modern": "model=modern optim=muon_modern"}
 
 

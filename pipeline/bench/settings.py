@@ -11,7 +11,6 @@ from pipeline.typed import Count, CountOrOff, Natural, Positive
 if TYPE_CHECKING:
     import torch
 
-RESULT_NEUTRAL = "measures; makes nothing"
 
 PREFIX = "bench."
 

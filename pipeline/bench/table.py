@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-RESULT_NEUTRAL = "shows what was measured"
-
 
 def lines(result: Mapping[str, Any]) -> list[str]:
     """{case: {quantity: value}} in aligned columns; quantities of several levels are named with dots."""

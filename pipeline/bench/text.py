@@ -10,8 +10,6 @@ from pipeline.environment import user_path
 from pipeline.errors import UserError
 from pipeline.job import Job, Launch, Logger
 
-RESULT_NEUTRAL = "measures; makes nothing"
-
 SHARDS = "shard_*.parquet"
 COLUMN = "text"
 PUBLISHED = ("fineweb-edu-100b-shuffle", "climbmix-400b-shuffle")  # looked for first in a hub's folder

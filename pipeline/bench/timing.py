@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-RESULT_NEUTRAL = "measures; makes nothing"
 
 LEAST_SECONDS = 0.02
 

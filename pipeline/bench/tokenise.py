@@ -18,8 +18,6 @@ from pipeline.bench.settings import Bench, Skipped
 from pipeline.bench.text import COLUMN, Stages
 from pipeline.job import Launch
 
-RESULT_NEUTRAL = "measures; makes nothing"
-
 SECONDS = 3.0
 START_SECONDS = 300  # a process that has not started by then never will
 CHARS = 4_000_000  # of text that a process encodes again and again

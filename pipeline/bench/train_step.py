@@ -17,8 +17,6 @@ from pipeline.bench.settings import Bench
 from pipeline.bench.timing import Ceiling
 from pipeline.bench.trainings import WARM_STEPS, StopWatch, Training, free_memory, prepared, run_trainer
 
-RESULT_NEUTRAL = "measures; makes nothing"
-
 STRIDE = {"cuda": 3}  # steps between two readings of the clock: a GPU must not be waited for at each
 
 

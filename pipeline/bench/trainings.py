@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from model.trainer import Settings
     from pipeline.stages.training import Work
 
-RESULT_NEUTRAL = "measures; makes nothing"
 
 WARM_STEPS = 2  # the first compiles, the second still allocates
 

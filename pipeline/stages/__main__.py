@@ -18,8 +18,6 @@ from pipeline.job import Job, Launch, Logger, Stopped
 from pipeline.locks import share_alive
 from pipeline.signals import stop_signals
 
-RESULT_NEUTRAL = "starts stages"
-
 
 def main(job_path: Path) -> int:
     described = json.loads(job_path.read_text())

@@ -2,8 +2,6 @@
 
 from model.config import GPTConfig
 
-RESULT_NEUTRAL = "foretells times; makes nothing"
-
 H100_FLOPS, USUAL_MFU = 989e12, 0.45  # of GPUs whose kind is not known while planning
 
 

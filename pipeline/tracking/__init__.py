@@ -8,8 +8,6 @@ from typing import Any
 from pipeline.config import LoggerConfig
 from pipeline.job import Logger
 
-RESULT_NEUTRAL = "copies measurements elsewhere"
-
 Say = Callable[[str], None]
 
 

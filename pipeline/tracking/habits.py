@@ -5,8 +5,6 @@ import os
 from pipeline.errors import UserError
 from pipeline.quoting import chosen, quote
 
-RESULT_NEUTRAL = "reads settings; the values that matter enter keys themselves"
-
 MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 
 

@@ -14,8 +14,6 @@ from pipeline.tracking import about
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-RESULT_NEUTRAL = "copies measurements elsewhere"
-
 
 def check(config: LoggerConfig, online: bool) -> tuple[LoggerConfig, str]:
     """Event files are written by the tensorboard package, which is an extra."""

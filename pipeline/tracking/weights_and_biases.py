@@ -10,8 +10,6 @@ from data.durable import keep_json, read_fields
 from pipeline.config import LoggerConfig
 from pipeline.tracking import Say, about
 
-RESULT_NEUTRAL = "copies measurements elsewhere"
-
 ANSWER_SECONDS = 10.0  # for the service to answer before a run
 INIT_SECONDS = 30.0  # and when a stage starts
 UPLOAD_SECONDS = 60.0  # at the end of a stage; what is left by then stays on disk

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pipeline.config import AppConfig
 from pipeline.errors import UserError
 
-RESULT_NEUTRAL = "lets requests in or not"
-
 HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([\w.-]+))(?::\d*)?", re.ASCII | re.IGNORECASE)  # [address] or name, port
 
 

@@ -35,8 +35,6 @@ from pipeline.errors import UserError
 from pipeline.ui.chat import ChatSettings, Draft, End, Event, Message, Text, ToolCall
 from pipeline.ui.sessions import Sessions
 
-RESULT_NEUTRAL = "serves answers"
-
 WAITING = 40  # requests that wait in a thread for their turn; others wait for a thread
 KNOWN = ("messages", "model", "stream", *(f.name for f in dataclasses.fields(ChatSettings)))
 

@@ -29,8 +29,6 @@ from pipeline.ui.models import ModelChoice
 from pipeline.ui.page import build_page
 from pipeline.ui.sessions import Sessions
 
-RESULT_NEUTRAL = "serves the chat app"
-
 CONNECTIONS = 512  # at a time; others are answered 503
 EVERYWHERE = ("0.0.0.0", "::")  # addresses to listen on, but not to open
 

@@ -12,8 +12,6 @@ from typing import Any, Literal, Protocol
 from data.conversation import BOS, Encoder, check, render, render_prompt, text_of
 from pipeline.errors import UserError
 
-RESULT_NEUTRAL = "talks to finished models"
-
 MOST_MESSAGES = 10_000  # of a conversation
 MOST_CHARACTERS = 100_000  # of a message
 LARGEST_SEED = 2**63 - 1

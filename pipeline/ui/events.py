@@ -7,8 +7,6 @@ import gradio as gr
 from gradio.components import Component
 from pydantic_core import from_json
 
-RESULT_NEUTRAL = "refuses requests"
-
 # Types that the handlers of these events are passed beside the values of components.
 DETAILS = {
     "example_select": gr.SelectData,

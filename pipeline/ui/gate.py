@@ -16,8 +16,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from data.trust import shown
 from pipeline.ui.access import Access, same
 
-RESULT_NEUTRAL = "lets requests in or not"
-
 BODY_BYTES = 1 << 20  # of a request
 LOGIN_BYTES = 1 << 12  # of the login form, which anybody may send
 LEFT_BYTES, LEFT_SECONDS = 1 << 28, 30.0  # of a refused request, which are received and thrown away

@@ -15,8 +15,6 @@ from pipeline.exported import read_marker
 from pipeline.store import Store
 from pipeline.ui.chat import ChatSettings, End, Event, Generate, Text, ToolCall, ToolOutput
 
-RESULT_NEUTRAL = "loads finished models"
-
 
 def load(model: Path, tokenizer: Path, device: str = "auto") -> tuple[Generate, Tokenizer, int, bool]:
     """What a ChatSession is made of. Raises ModelError, DataError."""

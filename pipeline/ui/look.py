@@ -7,8 +7,6 @@ from gradio.themes.utils import colors, sizes
 
 from pipeline.ui.models import ModelChoice
 
-RESULT_NEUTRAL = "shows answers"
-
 SANS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace")
 

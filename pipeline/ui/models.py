@@ -15,8 +15,6 @@ from model.errors import ModelError
 from pipeline.errors import Corrupt, UserError
 from pipeline.store import Artifact, Store
 
-RESULT_NEUTRAL = "finds finished models"
-
 CHAT_MODULES = ("finetune", "rl")
 MODULES = (*CHAT_MODULES, "pretrain")
 PROMPTS = ("Who are you?", "What is 37 + 58?", "How do you spell banana?", "Why is the sky blue?")

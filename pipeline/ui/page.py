@@ -21,8 +21,6 @@ from pipeline.ui.models import ModelChoice
 from pipeline.ui.script import AFTER_SEND, ON_LOAD, ON_SEND
 from pipeline.ui.sessions import Sessions
 
-RESULT_NEUTRAL = "shows answers"
-
 MAX_TOKENS = 2048  # end of the slider
 
 

@@ -1,7 +1,5 @@
 """JavaScript for what the page must do at once, without asking the server."""
 
-RESULT_NEUTRAL = "shows answers"
-
 # Side bar: on a narrow screen it would cover the conversation, so it starts closed.
 # Scrolling: the conversation follows its end until somebody scrolls up, and again once they are back at the end.
 # Gradio's own autoscroll pulls readers down again while an answer is being written.

@@ -8,8 +8,6 @@ from pipeline.errors import Corrupt, UserError
 from pipeline.ui.chat import ChatSession
 from pipeline.ui.models import ModelChoice
 
-RESULT_NEUTRAL = "keeps a finished model loaded"
-
 
 class Sessions:
     """The models to choose from. A session that is still answering lives on until it is done."""

@@ -10,8 +10,6 @@ from data.trust import printable
 from pipeline.errors import UserError
 from pipeline.ui.chat import ChatSession, ChatSettings, Draft, End, Message, Text, ToolCall, ToolOutput
 
-RESULT_NEUTRAL = "shows answers"
-
 HELP = """\
 /system TEXT   give the model a system prompt, and start again (without TEXT: take it away)
 /temp NUMBER   temperature: 0 is always the same answer, 1 is lively

@@ -6,8 +6,6 @@ from typing import Any
 
 from pipeline.ui.chat import Message
 
-RESULT_NEUTRAL = "shows conversations"
-
 
 def shown(conversation: Sequence[Message], pending: bool = False) -> list[dict[str, Any]]:
     """The conversation as messages of gradio.Chatbot; tool calls become entries of their own that unfold.

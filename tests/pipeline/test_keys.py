@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import keys
+from pipeline import code, keys
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,11 +30,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write(folder: Path, module: str, text: str) -> None:
     path = folder / (module.replace(".", "/") + ".py")
     path.write_text(textwrap.dedent(text))
-    keys._read.cache_clear()
+    code.forget()
 
 
 def code_digest(module: str, params: object = None) -> str:
-    return keys.digest(keys.code_of(module, params))
+    return code.code_of(module, params).digest
 
 
 STAGE = """
@@ -63,9 +63,9 @@ def test_comments_docstrings_and_layout_do_not_count(project: Path) -> None:
 def test_a_changed_line_in_an_imported_module_counts_and_is_named(project: Path) -> None:
     write(project, "mine.helper", "def twice(x):\n    return 2 * x\n\ndef other(x):\n    return x\n")
     write(project, "mine.stage", STAGE)
-    before = keys.code_of("mine.stage")
+    before = code.code_of("mine.stage").parts
     write(project, "mine.helper", "def twice(x):\n    return x + x\n\ndef other(x):\n    return x\n")
-    assert keys.code_changes(before, keys.code_of("mine.stage")) == ["mine.helper (twice)"]
+    assert keys.code_changes(before, code.code_of("mine.stage").parts) == ["mine.helper (twice)"]
 
 
 def test_imports_inside_functions_count_and_those_for_types_do_not(project: Path) -> None:
@@ -96,6 +96,136 @@ def test_a_neutral_module_does_not_count_nor_what_only_it_imports(project: Path)
     write(project, "mine.deep", "A = 2\n")
     write(project, "mine.watch", 'RESULT_NEUTRAL = "only watches"\nfrom mine import deep\nprint(1)\n')
     assert code_digest("mine.stage") == before
+
+
+def test_a_definition_that_moves_to_another_module_changes_nothing(project: Path) -> None:
+    helper = "import math\n\nFACTOR = 2\n\ndef twice(x):\n    return FACTOR * math.floor(x)\n"
+    write(project, "mine.helper", helper)
+    write(project, "mine.stage", "from mine.helper import twice\n\ndef main(job):\n    return twice(job)\n")
+    before = code.code_of("mine.stage")
+    write(project, "mine.moved", helper)
+    write(project, "mine.helper", "from mine.moved import twice\n")  # as a re-export
+    assert code_digest("mine.stage") == before.digest
+    write(project, "mine.stage", "def main(job):\n    from mine.moved import twice\n    return twice(job)\n")
+    after = code.code_of("mine.stage")
+    assert after.digest == before.digest
+    assert keys.code_changes(before.parts, after.parts) == []
+
+
+def test_what_is_not_reached_does_not_count(project: Path) -> None:
+    write(project, "mine.helper", "def twice(x):\n    return 2 * x\n\ndef other(x):\n    return x\n")
+    stage = """
+        from mine.helper import other, twice
+
+        def main(job):
+            return twice(job)
+
+        def estimate(params):
+            return other(params)
+    """
+    write(project, "mine.stage", stage)
+    before = code_digest("mine.stage")
+    write(project, "mine.helper", "def twice(x):\n    return 2 * x\n\ndef other(x):\n    return -x\n")
+    write(project, "mine.stage", stage.replace("other(params)", "3"))
+    assert code_digest("mine.stage") == before
+
+
+def test_which_of_two_definitions_a_name_means_counts(project: Path) -> None:
+    write(project, "mine.a", "def f(x):\n    return x\n")
+    write(project, "mine.b", "def f(x):\n    return -x\n")
+    text = "from mine.{} import f\nfrom mine.{} import f as g\n\ndef main(job):\n    return f(job) + 2 * g(job)\n"
+    write(project, "mine.stage", text.format("a", "b"))
+    before = code_digest("mine.stage")
+    write(project, "mine.stage", text.format("b", "a"))
+    assert code_digest("mine.stage") != before
+
+
+def test_a_module_that_is_used_as_a_value_counts_whole(project: Path) -> None:
+    write(project, "mine.helper", "def twice(x):\n    return 2 * x\n")
+    write(project, "mine.stage", "from mine import helper\n\ndef main(job):\n    return getattr(helper, job)()\n")
+    before = code_digest("mine.stage")
+    write(project, "mine.helper", "def twice(x):\n    return 3 * x\n")
+    assert code_digest("mine.stage") != before
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        "KNOWN['a'] = 1\n",
+        "@remember\nclass Task:\n    size = 1\n",
+        "TASK = remember(1)\n",
+        "if True:\n    KNOWN['a'] = 1\n",
+    ],
+)
+def test_what_an_imported_module_does_counts(project: Path, register: str) -> None:
+    write(project, "mine.registry", "KNOWN = {}\n\ndef remember(what):\n    KNOWN['b'] = what\n    return what\n")
+    top = "from mine.registry import KNOWN, remember\n\n"
+    write(project, "mine.tasks", top + register)
+    stage = "import mine.tasks\nfrom mine.registry import KNOWN\n\ndef main(job):\n    return KNOWN\n"
+    write(project, "mine.stage", stage)
+    before = code_digest("mine.stage")
+    write(project, "mine.tasks", top + register.replace("1", "2"))
+    assert code_digest("mine.stage") != before
+
+
+def test_which_name_of_an_installed_package_is_used_counts(project: Path) -> None:
+    write(project, "mine.stage", "from math import sin as f\n\ndef main(job):\n    return f(job)\n")
+    before = code_digest("mine.stage")
+    write(project, "mine.stage", "from math import cos as f\n\ndef main(job):\n    return f(job)\n")
+    assert code_digest("mine.stage") != before
+
+
+MESSAGES = """
+    import math
+    from mine.errors import Wrong, Special
+
+    def main(job):
+        job.say("started")
+        self.job.say(f"{job} of 3")
+        if job.bad:
+            raise Wrong("is wrong: " + f"{job.x:.2f} is not 1")
+        if job.worse:
+            raise Special(f"is {job.x}", "Set another.") from None
+        if job.other:
+            raise ValueError("x")
+        job.log("kept")
+        return math.log(2), "a prompt"
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "counts"),
+    [
+        ("started", "has started", False),
+        ("of 3", "of three", False),
+        ("is wrong: ", "wrong: ", False),
+        ("is not 1", "is not one", False),
+        ("Set another.", "Choose another.", False),
+        (":.2f", ":.3f", False),
+        ("is {job.x}", "is {job.y}", True),
+        ("{job} of", "{job.done} of", True),
+        ('ValueError("x")', 'ValueError("y")', True),
+        ('log("kept")', 'log("changed")', True),
+        ("math.log(2)", "math.log(3)", True),
+        ("a prompt", "another prompt", True),
+        ("raise Special", "raise Wrong", True),
+    ],
+)
+def test_a_corrected_message_does_not_count_and_all_else_does(project: Path, old: str, new: str, counts: bool) -> None:
+    errors = "class Wrong(Exception):\n    cause = 'config'\n\nclass Special(Wrong):\n    pass\n"
+    write(project, "mine.errors", errors)
+    write(project, "mine.stage", MESSAGES)
+    before = code_digest("mine.stage")
+    assert old in MESSAGES
+    write(project, "mine.stage", MESSAGES.replace(old, new))
+    assert (code_digest("mine.stage") != before) == counts
+
+
+def test_an_edit_while_a_run_goes_on_is_seen(project: Path) -> None:
+    write(project, "mine.stage", "def main(job):\n    return 1\n")
+    before = code_digest("mine.stage")
+    (project / "mine" / "stage.py").write_text("def main(job):\n    return 22\n")
+    assert code_digest("mine.stage") != before
 
 
 def test_a_module_that_params_name_counts(project: Path) -> None:
@@ -134,8 +264,7 @@ def test_serialised_trees_are_the_same_on_every_python() -> None:
             del x[1:2, ...]
         y = {**a, "b": 1e400, b"c": 1_000, 'd': -0.0, 'e': 2j, 'f': u"u"}
     ''')
-    digest = keys.digest(keys._digests(ast.parse(text)))
-    assert digest == "7b5a58e898d955a9"
+    assert keys.digest(code.serialise(ast.parse(text))) == "d0918924d8801f31"
 
 
 @dataclasses.dataclass
@@ -188,9 +317,9 @@ def test_the_same_key_in_another_process_folder_and_hash_seed(tmp_path: Path) ->
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from pipeline import keys
-code = keys.code_of("pipeline.stages.download")
-print(keys.stage_key("pipeline.stages.download", {{"n": 3}}, {{"b": "1", "a": "2"}}, None, code))
+from pipeline import code, keys
+content = code.code_of("pipeline.stages.download").digest
+print(keys.stage_key("pipeline.stages.download", {{"n": 3}}, {{"b": "1", "a": "2"}}, None, content))
 """
     found = {
         subprocess.run(
