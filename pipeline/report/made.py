@@ -1,4 +1,4 @@
-"""The artifacts a report tells about, read from their folders."""
+"""The artifacts that a report is about, read from their folders."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -10,41 +10,22 @@ from typing import Any
 
 from pipeline.artifact import read as read_artifact
 
-EVALUATE = "evaluate_"
-TRAINED = ("pretrain", "finetune", "rl")  # modules that leave a model
+EVALUATE, DATASET = "evaluate_", "dataset/"  # how the names of such stages begin
+DATASETS = "data sets"  # shown as one: there are many, and each is small
+TRAINED = ("pretrain", "finetune", "rl")  # modules that make a model
 
 
 @dataclass(frozen=True)
 class Made:
-    """One artifact under the name of the stage that made it. `record` is its artifact.json; folder: if it is read."""
+    """An artifact under the name of the stage that made it. `folder` is None for one known by its record alone."""
 
     stage: str
+    module: str
+    key: str
+    inputs: dict[str, str]
+    metrics: dict[str, Any]
+    record: Mapping[str, Any]  # artifact.json
     folder: Path | None
-    record: Mapping[str, Any]
-
-    @property
-    def module(self) -> str:
-        return str(self.record["module"])
-
-    @property
-    def key(self) -> str:
-        return str(self.record["key"])
-
-    @property
-    def inputs(self) -> dict[str, str]:
-        return dict(self.record.get("inputs") or {})
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        return dict(self.record.get("metrics") or {})
-
-    @property
-    def seconds(self) -> float:
-        return float(self.record.get("seconds") or 0.0)
-
-    @property
-    def usd(self) -> float:
-        return float(self.record.get("usd") or 0.0)
 
     @property
     def short(self) -> str:
@@ -52,9 +33,9 @@ class Made:
         return self.stage.removeprefix(EVALUATE)
 
     @cached_property
-    def lines(self) -> list[dict[str, Any]]:
-        """metrics.jsonl"""
-        return self.json_lines("metrics.jsonl")
+    def results(self) -> dict[str, Any]:
+        """What an evaluation found."""
+        return self.file("results.json")
 
     def file(self, name: str) -> dict[str, Any]:
         """A JSON file of the artifact; empty where there is none."""
@@ -63,7 +44,7 @@ class Made:
         return {}
 
     def json_lines(self, name: str) -> list[dict[str, Any]]:
-        """A file of one JSON object a line, without lines that a crash cut off."""
+        """A file with one JSON object per line, without lines that a crash cut off."""
         lines = []
         for line in self._text(name).splitlines():
             with suppress(ValueError):
@@ -75,37 +56,34 @@ class Made:
             return (self.folder / name).read_text() if self.folder else ""
         return ""
 
-    @cached_property
-    def results(self) -> dict[str, Any]:
-        return self.file("results.json")
-
 
 def read(inputs: Mapping[str, Path], others: Mapping[str, Mapping[str, Any]] | None = None) -> list[Made]:
-    """One Made for each input folder, makers before readers, else in the order given.
+    """One Made for each input folder, makers before readers, else in the given order.
 
-    others: records by stage name of what stands behind the inputs and is not read itself; known by its record alone.
+    others: records by stage name of what is behind the inputs and is not read itself.
     """
     found = []
     for name, folder in inputs.items():
         artifact = read_artifact(folder)
         assert artifact is not None
-        record, names = artifact.record, artifact.stages
-        found.append(Made(name if name in names else names[0], folder, record))
+        found.append(_made(name if name in artifact.stages else artifact.stages[0], artifact.record, folder))
     keys = {made.key for made in found}
-    found += [Made(name, None, record) for name, record in (others or {}).items() if record["key"] not in keys]
-    return in_order(found)
+    found += [_made(name, record) for name, record in (others or {}).items() if record["key"] not in keys]
+    return _in_order(found)
 
 
-def in_order(found: Iterable[Made]) -> list[Made]:
+def _made(stage: str, record: Mapping[str, Any], folder: Path | None = None) -> Made:
+    return Made(stage, record["module"], record["key"], record["inputs"], record["metrics"], record, folder)
+
+
+def _in_order(waiting: list[Made]) -> list[Made]:
     """Makers before readers; of those that do not depend on each other, an evaluation right after its model."""
-    waiting, done = list(found), []
-    placed: set[str] = set()
-    keys = {made.key for made in waiting}
+    done: list[Made] = []
     while waiting:
-        free = [m for m in waiting if not (set(m.inputs.values()) & keys - placed)] or waiting
-        chosen = next((m for m in free if m.module == "evaluate"), free[0])
-        waiting.remove(chosen)
-        placed.add(chosen.key)
+        missing = {made.key for made in waiting}
+        free = [made for made in waiting if missing.isdisjoint(made.inputs.values())] or waiting
+        chosen = next((made for made in free if made.module == "evaluate"), free[0])
+        waiting = [made for made in waiting if made is not chosen]
         done.append(chosen)
     return done
 

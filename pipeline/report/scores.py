@@ -1,165 +1,169 @@
-"""Each metric by stage, as one table: the report's centre."""
+"""Scores by stage, and what a reader must know before trusting them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.report.document import Cell, Table
-from pipeline.report.made import Made
-from pipeline.report.words import duration, percent
+from pipeline.report.made import Made, evaluations, trainings
+from pipeline.report.words import count, listed, percent, plural
 
-MISSING = "-"
-
-# Items of the public test sets, to say when only some of them were asked.
-FULL_SIZE = {"ARC-Easy": 2376, "ARC-Challenge": 1172, "MMLU": 14042, "GSM8K": 1319, "HumanEval": 164}
+OVERALL = ("val bpb", "CORE", "ChatCORE")  # what such metrics are called, or how their names begin
 CHATCORE_TASKS = 6
+# Items of the public test sets, to tell when only some of them were asked.
+FULL_SIZE = {"ARC-Easy": 2376, "ARC-Challenge": 1172, "MMLU": 14042, "GSM8K": 1319, "HumanEval": 164}
+UNFINISHED = 0.05  # a smaller part of the answers that were cut off is not worth a warning
 
 
 @dataclass(frozen=True)
 class Score:
-    """A metric of one stage. shown is how it is written; detail stands below it; better is what to compare by."""
+    """A metric of one stage, as a cell of a table. detail: in small print. better: what to compare by."""
 
-    shown: str
+    text: str
     detail: str = ""
     better: float | None = None
     items: int | None = None
+    strong: bool = False  # the best of several
 
 
-@dataclass(frozen=True)
-class Row:
-    name: str
-    scores: dict[str, Score]  # by stage
+def scores(tested: Sequence[Made]) -> dict[str, dict[str, Score]]:
+    """By metric, then by stage: validation loss, CORE, ChatCORE, then tasks in the order in which they first appear."""
+    found: dict[str, dict[str, Score]] = {}
+    for made in tested:
+        for name, score in _scores(made.results):
+            found.setdefault(name, {})[made.short] = score
+    for by_stage in found.values():
+        values = {score.better for score in by_stage.values() if score.better is not None}
+        if len(values) > 1:
+            best = max(values)
+            by_stage |= {stage: replace(s, strong=True) for stage, s in by_stage.items() if s.better == best}
+    return dict(sorted(found.items(), key=lambda item: not item[0].startswith(OVERALL)))
 
 
-def rows(evaluations: Sequence[Made]) -> list[Row]:
-    """Validation loss, CORE, ChatCORE, then the tasks in the order in which they first appear."""
-    by_name: dict[str, dict[str, Score]] = {}
-    for made in evaluations:
-        for name, score in _scores(made.results).items():
-            by_name.setdefault(name, {})[made.short] = score
-    first = [name for name in by_name if name == "val bpb" or name.startswith(("CORE", "ChatCORE"))]
-    rest = [name for name in by_name if name not in first]
-    return [Row(name, by_name[name]) for name in first + rest]
-
-
-def _scores(results: dict[str, Any]) -> dict[str, Score]:
-    found: dict[str, Score] = {}
+def _scores(results: dict[str, Any]) -> Iterator[tuple[str, Score]]:
     if bpb := (results.get("bpb") or {}).get("val"):
-        found["val bpb"] = Score(f"{bpb:.4f}", "", -bpb)
+        yield "val bpb", Score(f"{bpb:.4f}", better=-bpb)
     if core := results.get("core"):
-        found[core_name(core)] = Score(f"{core['score']:.4f}", "", core["score"], core["items"])
-    chat = results.get("chat") or {}
-    if results.get("chatcore") is not None:
-        measured = results.get("chatcore_tasks", CHATCORE_TASKS)
-        name = "ChatCORE" if measured == CHATCORE_TASKS else f"ChatCORE-{measured}/{CHATCORE_TASKS}"
-        found[name] = Score(f"{results['chatcore']:.4f}", "", results["chatcore"])
-    for name, result in chat.items():
-        found.update(_task_scores(name, result))
-    return found
-
-
-def _task_scores(name: str, result: dict[str, Any]) -> dict[str, Score]:
-    if "accuracy" not in result:
-        return {name: Score("not run", items=result.get("items"))}
-    found = {name: Score(percent(result["accuracy"]), interval(result["ci"]), result["accuracy"], result["items"])}
-    for key, value in result.items():
-        if key.startswith("pass@"):
-            found[f"{name} {key}"] = Score(percent(value), interval(result.get("pass_ci")), value, result["items"])
-    return found
+        # Fewer than all tasks are never called CORE.
+        name = "CORE" if core["tasks"] == core["of"] else f"CORE-{core['tasks']}/{core['of']}"
+        yield name, Score(f"{core['score']:.4f}", better=core["score"], items=core["items"])
+    if (chatcore := results.get("chatcore")) is not None:
+        tasks = results.get("chatcore_tasks", CHATCORE_TASKS)
+        name = "ChatCORE" if tasks == CHATCORE_TASKS else f"ChatCORE-{tasks}/{CHATCORE_TASKS}"
+        yield name, Score(f"{chatcore:.4f}", better=chatcore)
+    for name, result in (results.get("chat") or {}).items():
+        items = result.get("items")
+        if "accuracy" not in result:
+            yield name, Score("not run", items=items)
+            continue
+        yield name, Score(percent(result["accuracy"]), interval(result["ci"]), result["accuracy"], items)
+        for measure, value in result.items():
+            if measure.startswith("pass@"):
+                yield f"{name} {measure}", Score(percent(value), interval(result.get("pass_ci")), value, items)
 
 
 def interval(bounds: Sequence[float] | None) -> str:
-    """Nothing for results of older code that were accepted, which may have none."""
-    if bounds is None:
-        return ""
-    low, high = bounds
-    return f"{100 * low:.1f} to {100 * high:.1f}"
+    """Empty for results of older code that were accepted, which may have none."""
+    return "" if bounds is None else f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"
 
 
-def core_name(core: dict[str, Any]) -> str:
-    """Fewer than all tasks are never called CORE."""
-    return "CORE" if core["tasks"] == core["of"] else f"CORE-{core['tasks']}/{core['of']}"
+def item_counts(counts: Iterable[int | None]) -> str:
+    """1,000 / 2,000: each number once."""
+    return " / ".join(f"{number:,}" for number in sorted({number for number in counts if number is not None}))
 
 
-def score_table(evaluations: Sequence[Made], notes: list[str]) -> Table:
-    stages = [made.short for made in evaluations]
-    body: list[list[Cell | str]] = []
-    for row in rows(evaluations):
-        values = {score.better for score in row.scores.values() if score.better is not None}
-        best = max(values) if len(values) > 1 else None
-        line: list[Cell | str] = [row.name]
-        for stage in stages:
-            score = row.scores.get(stage)
-            wins = score is not None and best is not None and score.better == best
-            line.append(Cell(score.shown, score.detail, wins) if score else MISSING)
-        body.append([*line, _items(row)])
-    explained = ["Accuracies with their 95% Wilson interval. Bold: the best of the row."] if body else []
-    return Table(["", *stages, "items"], body, notes=[*explained, *footnotes(evaluations), *notes])
+def headline(tested: Sequence[Made]) -> dict[str, Any]:
+    """The scores of the last stage that was evaluated, by name; what a sweep compares."""
+    last = scores(tested[-1:])
+    return {name: abs(s.better) for name, by in last.items() for s in by.values() if s.better is not None}
 
 
-def core_table(evaluations: Sequence[Made]) -> Table | None:
-    """CORE's tasks one by one; None where no evaluation has them."""
-    cores = {made.short: made.results["core"] for made in evaluations if made.results.get("core")}
-    labels = dict.fromkeys(label for core in cores.values() for label in core.get("centered", {}))
-    if not labels:
-        return None
-    body: list[list[Cell | str]] = []
-    for label in labels:
-        line: list[Cell | str] = [label]
-        for core in cores.values():
-            line += _core_cells(core, label)
-        there = [core for core in cores.values() if label in core["centered"]]
-        counts = sorted({core["counts"][label] for core in there})
-        body.append([*line, percent(there[0]["baseline"][label]), " / ".join(f"{n:,}" for n in counts)])
-    header = [name for stage in cores for name in (f"{stage}: accuracy", "centred", "time")]
-    explained = "Centred: 0 is guessing, 1 is all right. CORE is their mean. Accuracies with their 95% Wilson interval."
-    return Table(["", *header, "guessing", "items"], body, notes=[explained])
-
-
-def _core_cells(core: dict[str, Any], label: str) -> list[Cell | str]:
-    if label not in core["centered"]:
-        return [MISSING] * 3
-    accuracy = Cell(percent(core["accuracy"][label]), interval(core.get("ci", {}).get(label)))
-    return [accuracy, f"{core['centered'][label]:.4f}", duration(core["seconds_by_task"][label])]
-
-
-def _items(row: Row) -> str:
-    counts = sorted({score.items for score in row.scores.values() if score.items is not None})
-    return " / ".join(f"{n:,}" for n in counts)
-
-
-def footnotes(evaluations: Sequence[Made]) -> list[str]:
+def footnotes(tested: Sequence[Made]) -> list[str]:
     """Where a name promises more than was measured."""
     notes = []
-    tested = [made for made in evaluations if made.results.get("core")]
-    if any(made.results["core"]["tasks"] < made.results["core"]["of"] for made in tested):
+    cores = [made for made in tested if made.results.get("core")]
+    if any(made.results["core"]["tasks"] < made.results["core"]["of"] for made in cores):
         notes.append("CORE-n/22 is the mean over n of CORE's 22 tasks and cannot be compared with CORE.")
-    settings = [(made.record.get("params") or {}).get("core") or {} for made in tested]
-    limits = [int(core["max_per_task"]) for core in settings if core.get("max_per_task")]
-    if limits:
-        notes.append(f"CORE from at most {min(limits)} items of each task: a quick look, not the benchmark.")
+    settings = [(made.record.get("params") or {}).get("core") or {} for made in cores]
+    if limits := [int(core["max_per_task"]) for core in settings if core.get("max_per_task")]:
+        notes.append(f"CORE uses at most {min(limits)} items of each task: a quick estimate, not the benchmark.")
     asked: dict[str, int] = {}
-    for made in evaluations:
+    for made in tested:
         for name, result in (made.results.get("chat") or {}).items():
             asked[name] = max(asked.get(name, 0), int(result.get("items", 0)))
     partial = [f"{name} ({n:,} of {FULL_SIZE[name]:,})" for name, n in asked.items() if n < FULL_SIZE.get(name, 0)]
     if partial:
-        notes.append(f"Not the whole public test set: {', '.join(partial)}.")
+        notes.append(f"Only a part of the public test set: {', '.join(partial)}.")
     return notes
 
 
-def headline(evaluations: Sequence[Made]) -> dict[str, Any]:
-    """The scores of the last stage that was evaluated, by name; what a sweep compares."""
-    if not evaluations:
-        return {}
-    last = evaluations[-1]
-    return {row.name: abs(s.better) for row in rows([last]) for s in row.scores.values() if s.better is not None}
+def not_contaminated(made: Sequence[Made]) -> list[str]:
+    """A note that the training data was searched for evaluation text in vain; `warnings` tell of what was found."""
+    looked = [found for m in made if (found := m.file("overlap.json"))]
+    tasks = [task for found in looked for task in found["tasks"].values()]
+    if not any(task["checked"] for task in tasks) or any(task["found"] for task in tasks):
+        return []
+    tokens = count(sum(sum(found["sources"].values()) for found in looked))
+    return [f"No evaluation question has four fifths of its {looked[0]['ngram']}-grams in {tokens} training tokens."]
 
 
-def summary_rows(evaluations: Sequence[Made]) -> list[list[str]]:
-    """The table in plain text, header first: what the terminal shows at the end of a run."""
-    stages = [made.short for made in evaluations]
-    lines = [["", *stages, "items"]]
-    for row in rows(evaluations):
-        lines.append([row.name, *(row.scores[s].shown if s in row.scores else MISSING for s in stages), _items(row)])
-    return lines if len(lines) > 1 else []
+def warnings(made: Sequence[Made]) -> list[str]:
+    """What a reader must know before trusting a number, found in the artifacts themselves."""
+    tested = evaluations(made)
+    found = []
+    for m in tested:
+        core = m.results.get("core") or {}
+        if core.get("cropped"):
+            part = f"{core['cropped']:,} of {core['items']:,} CORE items"
+            found.append(f"{m.stage}: {part} are longer than the context and were cropped at the beginning.")
+    results = [(m.short, name, r) for m in tested for name, r in (m.results.get("chat") or {}).items()]
+    if cropped := [(name, r["cropped"], r["items"]) for _, name, r in results if r.get("cropped")]:
+        found.append(f"Questions longer than the context, cropped at the beginning: {_by_task(cropped)}.")
+    if unfinished := [x for x in results if x[2].get("unfinished", 0) > UNFINISHED * x[2].get("items", 0)]:
+        after = listed(list(dict.fromkeys(stage for stage, _, _ in unfinished)))
+        by_task = _by_task([(name, r["unfinished"], r["items"]) for _, name, r in unfinished])
+        found.append(f"Answers that reached the length limit and were cut off, after {after}: {by_task}.")
+    found += [f"{name} was not run after {stage}: {r['refused']}" for stage, name, r in results if "refused" in r]
+    if advisory := list(dict.fromkeys(name for _, name, r in results if r.get("advisory"))):
+        found.append(f"Advisory: programs of {listed(advisory)} report their own verdicts, so wrong ones can pass.")
+    for m in tested:
+        if lacks := m.results.get("sandbox_lacks"):
+            found.append(f"{m.stage}: model-written programs ran without full isolation (sandbox=weak): {lacks}.")
+    for m in made:
+        found += [*_contamination(m), *_lost_conversations(m)]
+    for m in trainings(made):
+        if skipped := m.metrics.get("skipped_steps"):
+            found.append(f"{m.stage}: skipped {plural(skipped, 'step')} that had no target to train on.")
+        if dropped := m.metrics.get("dropped_steps"):
+            found.append(f"{m.stage}: dropped {plural(dropped, 'step')} because of unusually large gradients.")
+    return found
+
+
+def _by_task(counted: list[tuple[str, int, int]]) -> str:
+    """GSM8K 49 to 60 of 64, MMLU 18 of 64: over all stages, from (task, number, items)."""
+    found: dict[tuple[str, int], list[int]] = {}
+    for name, number, of in counted:
+        found.setdefault((name, of), []).append(number)
+    parts = []
+    for (name, of), amounts in found.items():
+        low, high = min(amounts), max(amounts)
+        parts.append(f"{name} {low:,}{f' to {high:,}' if high > low else ''} of {of:,}")
+    return ", ".join(parts)
+
+
+def _contamination(made: Made) -> list[str]:
+    """Evaluation items in the training data, a line for each kind of data."""
+    by_source: dict[str, list[tuple[str, int, int]]] = {}
+    for name, task in (made.file("overlap.json").get("tasks") or {}).items():
+        for source, number in task["found"].items():
+            by_source.setdefault(source, []).append((name, number, task["items"]))
+    what = "Evaluation questions are in the training data (four fifths of their n-grams)"
+    return [f"{what}, in that of {source}: {_by_task(counted)}." for source, counted in by_source.items()]
+
+
+def _lost_conversations(made: Made) -> list[str]:
+    rows = made.file("rows.json")
+    lost = [f"{count(rows[name])} {name}" for name in ("dropped", "cut") if rows.get(name)]
+    if not lost:
+        return []
+    total = count(rows["conversations"] + rows.get("dropped", 0))
+    return [f"{made.stage}: of {total} conversations, {listed(lost)} because of their length or format."]

@@ -47,3 +47,10 @@ def test_a_store_that_was_named_is_used(packages: Path, tmp_path: Path) -> None:
     assert f"Store: {tmp_path / 'other'}" in chatmill(
         packages, tmp_path / "here", "plan", f"store.root={tmp_path}/other"
     )
+
+
+def test_the_templates_of_reports_are_installed_too(packages: Path) -> None:
+    installed = {path.name for path in (packages / "pipeline" / "report").iterdir() if path.suffix != ".py"}
+    source = {path.name for path in (ROOT / "pipeline" / "report").iterdir() if path.suffix != ".py"}
+
+    assert source - {"__pycache__"} <= installed

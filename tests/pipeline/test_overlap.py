@@ -11,8 +11,7 @@ from data.spec import CoreSpec, TaskSpec
 from data.tokenizer import Tokenizer
 from pipeline.job import Job, Launch, Stopped
 from pipeline.report.made import read
-from pipeline.report.notices import notices
-from pipeline.report.sections import clean
+from pipeline.report.scores import not_contaminated, warnings
 from pipeline.stages import overlap, render
 from tests.pipeline.made_up import artifact
 from tests.pipeline.test_evaluate import write_bundle
@@ -143,15 +142,15 @@ def test_the_report_warns_of_what_was_found_or_says_that_nothing_was(tmp_path):
     )
     none = artifact(tmp_path, "other", "overlap", {}, files={"overlap.json": nothing})
 
-    warned = notices(read({"overlap": some}))
+    warned = warnings(read({"overlap": some}))
 
     assert warned == [
         "Evaluation questions are in the training data (four fifths of their n-grams), in that of sft: "
         "HumanEval 3 of 164."
     ]
     nowhere = artifact(tmp_path, "empty", "overlap", {}, files={"overlap.json": nothing | {"tasks": {}}})
-    assert clean(read({"overlap": nowhere})) == []  # nothing was looked for
-    assert notices(read({"overlap": none})) == [] and clean(read({"overlap": some})) == []
-    assert clean(read({"overlap": none})) == [
+    assert not_contaminated(read({"overlap": nowhere})) == []  # nothing was looked for
+    assert warnings(read({"overlap": none})) == [] and not_contaminated(read({"overlap": some})) == []
+    assert not_contaminated(read({"overlap": none})) == [
         "No evaluation question has four fifths of its 13-grams in 2 M training tokens."
     ]

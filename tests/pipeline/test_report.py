@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -10,9 +11,12 @@ import pytest
 from made_up import artifact, chat_results, results, task, whole_run
 
 from pipeline.job import Job, Launch
+from pipeline.report import render
 from pipeline.report.made import read
-from pipeline.report.notices import notices
-from pipeline.report.scores import core_table, footnotes, rows, score_table
+from pipeline.report.pictures import lineage
+from pipeline.report.scores import footnotes, scores, warnings
+from pipeline.report.tables import core_table, score_table
+from pipeline.stages import report
 from pipeline.stages.report import Params, main, summary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +81,59 @@ def test_the_page_needs_nothing_from_outside(page):
     assert "@import" not in page and "url(http" not in page
 
 
+def test_every_picture_has_a_description_and_a_light_ground_in_the_page_and_as_a_file(inputs, page, tmp_path):
+    out, _ = write_report(inputs, tmp_path)
+    text = (out / "report.md").read_text()
+
+    pictures = sorted((out / "img").iterdir())
+    described = re.findall(r'<img alt="([^"]{10,})" src="data:', page)
+    assert len(described) == page.count("<img ") == text.count("](img/") == len(pictures)
+    for picture in pictures:  # ink is dark, and the page may be dark, too
+        assert re.search(r"fill(: |=\")#fff", picture.read_text()), picture
+        assert f"](img/{picture.name})" in text
+
+
+def test_the_page_is_legible_in_a_light_and_in_a_dark_scheme(page):
+    light, dark = re.findall(r":root \{(.*?)\}", page, re.S)
+    colors = [dict(re.findall(r"--([\w-]+): (#\w+)", scheme)) for scheme in (light, dark)]
+
+    assert colors[0].keys() == colors[1].keys()
+    for scheme in colors:
+        for ink in ("ink", "soft", "accent", "right", "wrong"):
+            assert contrast(scheme[ink], scheme["page"]) >= 4.5, ink
+        for ground in ("wash", "warning", "call", "output"):
+            assert contrast(scheme["ink"], scheme[ground]) >= 4.5, ground
+
+
+def contrast(one: str, other: str) -> float:
+    """As WCAG 2.1 defines it: 4.5 and more is legible."""
+    bright, dim = sorted((luminance(one), luminance(other)), reverse=True)
+    return (bright + 0.05) / (dim + 0.05)
+
+
+def luminance(color: str) -> float:
+    digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_a_change_of_a_template_enters_the_key(tmp_path, monkeypatch):
+    folder = tmp_path / "templates"
+    shutil.copytree(render.FOLDER, folder)
+    before = report.identity(Params(), {}, online=False)["files"]
+    monkeypatch.setattr(render, "FOLDER", folder)
+    assert report.identity(Params(), {}, online=False)["files"] == before
+
+    for name in before:
+        with open(folder / name, "a") as file:
+            file.write("\n")
+
+    after = report.identity(Params(), {}, online=False)["files"]
+    assert {"report.html.jinja", "report.md.jinja", "lineage.svg.jinja", "charts.mplstyle"} == after.keys()
+    assert all(after[name] != before[name] for name in before)
+
+
 def test_each_metric_stands_by_stage_with_interval_and_items(inputs):
     tested = [made for made in read(inputs) if made.module == "evaluate"]
     table = score_table(tested, [])
@@ -91,7 +148,7 @@ def test_each_metric_stands_by_stage_with_interval_and_items(inputs):
 def test_fewer_than_all_core_tasks_are_never_called_core(inputs):
     tested = [made for made in read(inputs) if made.module == "evaluate"]
 
-    assert "CORE-14/22" in [row.name for row in rows(tested)]
+    assert "CORE-14/22" in scores(tested)
     assert any("CORE-n/22" in note for note in footnotes(tested))
     assert any("at most 16 items" in note for note in footnotes(tested))
     assert any("ARC-Easy (400 of 2,376)" in note for note in footnotes(tested))
@@ -129,7 +186,7 @@ def test_chatcore_of_some_tasks_says_how_many(tmp_path):
     measured = results("sft", chatcore=0.2, chatcore_tasks=2, chat={"ARC-Easy": task(0.4, 2376, 0.25)})
     folder = artifact(tmp_path, "evaluate_sft", "evaluate", {}, files={"results.json": measured})
 
-    assert [row.name for row in rows(read({"evaluate_sft": folder}))] == ["ChatCORE-2/6", "ARC-Easy"]
+    assert list(scores(read({"evaluate_sft": folder}))) == ["ChatCORE-2/6", "ARC-Easy"]
 
 
 def test_what_lowers_trust_in_a_number_is_said(tmp_path):
@@ -141,12 +198,12 @@ def test_what_lowers_trust_in_a_number_is_said(tmp_path):
     folder = artifact(tmp_path, "evaluate_sft", "evaluate", {}, files={"results.json": measured})
     data = artifact(tmp_path, "sft_data", "render", {}, files={"rows.json": {"conversations": 90, "dropped": 10}})
 
-    told = "\n".join(notices(read({"evaluate_sft": folder, "sft_data": data})))
+    told = "\n".join(warnings(read({"evaluate_sft": folder, "sft_data": data})))
 
     assert "evaluate_sft: model-written programs ran without full isolation (sandbox=weak): a program" in told
-    assert "Advisory: programs of Riddles reported their own verdicts" in told
+    assert "Advisory: programs of Riddles report their own verdicts" in told
     assert "7 of 50 CORE items" in told
-    assert "Answers cut off at the longest allowed length, after sft: HumanEval 100 of 164." in told
+    assert "Answers that reached the length limit and were cut off, after sft: HumanEval 100 of 164." in told
     assert "Other was not run after sft: nothing here stops the network" in told
     assert "of 100 conversations, 10 dropped" in told
 
@@ -164,7 +221,7 @@ def test_times_and_costs_are_summed(tmp_path):
     out, _ = write_report({"sft": fast, "pretrain": slow}, tmp_path / "w")
 
     text = (out / "report.md").read_text()
-    assert "| in all |  |  | 2 h 01 min | $48.40 |" in text
+    assert "| total |  |  | 2 h 01 min | $48.40 |" in text
     assert "| pretrain | 8 x H100 |" in text
     assert text.index("| pretrain |") < text.index("| sft |")
 
@@ -221,6 +278,28 @@ def test_every_artifact_is_in_the_lineage_with_its_key(inputs, page):
             assert key in page
 
 
+def test_the_picture_of_the_lineage_has_a_row_for_each_artifact_and_a_dot_for_each_input(inputs):
+    made = read(inputs)
+    picture = lineage(made)
+
+    assert picture is not None
+    # Both data sets share a row; `text`, `tokens` and `pack` were only read.
+    names = re.findall(r'font-weight="600"[^>]*>([^<]+)<', picture.svg)
+    assert sorted(names) == sorted([*inputs, "data sets", "text", "tokens", "pack"])
+    dots = sum(len({"dataset/" if name.startswith("dataset/") else name for name in m.inputs}) for m in made)
+    assert picture.svg.count("<circle") == dots
+    rows = {name: row for row, name in enumerate(names)}
+    assert rows["pretrain"] < rows["evaluate_base"] < rows["midtrain"] < rows["sft"] < rows["rl"]
+
+
+def test_names_in_the_picture_of_the_lineage_are_never_markup(tmp_path):
+    made = artifact(tmp_path, "a<b", "pretrain", {"x</text>": "x"})
+
+    picture = lineage(read({"a<b": made}))
+
+    assert picture is not None and "a&lt;b" in picture.svg and "x&lt;/text&gt;" in picture.svg
+
+
 def test_the_summary_is_a_short_table_and_the_metrics_are_the_last_stages(inputs, tmp_path):
     out, metrics = write_report(inputs, tmp_path)
 
@@ -242,4 +321,5 @@ def test_a_measurement_cut_off_by_a_crash_is_left_out(tmp_path):
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "lo')
 
-    assert [line["step"] for line in read({"pretrain": folder})[0].lines] == [1, 2]
+    lines = read({"pretrain": folder})[0].json_lines("metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2]
