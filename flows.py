@@ -1,7 +1,7 @@
 """The Prefect flow: one task a stage, each waiting for the stages it reads.
 
 The store is the truth about what is made; Prefect remembers the same keys, shows the runs and keeps their history.
-As a program this file hands over to pipeline/cli.py.
+As a program this file hands over to pipeline/commands/cli.py.
 """
 
 import re
@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.cli import main
+from pipeline.commands.cli import main
 
 
 def build_flow() -> Any:
-    """The flow `chatmill(overrides)`. Prefect is imported here and in pipeline/server.py, and nowhere else."""
+    """The flow `chatmill(overrides)`. Prefect is imported here and in pipeline/runner/server.py, and nowhere else."""
     from prefect import Task, flow, task
     from prefect.artifacts import (
         create_markdown_artifact,
@@ -23,8 +23,8 @@ def build_flow() -> Any:
     )
     from prefect.task_runners import ThreadPoolTaskRunner
 
-    from pipeline.plan import Step
-    from pipeline.run import Run
+    from pipeline.plan.plan import Step
+    from pipeline.runner.run import Run
 
     def stage_task(run: Run, step: Step) -> Task[Any, dict[str, str]]:
         """The Prefect task of one stage; its cache key is the stage's key, its record lies in the artifact's folder."""

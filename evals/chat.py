@@ -9,15 +9,15 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from data.conversation import render_prompt, text_of
-from data.draw import keyed
+from data.chat.conversation import render_prompt, text_of
 from data.errors import DataError
-from data.task import Check, Task
+from data.tasks.draw import keyed
+from data.tasks.task import Check, Task
 from evals.intervals import wilson
 from evals.ledger import Ledger
 from evals.sandbox.box import Execution, Sandbox
-from model.engine import Completion, Engine, drop_oldest_turns
-from model.sampling import Sampling
+from model.decoding.engine import Completion, Engine, drop_oldest_turns
+from model.decoding.sampling import Sampling
 
 CHATCORE = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval", "SpellingBee")
 _GRADERS = 2  # threads: grading may run a program, and the next token need not wait for it

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from evals.core_prompts import Encoder, Option, Question, TaskItems, common_prefix, encode, read_bundle
 from evals.intervals import wilson
 from evals.ledger import Ledger
-from model.kvcache import KVCache
+from model.decoding.kvcache import KVCache
 
 TASKS = 22  # of the whole CORE; fewer are never called CORE
 CHARACTERS_PER_TOKEN = 3  # a careful guess for cutting a task into chunks before anything is encoded

@@ -13,7 +13,7 @@ import jinja2
 import yaml
 
 from data.errors import DataError
-from data.text_files import numbered_lines
+from data.text.files import numbered_lines
 from data.trust import below, shown
 
 Kind = Literal["multiple_choice", "schema", "language_modeling"]

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from model import fp8
 from model.attention import attend
 from model.config import GATE_CHANNELS, SMEAR_CHANNELS, GPTConfig
+from model.decoding.kvcache import KVCache
 from model.errors import ModelError
 from model.functional import norm, rotate, squared_relu
-from model.kvcache import KVCache
+from model.kernels import fp8
+from model.kernels.matmul import linear
 from model.loss import softcap_cross_entropy
-from model.matmul import linear
 
 SOFTCAP = 15.0
 

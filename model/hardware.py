@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from model.matmul import mm
+from model.kernels.matmul import mm
 
 DATASHEET = {  # dense bfloat16 FLOP/s by a part of the device's name; the first that is found counts
     "H100 PCIe": 756e12,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.matmul import add_mm, mm
+from model.kernels.matmul import add_mm, mm
 
 IGNORE = -1
 HALF_SCALE = 256.0  # of float16 gradients of logits, which lie within +-1: small ones keep their digits

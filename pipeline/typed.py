@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pipeline import renamed
+from pipeline.config import renamed
 from pipeline.errors import UserError
 
 T = TypeVar("T")

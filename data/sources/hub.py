@@ -8,10 +8,10 @@ from typing import Any
 from urllib.parse import quote
 
 from data.errors import DataError, DataMistake
-from data.fetch import Wanted, describe_url, fetch_all
-from data.source import Made, Request, link_all
+from data.sources.fetch import Wanted, describe_url, fetch_all
+from data.sources.source import Made, Request, link_all
+from data.sources.web import ANOTHER_ENDPOINT, ask_json, http_errors, patiently, status_of, unreachable
 from data.trust import check_name, check_sha256, check_size, described, group, origin, shown
-from data.web import ANOTHER_ENDPOINT, ask_json, http_errors, patiently, status_of, unreachable
 
 HUB = "https://huggingface.co"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)

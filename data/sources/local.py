@@ -11,13 +11,13 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data.blobs import file_sha256, link
 from data.characters import counted
 from data.errors import DataMistake
-from data.resplit import VAL, Resplit
-from data.shards import check_shard, write_shard
-from data.source import Made, Request
-from data.text_files import ABOUT, READ, kind_of, read_text
+from data.sources.blobs import file_sha256, link
+from data.sources.source import Made, Request
+from data.text.files import ABOUT, READ, kind_of, read_text
+from data.text.resplit import VAL, Resplit
+from data.text.shards import check_shard, write_shard
 from data.trust import described, group, printable
 
 VAL_FRACTION = 0.01  # of the documents

@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data.source import Made, Request
 from data.sources import pydocs
+from data.sources.source import Made, Request
 
 _WORD = re.compile(r"(?<![\w.'\"-])[a-z]+(?=,?[ \n]|\.\s)")  # not part of a name, a call or a quotation
 _NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}

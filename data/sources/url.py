@@ -5,11 +5,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data.errors import DataError
-from data.fetch import Wanted, describe_url, fetch_all
-from data.source import Made, Request, link_all
+from data.sources.fetch import Wanted, describe_url, fetch_all
 from data.sources.hub import HUB
+from data.sources.source import Made, Request, link_all
+from data.sources.unzip import unzip
 from data.trust import check_name, described, group
-from data.unzip import unzip
 
 
 def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any] | None:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from data.table import Table
-from data.task import ChoiceTask
+from data.tasks.table import Table
+from data.tasks.task import ChoiceTask
 
 
 class ARC(ChoiceTask):

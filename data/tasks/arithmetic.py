@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-from data.calculator import calculate
-from data.conversation import Conversation, spoken
-from data.draw import Draw, held_out
-from data.task import Execute, Task, TaskError, dialogue
+from data.chat.calculator import calculate
+from data.chat.conversation import Conversation, spoken
+from data.tasks.draw import Draw, held_out
+from data.tasks.task import Execute, Task, TaskError, dialogue
 
 _SIGNS = {"plus": "+", "minus": "-", "times": "*", "remainder": "%"}
 

@@ -3,9 +3,9 @@
 from itertools import product
 from pathlib import Path
 
-from data.conversation import Conversation
-from data.draw import Draw
-from data.task import Task, dialogue
+from data.chat.conversation import Conversation
+from data.tasks.draw import Draw
+from data.tasks.task import Task, dialogue
 
 _TALK = [
     (

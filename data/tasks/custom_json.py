@@ -5,16 +5,16 @@ from collections import Counter
 from pathlib import Path
 
 from data.characters import whole_all
-from data.conversation import Conversation
-from data.draw import Draw
+from data.chat.conversation import Conversation
+from data.chat.formats import KNOWN, Unlearnable, conversation_of, is_trained
 from data.errors import DataError, DataMistake
-from data.formats import KNOWN, Unlearnable, conversation_of, is_trained
-from data.task import Task, TaskError
-from data.text_files import numbered_lines
+from data.tasks.draw import Draw
+from data.tasks.task import Task, TaskError
+from data.text.files import numbered_lines
 
 
 class CustomJSON(Task):
-    """Each line of `file` is a conversation in one of the forms that data/formats.py reads.
+    """Each line of `file` is a conversation in one of the forms that data/chat/formats.py reads.
 
     The whole file is read and checked at once. Raises DataError as FILE:LINE for a line that is no conversation, or
     that has nothing to learn because no assistant speaks in it.

@@ -4,9 +4,9 @@ import re
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
-from data.conversation import Conversation
-from data.table import Table
-from data.task import Execute, Task, dialogue
+from data.chat.conversation import Conversation
+from data.tasks.table import Table
+from data.tasks.task import Execute, Task, dialogue
 
 _CALL = re.compile(r"<<([^<>]*)=([^<>=]*)>>")
 _ANSWER = re.compile(r"#### (-?[\d.,]+)")

@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from data.conversation import Conversation, spoken
-from data.table import Table
-from data.task import Check, Execute, Task, TaskError, dialogue
+from data.chat.conversation import Conversation, spoken
+from data.tasks.table import Table
+from data.tasks.task import Check, Execute, Task, TaskError, dialogue
 
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 

@@ -3,10 +3,10 @@
 from itertools import product
 from pathlib import Path
 
-from data.conversation import Conversation, spoken
-from data.draw import Draw
-from data.task import Execute, Task, dialogue
+from data.chat.conversation import Conversation, spoken
 from data.tasks.custom_json import read_conversations
+from data.tasks.draw import Draw
+from data.tasks.task import Execute, Task, dialogue
 
 _OPENERS = ["", "Hi! ", "Hello. ", "Hey, ", "Excuse me, ", "Good evening. ", "One question: ", "Okay, "]
 _QUESTIONS = {

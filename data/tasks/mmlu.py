@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from data.table import Table
-from data.task import ChoiceTask, TaskError
+from data.tasks.table import Table
+from data.tasks.task import ChoiceTask, TaskError
 
 _LETTERS = ["A", "B", "C", "D"]
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from data.conversation import Conversation, spoken
-from data.draw import Draw
-from data.task import Execute, Task, dialogue
-from data.words import split_words
+from data.chat.conversation import Conversation, spoken
+from data.tasks.draw import Draw
+from data.tasks.task import Execute, Task, dialogue
+from data.tasks.words import split_words
 
 _QUESTIONS = ["Spell the word: {word}", "Spell {word}", "How do you spell {word}?", "What are the letters of {word}?"]
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from data.conversation import Conversation
-from data.table import Table
-from data.task import Task
+from data.chat.conversation import Conversation
+from data.tasks.table import Table
+from data.tasks.task import Task
 
 
 class SmolTalk(Task):

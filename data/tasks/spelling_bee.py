@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
-from data.calculator import calculate
-from data.conversation import Conversation
-from data.draw import Draw
-from data.task import Execute, Task, dialogue
-from data.words import split_words
+from data.chat.calculator import calculate
+from data.chat.conversation import Conversation
+from data.tasks.draw import Draw
+from data.tasks.task import Execute, Task, dialogue
+from data.tasks.words import split_words
 
 _QUESTIONS = [
     "How many {letter} are in {word}?",

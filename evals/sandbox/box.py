@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from data.task import Check
+from data.tasks.task import Check
 from evals.sandbox import wire, zygote
 
 Status = Literal["passed", "failed", "timeout", "memory", "killed", "refused"]

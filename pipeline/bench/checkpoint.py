@@ -1,8 +1,9 @@
 """What saving a checkpoint costs a training that goes on meanwhile.
 
-The job runs through model.trainer and saves once in its middle. Each step after that which is slower than the median of
-those before it counts with the difference, until the files are written: copying the state to host memory, which holds
-up training, and what writing beside it takes away. The share is of the time between two saves at launch.save_minutes.
+The job runs through model.training.trainer and saves once in its middle. Each step after that which is slower than the
+median of those before it counts with the difference, until the files are written: copying the state to host memory,
+which holds up training, and what writing beside it takes away. The share is of the time between two saves at
+launch.save_minutes.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from pipeline.bench.train_step import ways
 from pipeline.bench.trainings import WARM_STEPS, StopWatch, Training, prepared, run_trainer
 
 if TYPE_CHECKING:
-    from model.checkpoint import Checkpointer
+    from model.training.checkpoint import Checkpointer
 
 
 def measure(bench: Bench) -> Result:
@@ -66,7 +67,7 @@ def stall(after: list[float], usual: float, until: float) -> float:
 
 def _saver(training: Training, saved: dict[str, float]) -> "Checkpointer":
     """Saves the first time it is asked to, and notes how long copying and writing took."""
-    from model.checkpoint import Checkpointer, Keep
+    from model.training.checkpoint import Checkpointer, Keep
 
     class Once(Checkpointer):
         def save(self, *state: Any) -> None:

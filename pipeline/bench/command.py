@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from data.durable import write_json
-from pipeline import hardware
 from pipeline.bench import registry
 from pipeline.bench.settings import Bench, BenchSettings, Skipped, parse
-from pipeline.environment import user_path
+from pipeline.runner import machine as hardware
+from pipeline.runner.environment import user_path
 
 VERSIONS = ("torch", "numpy", "triton", "tiktoken", "rustbpe", "pyarrow", "safetensors")
 
@@ -78,8 +78,8 @@ def set_up_machine(settings: BenchSettings) -> Any:
     """The device, with threads and memory as training stages set them. Raises ModelError for a device there is not."""
     import torch
 
-    from model.distributed import choose_device
     from model.hardware import keep_freed_memory
+    from model.training.distributed import choose_device
 
     torch.set_num_threads(settings.threads or hardware.cores())
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True

@@ -53,7 +53,7 @@ def compose(bench: Bench, *overrides: str) -> Config:
     if importlib.util.find_spec("hydra") is None:
         plain = read_plainly(words)
         return Config(params_of(plain["params"]), typed.build(Launch, plain["launch"] | own, "launch"), {})
-    from pipeline import config
+    from pipeline.config import compose as config
 
     composed = config.compose(["recipe=d20", *words])
     settings = config.settings(composed)

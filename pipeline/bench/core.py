@@ -19,10 +19,10 @@ from pipeline.bench.registry import Result
 from pipeline.bench.settings import Bench, Skipped
 from pipeline.bench.text import Stages
 from pipeline.bench.timing import seconds_of
-from pipeline.environment import user_path
+from pipeline.runner.environment import user_path
 
 if TYPE_CHECKING:
-    from data.tokenizer import Tokenizer
+    from data.tokens.tokenizer import Tokenizer
     from evals.core import Core
     from evals.core_prompts import Question, TaskItems
     from evals.ledger import Ledger
@@ -36,7 +36,7 @@ Answers = dict[str, dict[int, bool]]  # by task and item
 
 def measure(bench: Bench) -> Result:
     """By task, and of all. bench.items: of each task."""
-    from data.tokenizer import Tokenizer
+    from data.tokens.tokenizer import Tokenizer
     from evals.core import Core, CoreSettings
 
     settings = bench.settings

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline.bench.registry import Result
 from pipeline.bench.settings import Bench
 from pipeline.bench.timing import in_turns, medians
-from pipeline.keys import ROOT
+from pipeline.plan.keys import ROOT
 
 if TYPE_CHECKING:
     import torch

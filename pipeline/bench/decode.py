@@ -1,12 +1,12 @@
 """Generating text: the engine's tokens/s, prompts and all, against bounds measured in the same turns.
 
-`tok_s` is model.engine.Engine.generate on random weights laid out as evaluation does, with ends that never come: new
-tokens of all rows over the seconds of the whole call. A bound is one token's matmuls, attention over half of what a row
-holds in the end and top-k sampling, called one after the other on tensors that are there already, without anything
-between them; on GPUs replayed as a graph. `of_torch_bound` and `of_torch_matmuls` are the engine's speed in parts of
-that bound, and of the matmuls alone, with torch's own products. The decoder's can be faster, so that these may pass 1;
-`of_bound` and `of_matmuls` are taken with the faster products. `of_bandwidth` compares the speed with reading the
-matrices, and half of what the caches hold in the end, at the rate of a copy; it may pass 1 if these fit into a
+`tok_s` is model.decoding.engine.Engine.generate on random weights laid out as evaluation does, with ends that never
+come: new tokens of all rows over the seconds of the whole call. A bound is one token's matmuls, attention over half of
+what a row holds in the end and top-k sampling, called one after the other on tensors that are there already, without
+anything between them; on GPUs replayed as a graph. `of_torch_bound` and `of_torch_matmuls` are the engine's speed in
+parts of that bound, and of the matmuls alone, with torch's own products. The decoder's can be faster, so that these may
+pass 1; `of_bound` and `of_matmuls` are taken with the faster products. `of_bandwidth` compares the speed with reading
+the matrices, and half of what the caches hold in the end, at the rate of a copy; it may pass 1 if these fit into a
 processor's caches.
 """
 
@@ -24,9 +24,9 @@ from pipeline.typed import unknown
 if TYPE_CHECKING:
     import torch
 
-    from model.decoder import Decoder
-    from model.engine import Completion
+    from model.decoding.engine import Completion
     from model.gpt import GPT
+    from model.kernels.decoder import Decoder
 
 
 Products = list[Callable[[], object]]
@@ -57,7 +57,7 @@ CASES = {
 
 def measure(bench: Bench) -> Result:
     """By model and batch."""
-    from model.decoder import Decoder
+    from model.kernels.decoder import Decoder
 
     result: Result = {}
     for name, case in chosen(bench).items():
@@ -143,9 +143,9 @@ def build(case: Case, device: "torch.device") -> "GPT":
 
 def generate(model: "GPT", decoder: "Decoder", case: Case, rows: int) -> "Callable[[], list[Completion]]":
     """A function that draws case.new_tokens for each of `rows` prompts, the same tokens each time."""
-    from data.tokenizer import SPECIAL_TOKENS
-    from model.engine import Engine
-    from model.sampling import Sampling
+    from data.tokens.tokenizer import SPECIAL_TOKENS
+    from model.decoding.engine import Engine
+    from model.decoding.sampling import Sampling
 
     never = {name: -1 - place for place, name in enumerate(SPECIAL_TOKENS)}
     engine = Engine(model, never, lambda ids: b"", lambda text: [], rows=rows, decoder=decoder)
@@ -222,7 +222,7 @@ def captured(call: Callable[[], object], device: "torch.device") -> Callable[[],
     """On GPUs the replay of a graph of the call, without the time that launching its kernels takes."""
     if device.type != "cuda":
         return call
-    from model.graphs import WARM, capture
+    from model.kernels.graphs import WARM, capture
 
     for _ in range(WARM):
         call()

@@ -100,7 +100,7 @@ def eight_bits(bench: Bench) -> Result:
 
 def has_eight_bits(device: "torch.device") -> bool:
     """Return True if 8-bit products run at all: in hardware on a GPU, or emulated on a CPU."""
-    from model.fp8 import has_units
+    from model.kernels.fp8 import has_units
 
     return device.type == "cpu" or has_units(device)
 
@@ -177,7 +177,7 @@ def product_errors(bench: Bench) -> dict[str, float]:
     """Errors of a layer's forward product and of both gradients."""
     import torch
 
-    from model import fp8
+    from model.kernels import fp8
 
     rows, fan_in, fan_out = (32, 32, 48) if bench.settings.tiny else (512, 256, 1024)
     shapes = {"x": (rows, fan_in), "weight": (fan_out, fan_in), "gradient": (rows, fan_out)}

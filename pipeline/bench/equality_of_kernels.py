@@ -111,7 +111,7 @@ def _drawn_alike(model: "GPT", case: decode.Case, bound: float, one: str, other:
 
 
 def _drawn(model: "GPT", case: decode.Case, way: str) -> list[list[int]]:
-    from model.decoder import Decoder
+    from model.kernels.decoder import Decoder
 
     decoder = Decoder(copy.deepcopy(model), in_place=True)
     decoder.replays = way != "plain"

@@ -26,7 +26,7 @@ from pipeline.bench.registry import Result
 from pipeline.bench.settings import PREFIX, Bench, BenchSettings
 from pipeline.errors import UserError
 from pipeline.job import Launch
-from pipeline.launch import environment
+from pipeline.runner.launch import environment
 from pipeline.typed import unknown
 
 OWN = ("out", "budget_seconds", "parts")  # settings that are not passed on to parts

@@ -1,9 +1,9 @@
 """Batches from packed token files: how fast they come, and what of a step they cost.
 
-The reader is that of pretraining: rows in BatchOrder's order, made ahead by model.feed's thread. `rows_s` is one
-process that does nothing but ask for the next batch. `share_of_step` is the time that making a rank's part of a batch
-takes, and `waited_share` what the training loop then waits for it, in steps at ten times the rate of d20 on eight H100:
-a step in which nothing is done but waiting out that time.
+The reader is that of pretraining: rows in BatchOrder's order, made ahead by model.training.prefetch's thread. `rows_s`
+is one process that does nothing but ask for the next batch. `share_of_step` is the time that making a rank's part of a
+batch takes, and `waited_share` what the training loop then waits for it, in steps at ten times the rate of d20 on eight
+H100: a step in which nothing is done but waiting out that time.
 """
 
 import json
@@ -18,8 +18,8 @@ from pipeline.bench.settings import Bench
 from pipeline.bench.text import Stages
 
 if TYPE_CHECKING:
-    from data.packing import Rows
-    from model.feed import Batches
+    from data.tokens.packing import Rows
+    from model.training.prefetch import Batches
 
 
 D20_TOKENS_PER_SECOND = 1.08e6  # of eight H100 [nanochat, October 2025]
@@ -45,7 +45,7 @@ def measure(bench: Bench) -> Result:
 
 
 def read(tokens: Path, packed: Path, rows_per_step: int, steps: int, rounds: int) -> dict[str, float]:
-    from data.packing import PackedRows
+    from data.tokens.packing import PackedRows
 
     rows = PackedRows(tokens, packed)
     batches = batches_of(rows, rows_per_step)
@@ -66,7 +66,7 @@ def read(tokens: Path, packed: Path, rows_per_step: int, steps: int, rounds: int
 def batches_of(rows: "Rows", rows_per_step: int) -> "Batches":
     import torch
 
-    from data.packing import BatchOrder, window_rows
+    from data.tokens.packing import BatchOrder, window_rows
 
     order = BatchOrder(len(rows), rows_per_step, seed=0, window=window_rows(rows.sequence_len))
 
@@ -81,7 +81,7 @@ def feed(batches: "Batches", rows_per_step: int, steps: int, step_seconds: float
     """Seconds a step spent waiting for the next batch, when the step itself takes step_seconds and computes nothing."""
     import torch
 
-    from model.feed import AHEAD, Feeder
+    from model.training.prefetch import AHEAD, Feeder
 
     feeder = Feeder(batches, 0, AHEAD + steps, rows_per_step, torch.device("cpu"))
     try:

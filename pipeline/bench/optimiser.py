@@ -16,8 +16,8 @@ from pipeline.bench.train_step import ways
 from pipeline.bench.trainings import Training, prepared
 
 if TYPE_CHECKING:
-    from model.buckets import Bucket
-    from model.rules import Rule
+    from model.optim.buckets import Bucket
+    from model.optim.rules import Rule
 
 
 def measure(bench: Bench) -> Result:
@@ -40,7 +40,7 @@ def measure(bench: Bench) -> Result:
 
 def rule_cases(training: Training) -> dict[str, Callable[[], object]]:
     """Updating all parameters of each rule, by the rule's name."""
-    from model.schedule import Schedule
+    from model.training.schedule import Schedule
 
     rates = Schedule(training.work.schedule, training.work.steps).at(0)
     parts: dict[str, list[tuple[Bucket, Rule]]] = {}

@@ -1,8 +1,8 @@
 """Rollouts of a step of rl: all answers to all problems in one pass of the engine, against one problem at a time.
 
-tokens/s of model.engine.Engine.generate on random weights with ends that never come; `one_prompt_tok_s` gives the
-engine a problem after the other with all of its answers, `one_answer_tok_s` a single answer after the other. A few are
-enough for these: they are rates.
+tokens/s of model.decoding.engine.Engine.generate on random weights with ends that never come; `one_prompt_tok_s` gives
+the engine a problem after the other with all of its answers, `one_answer_tok_s` a single answer after the other. A few
+are enough for these: they are rates.
 """
 
 from collections.abc import Callable
@@ -64,9 +64,9 @@ def measure(bench: Bench) -> Result:
 
 
 def generate(model: "GPT", step: Step, problems: int, samples: int, together: bool) -> Callable[[], object]:
-    from data.tokenizer import SPECIAL_TOKENS
-    from model.engine import Engine
-    from model.sampling import Sampling
+    from data.tokens.tokenizer import SPECIAL_TOKENS
+    from model.decoding.engine import Engine
+    from model.decoding.sampling import Sampling
 
     never = {name: -1 - place for place, name in enumerate(SPECIAL_TOKENS)}
     engine = Engine(model, never, lambda ids: b"", lambda text: [], rows=step.problems * step.samples)

@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline import hardware, typed
-from pipeline.environment import user_path
+from pipeline import typed
 from pipeline.errors import UserError
 from pipeline.job import Job, Launch, Logger
+from pipeline.runner import machine as hardware
+from pipeline.runner.environment import user_path
 
 SHARDS = "shard_*.parquet"
 COLUMN = "text"

@@ -66,7 +66,7 @@ class Ceiling:
         self.multiply()
 
     def multiply(self) -> None:
-        from model.matmul import mm
+        from model.kernels.matmul import mm
 
         mm(self.a, self.b)
 

@@ -12,11 +12,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from pipeline import hardware
 from pipeline.bench.registry import Result
 from pipeline.bench.settings import Bench, Skipped
 from pipeline.bench.text import COLUMN, Stages
 from pipeline.job import Launch
+from pipeline.runner import machine as hardware
 
 SECONDS = 3.0
 START_SECONDS = 300  # a process that has not started by then never will
@@ -77,7 +77,7 @@ def encode_together(processes: int, tokenizer: Path, text: Path, seconds: float)
 
 def _encode(tokenizer: Path, text: Path, seconds: float, together: Any, told: Any) -> None:
     """Tells tokens and bytes a second."""
-    from data.tokenizer import Tokenizer
+    from data.tokens.tokenizer import Tokenizer
 
     encoder = Tokenizer.load(tokenizer)
     texts = _some_text(text)
@@ -94,7 +94,7 @@ def _encode(tokenizer: Path, text: Path, seconds: float, together: Any, told: An
 
 
 def _some_text(folder: Path) -> list[str]:
-    from data.shards import documents
+    from data.text.shards import documents
 
     found: list[str] = []
     chars = 0

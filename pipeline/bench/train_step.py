@@ -1,4 +1,4 @@
-"""Whole training steps through model.trainer: tokens/s, and how much of the device's matmul rate that is.
+"""Whole training steps through model.training.trainer: tokens/s, and how much of the device's matmul rate that is.
 
 The ceiling is measured between the steps, so that a busy machine slows both. mfu is the training FLOPs of the model
 (6 a matmul parameter and 12 * width a token seen, and token) per second over the GPU datasheet's 16-bit peak;
@@ -9,7 +9,7 @@ step took beyond a usual one. Where the time goes is measured after that, in pas
 from dataclasses import replace
 from typing import Any
 
-from model.split import divisors
+from model.training.split import divisors
 from pipeline.bench import configs
 from pipeline.bench.phases import kernel_shares, phase_seconds
 from pipeline.bench.registry import Result

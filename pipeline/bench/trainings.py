@@ -1,7 +1,7 @@
 """A training job as its stage would run it, on made-up rows, for as long as it is measured.
 
-Model, optimiser, settings, batches and the loop are those of pipeline.stages.training and model.trainer. Rows are
-random tokens, small ids more often than large ones, as in text.
+Model, optimiser, settings, batches and the loop are those of pipeline.stages.training and model.training.trainer. Rows
+are random tokens, small ids more often than large ones, as in text.
 """
 
 import gc
@@ -23,11 +23,11 @@ from pipeline.job import Job
 if TYPE_CHECKING:
     import numpy as np
 
-    from model.checkpoint import Checkpointer
-    from model.distributed import World
     from model.gpt import GPT
-    from model.optim import Optimizer
-    from model.trainer import Settings
+    from model.optim.optimiser import Optimizer
+    from model.training.checkpoint import Checkpointer
+    from model.training.distributed import World
+    from model.training.trainer import Settings
     from pipeline.stages.training import Work
 
 
@@ -48,7 +48,7 @@ class MadeUpRows:
         return len(self.rows)
 
     def gather(self, indices: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
-        from data.packing import split_targets
+        from data.tokens.packing import split_targets
 
         return split_targets(self.rows[indices])
 
@@ -72,9 +72,9 @@ class Training:
 @contextmanager
 def prepared(bench: Bench, config: Config, steps: int, compiled: bool) -> Iterator[Training]:
     """The job in a folder that goes with it. Afterwards its memory is free again."""
-    from model.distributed import start
-    from model.optim import Optimizer
-    from model.rng import seed_everything
+    from model.optim.optimiser import Optimizer
+    from model.training.distributed import start
+    from model.training.rng import seed_everything
     from pipeline.stages.training import make_settings, set_up_process
 
     with tempfile.TemporaryDirectory(prefix="chatmill-bench-") as folder:
@@ -108,7 +108,7 @@ def free_memory(bench: Bench) -> None:
 
 
 def make_work(config: Config, steps: int) -> "Work":
-    from data.packing import BatchOrder
+    from data.tokens.packing import BatchOrder
     from model.gpt import new_model
     from pipeline.stages.training import Work
 
@@ -177,10 +177,10 @@ class StopWatch:
 
 
 def run_trainer(training: Training, watch: StopWatch, saver: "Checkpointer | None" = None) -> None:
-    """All steps of the job through model.trainer; without a saver nothing is saved."""
-    from model.checkpoint import Checkpointer, Keep
-    from model.schedule import Schedule
-    from model.trainer import Progress, Trainer
+    """All steps of the job through model.training.trainer; without a saver nothing is saved."""
+    from model.training.checkpoint import Checkpointer, Keep
+    from model.training.schedule import Schedule
+    from model.training.trainer import Progress, Trainer
     from pipeline.stages.training import make_batches, make_hooks
 
     class Unsaved(Checkpointer):

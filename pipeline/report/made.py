@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import read as read_artifact
+from pipeline.artifacts.artifact import read as read_artifact
 
 EVALUATE, DATASET = "evaluate_", "dataset/"  # how the names of such stages begin
 DATASETS = "data sets"  # shown as one: there are many, and each is small

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from data.durable import keep_json, read_json
-from pipeline import disk, tracking, typed
+from pipeline import typed
+from pipeline.artifacts import disk
+from pipeline.artifacts.locks import share_alive
 from pipeline.job import Job, Launch, Logger, Stopped
-from pipeline.locks import share_alive
-from pipeline.signals import stop_signals
+from pipeline.runner import tracking
+from pipeline.runner.signals import stop_signals
 
 
 def main(job_path: Path) -> int:

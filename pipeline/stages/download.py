@@ -17,7 +17,7 @@ from pipeline.typed import Count, Fraction, Seed
 class Params:
     """What to have. Where it is does not enter the key; the sha256 of each file does, through `identity`."""
 
-    source: str  # import path: data.sources.hub, url, local or pydocs, or a module of your own (see data/source.py)
+    source: str  # import path: data.sources.hub, url, local, pydocs, or a module of your own (data/sources/source.py)
     what: Literal["text", "dataset"] = "text"
     repo_id: str | None = field(default=None, metadata={"key": False})  # hub: ORG/NAME of a data set repository
     revision: str = field(default="main", metadata={"key": False})  # hub: branch, tag or commit
@@ -57,8 +57,8 @@ def _source(params: Params) -> Any:
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
-    from data.blobs import Blobs
-    from data.source import Request
+    from data.sources.blobs import Blobs
+    from data.sources.source import Request
     from data.trust import below
 
     params = job.params

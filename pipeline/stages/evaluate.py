@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from data.spec import CoreSpec, TaskSpec
+from data.tasks.spec import CoreSpec, TaskSpec
 from pipeline.job import Job, Launch, Stopped
 from pipeline.typed import Amount, Count, CountOrOff, Dtype, Natural, Seed
 
 if TYPE_CHECKING:
-    from data.packing import ValidationRows
+    from data.tokens.packing import ValidationRows
     from evals.chat import ChatEvaluation, ChatTask
     from evals.core import Core
 
@@ -79,15 +79,15 @@ class Bench:
     def __init__(self, job: Job[Params]) -> None:
         import torch
 
-        from data.calculator import calculate
-        from data.tokenizer import Tokenizer
+        from data.chat.calculator import calculate
+        from data.tokens.tokenizer import Tokenizer
         from evals.ledger import Ledger
-        from model.decoder import decoder_of
-        from model.distributed import choose_device
-        from model.engine import Engine, rows_that_fit
+        from model.decoding.engine import Engine, rows_that_fit
         from model.hardware import keep_freed_memory
+        from model.kernels.decoder import decoder_of
         from model.precision import resolve_dtype
         from model.saved import load_model
+        from model.training.distributed import choose_device
 
         self.job, params = job, job.params
         self.device = choose_device(job.launch.device, job.local_rank)
@@ -116,7 +116,7 @@ class Bench:
 
     def _validation_rows(self) -> "ValidationRows | None":
         from data.errors import DataError
-        from data.packing import ValidationRows
+        from data.tokens.packing import ValidationRows
 
         if self.job.params.bpb_tokens is None:
             return None
@@ -135,7 +135,7 @@ class Bench:
 
     def _open_tasks(self) -> "list[ChatTask]":
         from data.errors import DataError
-        from data.spec import load_tasks
+        from data.tasks.spec import load_tasks
         from evals.chat import ChatTask
 
         specs = self.job.params.tasks
@@ -201,9 +201,9 @@ class Bench:
             self.progress(1, "bpb")
 
     def _draw_samples(self) -> None:
-        from data.conversation import render_prompt
+        from data.chat.conversation import render_prompt
         from evals.chat import item_seed
-        from model.sampling import Sampling
+        from model.decoding.sampling import Sampling
 
         params, tok = self.job.params, self.tokenizer
         prompts, sampling, places = [], [], self.ledger.share("samples", len(self.samples))

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from model.config import OptimConfig, ScheduleConfig
 from model.errors import ModelError
-from model.split import check_split
+from model.training.split import check_split
 from pipeline.job import Job, Launch
 from pipeline.stages.expected import training_seconds
 from pipeline.typed import Count, CountOrOff, Dtype, FactorOrOff, Part, Positive, PositiveOrOff, Seed
 
 if TYPE_CHECKING:
-    from data.packing import ValidationRows
+    from data.tokens.packing import ValidationRows
     from model.gpt import GPT
 
 RANKS = True
@@ -45,7 +45,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from data.rows import ConversationRows
+    from data.chat.rows import ConversationRows
     from pipeline.stages.training import Work, train
 
     params = job.params
@@ -121,7 +121,7 @@ def load_trainable(job: Job[Params], sequence_len: int, vocab_size: int) -> "GPT
 
 
 def open_validation(job: Job[Params], sequence_len: int) -> "ValidationRows | None":
-    from data.packing import ValidationRows
+    from data.tokens.packing import ValidationRows
 
     tokens = job.inputs.get("tokens")
     return ValidationRows(tokens, sequence_len, job.params.val_tokens) if tokens else None
@@ -133,7 +133,7 @@ def estimate(params: Params, upstream: dict[str, Any], device: str, nproc: int) 
 
     upstream: params of what it reads, by input name, and of all stages behind it, by stage name.
     """
-    from data.spec import usual_tokens
+    from data.tasks.spec import usual_tokens
 
     model = next((p.model for p in upstream.values() if hasattr(p, "model")), None)
     mixture = getattr(upstream.get("rows"), "mixture", None)

@@ -10,16 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from data.spec import CoreSpec, TaskSpec
-from pipeline.counted import Counted
+from data.tasks.spec import CoreSpec, TaskSpec
 from pipeline.job import Job
+from pipeline.runner.counted import Counted
 from pipeline.typed import Count, Natural
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from data.tokenizer import Tokenizer
-    from evals.overlap import EvaluationText, Lookup
+    from data.tokens.tokenizer import Tokenizer
+    from evals.contamination import EvaluationText, Lookup
 
 KEPT = "stopped; parts of the training data that are looked through are kept"
 AHEAD = 4  # stretches of tokens a worker may have waiting
@@ -49,8 +49,8 @@ class Source:
 
 def main(job: Job[Params]) -> dict[str, Any]:
     """Raises DataError for inputs that are not what they should be, Stopped when asked to."""
-    from data.tokenizer import Tokenizer
-    from evals.overlap import EvaluationText
+    from data.tokens.tokenizer import Tokenizer
+    from evals.contamination import EvaluationText
 
     tokenizer = Tokenizer.load(job.inputs["tokenizer"])
     text = EvaluationText(job.params.ngram, tokenizer.vocab_size)
@@ -71,8 +71,8 @@ def main(job: Job[Params]) -> dict[str, Any]:
 
 def evaluation_texts(job: Job[Params], tokenizer: "Tokenizer") -> Iterator[tuple[str, tuple[list[str], bool]]]:
     """Name, texts of the items, and whether they are asked in conversations."""
-    from data.conversation import pieces
-    from data.spec import load_tasks
+    from data.chat.conversation import pieces
+    from data.tasks.spec import load_tasks
 
     specs = job.params.tasks
     for spec, task in zip(specs, load_tasks(specs, lambda name: job.inputs[f"dataset/{name}"])):
@@ -90,10 +90,10 @@ def evaluation_texts(job: Job[Params], tokenizer: "Tokenizer") -> Iterator[tuple
 def training_sources(job: Job[Params], tokenizer: "Tokenizer") -> Iterator[Source]:
     import numpy as np
 
-    from data.conversation import render
-    from data.packing import TokenSpan
-    from data.rows import ConversationRows
-    from data.spec import load_tasks
+    from data.chat.conversation import render
+    from data.chat.rows import ConversationRows
+    from data.tasks.spec import load_tasks
+    from data.tokens.packing import TokenSpan
 
     for name, folder in job.inputs.items():
         if (folder / "tokens.json").exists():
@@ -137,7 +137,7 @@ def scan(
     """Which hashes of each lookup a part has: arrays of their places, by length."""
     import numpy as np
 
-    from evals.overlap import chunks
+    from evals.contamination import chunks
 
     found = {length: np.zeros(len(lookup.hashes), bool) for length, lookup in lookups.items()}
     stretches = list(chunks([part], max(lookups)))

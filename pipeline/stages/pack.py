@@ -18,7 +18,7 @@ class Params:
 
 def main(job: Job[Params]) -> dict[str, Any]:
     from data.errors import DataMistake
-    from data.packing import TokenSpan
+    from data.tokens.packing import TokenSpan
 
     params = job.params
     span = TokenSpan(job.inputs["tokens"], "train")
@@ -53,7 +53,7 @@ def _best_fit(job: Job[Params], span: Any) -> tuple[int, int]:
     """
     import numpy as np
 
-    from data.bestfit import best_fit
+    from data.tokens.bestfit import best_fit
 
     firsts, starts, lengths, pieces = [np.zeros(1, np.int64)], [], [], 0
     for i, name in enumerate(span.names):

@@ -11,11 +11,11 @@ from pipeline.job import Job, Stopped
 from pipeline.stages.rollouts import accuracy_sums, drop_rollouts, keep_answers, keep_rollouts
 
 if TYPE_CHECKING:
-    from model.checkpoint import Checkpointer
-    from model.distributed import World
     from model.gpt import GPT
-    from model.policy import Rollout, RolloutBatch
-    from model.resume import Checkpoint
+    from model.training.checkpoint import Checkpointer
+    from model.training.distributed import World
+    from model.training.policy import Rollout, RolloutBatch
+    from model.training.resume import Checkpoint
     from pipeline.stages.rl import Params
     from pipeline.stages.rollouts import Answerer, Group, Problem
 
@@ -59,12 +59,12 @@ class Practice:
         own: "Checkpoint | None",
     ) -> None:
         """own: where this very run stopped."""
-        from data.packing import BatchOrder
-        from model.optim import Optimizer
-        from model.policy import Objective
+        from data.tokens.packing import BatchOrder
+        from model.optim.optimiser import Optimizer
         from model.precision import LossScale
-        from model.resume import restore
-        from model.schedule import Schedule
+        from model.training.policy import Objective
+        from model.training.resume import restore
+        from model.training.schedule import Schedule
         from pipeline.stages.training import find_start
 
         params = job.params
@@ -94,7 +94,7 @@ class Practice:
         return 4_096 if self.world.device.type == "cpu" else 16_384
 
     def _saver(self, own: "Checkpoint | None") -> "Checkpointer":
-        from model.trainer import Settings
+        from model.training.trainer import Settings
         from pipeline.stages.training import make_saver
 
         rows = self.params.problems * self.params.samples
@@ -109,7 +109,7 @@ class Practice:
 
     def run(self) -> None:
         """To the last step. Raises Stopped after saving, Diverged."""
-        from model.profiling import tracer
+        from model.training.profiling import tracer
 
         progress = self.progress
         if self.world.leads:
@@ -174,7 +174,7 @@ class Practice:
     def _rollouts(self) -> "list[Group]":
         """This rank's problems of the step, answered and graded; one that comes again in the step is answered anew."""
         from evals.chat import item_seed
-        from model.sampling import Sampling
+        from model.decoding.sampling import Sampling
 
         params, step = self.params, self.progress.step
         turns = range(self.world.rank, params.problems, self.world.size)
@@ -218,7 +218,7 @@ class Practice:
     def _update(self, rollouts: "list[Rollout]", count: int, sums: Sums) -> None:
         """One step of the optimiser on rollouts with `count` trained tokens over all ranks."""
         from model.errors import Diverged
-        from model.policy import batches
+        from model.training.policy import batches
         from pipeline.stages.training import way_out
 
         for batch in batches(rollouts, self.batch_tokens, self.world.device):
@@ -240,7 +240,7 @@ class Practice:
     def _backward(self, batch: "RolloutBatch", sums: Sums) -> None:
         import torch
 
-        from model.policy import divergence, loss, token_logprobs
+        from model.training.policy import divergence, loss, token_logprobs
 
         start = None
         if self.objective.kl or self._logs_divergence:

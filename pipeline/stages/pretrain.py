@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from model.config import GPTConfig, OptimConfig, ScheduleConfig
 from model.errors import ModelError
-from model.split import check_split
+from model.training.split import check_split
 from pipeline.job import Job, Launch
 from pipeline.stages.expected import training_seconds
 from pipeline.typed import Count, CountOrOff, Dtype, FactorOrOff, Positive, PositiveOrOff, Seed
 
 if TYPE_CHECKING:
-    from data.packing import PackedRows
+    from data.tokens.packing import PackedRows
 
 RANKS = True
 
@@ -47,7 +47,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from data.packing import BatchOrder, PackedRows, ValidationRows, window_rows
+    from data.tokens.packing import BatchOrder, PackedRows, ValidationRows, window_rows
     from model.gpt import new_model
     from pipeline.stages.training import Work, train
 

@@ -9,16 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from data.spec import TaskSpec
+from data.tasks.spec import TaskSpec
 from pipeline.job import Job, Stopped
 from pipeline.typed import Count, Seed
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from data.conversation import Conversation
-    from data.mixture import TaskSequence
-    from data.tokenizer import Tokenizer
+    from data.chat.conversation import Conversation
+    from data.tasks.mixture import TaskSequence
+    from data.tokens.tokenizer import Tokenizer
 
 CHUNK = 2048  # conversations rendered at once; what a crash can cost
 SLICE = 64  # of them, one after the other in one thread
@@ -35,7 +35,7 @@ class Params:
 
 def check(params: Params, upstream: dict[str, Any]) -> None:
     """Raises TaskError for a mixture of nothing, and for rows that hold nothing."""
-    from data.task import TaskError
+    from data.tasks.task import TaskError
 
     if not params.mixture or params.sequence_len < 2:
         raise TaskError("needs a mixture of at least one task and a sequence_len of at least 2")
@@ -44,9 +44,9 @@ def check(params: Params, upstream: dict[str, Any]) -> None:
 def main(job: Job[Params]) -> dict[str, Any]:
     """Render in chunks that survive a crash, then pack. Raises DataError for what is no mixture."""
     from data.characters import counted
-    from data.mixture import TaskMixture, TaskSequence
-    from data.spec import load_tasks
-    from data.tokenizer import Tokenizer
+    from data.tasks.mixture import TaskMixture, TaskSequence
+    from data.tasks.spec import load_tasks
+    from data.tokens.tokenizer import Tokenizer
 
     params = job.params
     check(params, {})
@@ -95,9 +95,9 @@ def _render(
     """2 * id + mask of the tokens that go into a row, uint32, and the conversation's fate."""
     import numpy as np
 
-    from data.conversation import ASSISTANT, check, encoded, is_empty_answer
+    from data.chat.conversation import ASSISTANT, check, encoded, is_empty_answer
+    from data.chat.rows import Fate, fit
     from data.errors import DataError
-    from data.rows import Fate, fit
 
     try:
         check(conversation)
@@ -131,9 +131,9 @@ def _write_rows(job: Job[Params], mixture: "TaskSequence", tokenizer: "Tokenizer
     """Pack the chunks into rows; padded with <|bos|>, which is not trained on there."""
     import numpy as np
 
+    from data.chat.rows import best_fit_whole
     from data.durable import reserve
     from data.errors import DataMistake
-    from data.rows import best_fit_whole
 
     fates = np.concatenate([np.load(job.scratch / f"{s}.fates.npy") for s in range(0, len(mixture), CHUNK)])
     row_tokens = job.params.sequence_len + 1
@@ -174,7 +174,7 @@ def _describe(
 ) -> dict[str, Any]:
     import numpy as np
 
-    from data.rows import Fate
+    from data.chat.rows import Fate
 
     task_of = np.array([task for task, _ in mixture.items])
 

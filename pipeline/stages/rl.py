@@ -8,16 +8,16 @@ Writes  model.safetensors, model.json, checkpoints/, rollouts.jsonl (some answer
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from data.spec import TaskSpec
+from data.tasks.spec import TaskSpec
 from model.config import OptimConfig, ScheduleConfig
 from model.errors import ModelError
 from pipeline.job import Job, Launch
 from pipeline.typed import Amount, Count, CountOrOff, Dtype, Natural, Positive, PositiveOrOff, Seed
 
 if TYPE_CHECKING:
-    from model.distributed import World
     from model.gpt import GPT
-    from model.resume import Checkpoint
+    from model.training.distributed import World
+    from model.training.resume import Checkpoint
     from pipeline.stages.practice import Practice
     from pipeline.stages.rollouts import Answerer, Problem
 
@@ -54,8 +54,8 @@ class Params:
 
 def main(job: Job[Params]) -> dict[str, Any]:
     """Raises DataError for tasks that cannot be practised, ModelError, Diverged, Stopped after saving."""
-    from model.distributed import start
-    from model.rng import seed_everything
+    from model.training.distributed import start
+    from model.training.rng import seed_everything
     from pipeline.stages.training import find_own_checkpoint, set_up_process, write_model
 
     world = start(job.rank, job.local_rank, job.world_size, job.launch.device)
@@ -109,10 +109,10 @@ def set_up(job: Job[Params], world: "World", own: "Checkpoint | None") -> "Pract
 
 def answerer(job: Job[Params], model: "GPT") -> "Answerer":
     """Generates with the very weights that are trained."""
-    from data.calculator import calculate
-    from data.tokenizer import Tokenizer
+    from data.chat.calculator import calculate
+    from data.tokens.tokenizer import Tokenizer
     from evals.sandbox.box import Sandbox
-    from model.engine import Engine, rows_that_fit
+    from model.decoding.engine import Engine, rows_that_fit
     from pipeline.stages.rollouts import Answerer
 
     tok = Tokenizer.load(job.inputs["tokenizer"])
@@ -130,7 +130,7 @@ def load_problems(job: Job[Params], specs: list[TaskSpec], limit: int | None = N
     Raises DataError for tasks without grades.
     """
     from data.errors import DataMistake
-    from data.spec import load_tasks
+    from data.tasks.spec import load_tasks
     from pipeline.stages.rollouts import Problem
 
     problems = []

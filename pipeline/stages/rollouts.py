@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from data.task import Check, Task
-    from data.tokenizer import Tokenizer
+    from data.tasks.task import Check, Task
+    from data.tokens.tokenizer import Tokenizer
     from evals.sandbox.box import Sandbox
-    from model.engine import Completion, Engine
-    from model.policy import Rollout
-    from model.sampling import Sampling
+    from model.decoding.engine import Completion, Engine
+    from model.decoding.sampling import Sampling
+    from model.training.policy import Rollout
 
 ROLLOUTS = "rollouts.jsonl"
 
@@ -61,7 +61,7 @@ class Answerer:
         self, problems: list[Problem], sampling: "list[Sampling]", samples: int, logprobs: bool
     ) -> "list[list[Completion]]":
         """`samples` completions of each problem, all in one pass of the engine; cut short when asked to stop."""
-        from data.conversation import render_prompt
+        from data.chat.conversation import render_prompt
 
         prompts = [render_prompt(problem.task.conversation(problem.item), self.tokenizer) for problem in problems]
         made = self.engine.generate(prompts, sampling, samples, logprobs, self.should_stop)
@@ -87,7 +87,7 @@ class Answerer:
             raise UserError(
                 f"task {task} runs programs that report their own verdicts, which a model would learn to forge",
                 "params.tasks",
-                "Pass a data.task.Check to execute(), or set advisory = True in the task's class to leave it out",
+                "Pass a data.tasks.task.Check to execute(), or set advisory = True in the task's class to leave it out",
             )
         return execution
 
@@ -102,7 +102,7 @@ class Answerer:
         """A group of graded rollouts for each problem."""
         import torch
 
-        from model.policy import Rollout, advantages
+        from model.training.policy import Rollout, advantages
 
         groups = []
         for problem, completions in zip(problems, self.ask(problems, sampling, samples, logprobs)):
@@ -118,7 +118,7 @@ class Answerer:
 
     def likeliest(self, problems: list[Problem], max_tokens: int) -> "list[Group]":
         """Each problem with its likeliest answer, graded."""
-        from model.sampling import Sampling
+        from model.decoding.sampling import Sampling
 
         sampling = [Sampling(temperature=0.0, max_tokens=max_tokens)] * len(problems)
         return self.groups(problems, sampling, 1, False, False)
@@ -153,7 +153,7 @@ def keep_rollouts(folder: Path, step: int, groups: list[Group], count: int) -> N
 
 
 def describe_rollout(step: int, group: Group, place: int) -> dict[str, Any]:
-    from data.conversation import text_of
+    from data.chat.conversation import text_of
 
     rollout = group.rollouts[place]
     question = group.problem.task.conversation(group.problem.item)["messages"]

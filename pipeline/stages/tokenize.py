@@ -28,10 +28,10 @@ class _Shard:
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
-    from data.blobs import link
     from data.helpers import run_in_helpers
-    from data.token_files import token_dtype
-    from data.tokenizer import Tokenizer
+    from data.sources.blobs import link
+    from data.tokens.files import token_dtype
+    from data.tokens.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(job.inputs["tokenizer"])
     shards = _shards(job)
@@ -66,7 +66,7 @@ def _flat(name: str) -> str:
 
 def _shards(job: Job[Params]) -> list[_Shard]:
     """What there is to do. Looks at each footer, so that a shard that was cut off is known before any work is done."""
-    from data.shards import read_listing, text_bytes
+    from data.text.shards import read_listing, text_bytes
 
     folder = job.inputs["shards"]
     train, val, column = read_listing(folder)
@@ -88,7 +88,7 @@ def _shards(job: Job[Params]) -> list[_Shard]:
 
 def _tokenize(shard: _Shard, report: Callable[[tuple[int, int, int]], None]) -> Any:
     """Runs in a helper process; reports (index, bytes, tokens) of text that is done, and bytes=-1 for all of it."""
-    from data.token_files import tokenize_shard
+    from data.tokens.files import tokenize_shard
 
     made = tokenize_shard(
         shard.path,

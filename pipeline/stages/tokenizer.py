@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.counted import Counted
 from pipeline.job import Job, Stopped
+from pipeline.runner.counted import Counted
 from pipeline.typed import Count
 
 if TYPE_CHECKING:
-    from data.word_counts import ShardText
+    from data.tokens.word_counts import ShardText
 
 
 KEPT = "stopped; the shards whose words are counted are kept"
@@ -37,16 +37,16 @@ class Params:
 def check(params: Params, upstream: dict[str, Any]) -> None:
     """Raises DataMistake for a vocabulary that cannot hold bytes and special tokens."""
     if params.most_tokens < 512:  # importing what knows the exact number takes longer than a plan should
-        from data import bpe
+        from data.tokens import bpe
 
         bpe.check_vocab_size(params.most_tokens)
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
-    from data import bpe
     from data.errors import DataError
     from data.helpers import run_in_helpers
-    from data.word_counts import read_counts
+    from data.tokens import bpe
+    from data.tokens.word_counts import read_counts
 
     params = job.params
     bpe.check_vocab_size(params.most_tokens)
@@ -96,8 +96,8 @@ class _Shard:
 
 def _shards(job: Job[Params]) -> list[_Shard]:
     """What there is to count; held-out documents are of the first shard."""
-    from data.shards import read_listing, text_bytes
-    from data.word_counts import ShardText
+    from data.text.shards import read_listing, text_bytes
+    from data.tokens.word_counts import ShardText
 
     params, folder = job.params, job.inputs["text"]
     train, _, column = read_listing(folder)
@@ -113,8 +113,8 @@ def _shards(job: Job[Params]) -> list[_Shard]:
 
 def _count(shard: _Shard, report: Callable[[int], None]) -> None:
     """Runs in a helper process; reports characters."""
-    from data.bpe import PATTERN
-    from data.word_counts import count_shard
+    from data.tokens.bpe import PATTERN
+    from data.tokens.word_counts import count_shard
 
     count_shard(shard.text, PATTERN, shard.kept, lambda chars: report(min(chars, shard.expected_chars)))
 

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from data.packing import BatchOrder, Rows
-    from model.checkpoint import Checkpointer
-    from model.distributed import World
-    from model.feed import Batches
+    from data.tokens.packing import BatchOrder, Rows
     from model.gpt import GPT
-    from model.resume import Checkpoint
-    from model.trainer import Hooks, Progress, Settings, Trainer
+    from model.training.checkpoint import Checkpointer
+    from model.training.distributed import World
+    from model.training.prefetch import Batches
+    from model.training.resume import Checkpoint
+    from model.training.trainer import Hooks, Progress, Settings, Trainer
 
 
 @dataclass
@@ -57,12 +57,12 @@ def train(job: Job[Any], work: Work) -> dict[str, Any]:
 
     Raises ModelError for settings that do not fit each other, Diverged, and Stopped after saving.
     """
-    from model.distributed import start
-    from model.optim import Optimizer
-    from model.resume import restore
-    from model.rng import seed_everything
-    from model.schedule import Schedule, batch_factor
-    from model.trainer import Progress, Trainer
+    from model.optim.optimiser import Optimizer
+    from model.training.distributed import start
+    from model.training.resume import restore
+    from model.training.rng import seed_everything
+    from model.training.schedule import Schedule, batch_factor
+    from model.training.trainer import Progress, Trainer
 
     world = start(job.rank, job.local_rank, job.world_size, job.launch.device)
     own = find_own_checkpoint(job, world)
@@ -99,9 +99,9 @@ def train(job: Job[Any], work: Work) -> dict[str, Any]:
 
 def find_own_checkpoint(job: Job[Any], world: "World") -> "Checkpoint | None":
     """Where this very work stopped, as launch.resume says; what it measured after that is dropped."""
-    from model.checkpoint import folder_of, remove, steps_in
     from model.errors import ModelError
-    from model.resume import find
+    from model.training.checkpoint import folder_of, remove, steps_in
+    from model.training.resume import find
 
     folder = job.out / "checkpoints"
     wanted = job.launch.resume
@@ -125,9 +125,9 @@ def find_start(job: Job[Any], init: str | None, steps: int) -> "Checkpoint | Non
 
     Raises ModelError when there is none, or it does not lie before the end.
     """
-    from model.checkpoint import folder_of, steps_in
     from model.errors import ModelError
-    from model.resume import Checkpoint, damage_of, read_about
+    from model.training.checkpoint import folder_of, steps_in
+    from model.training.resume import Checkpoint, damage_of, read_about
 
     if init is None:
         return None
@@ -166,11 +166,11 @@ def set_up_process(job: Job[Any], own: "Checkpoint | None") -> None:
 def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | None") -> "Settings":
     """Decide what is left open, compute dtype and micro-batch, and tell the model."""
     from model.attention import choose_backend
-    from model.fit import micro_batch
-    from model.fp8 import has_units
+    from model.kernels.fp8 import has_units
     from model.precision import resolve_dtype
-    from model.split import rows_per_process
-    from model.trainer import Settings
+    from model.training.fit import micro_batch
+    from model.training.split import rows_per_process
+    from model.training.trainer import Settings
 
     launch, model, length = job.launch, work.model, work.rows.sequence_len
     dtype = model.compute_dtype = resolve_dtype(work.dtype, world.device)
@@ -212,8 +212,8 @@ def make_saver(
     """Knows what a later resume must meet to be exact; says what this one does not."""
     import torch
 
-    from model import matmul
-    from model.checkpoint import Checkpointer, Keep
+    from model.kernels import matmul
+    from model.training.checkpoint import Checkpointer, Keep
 
     keep = Keep(job.launch.keep_last, job.launch.keep_every)
     saver = Checkpointer(job.out / "checkpoints", world, job.key, keep, job.say)
@@ -255,7 +255,7 @@ def make_batches(work: Work, settings: "Settings", world: "World") -> "Batches":
 
 
 def make_hooks(job: Job[Any], work: Work, model: "GPT", settings: "Settings", world: "World") -> "Hooks":
-    from model.trainer import Hooks
+    from model.training.trainer import Hooks
 
     def evaluate() -> dict[str, float]:
         assert work.validation is not None
@@ -270,7 +270,7 @@ def validation_bpb(model: "GPT", rows: "Rows", token_bytes: "Tensor", batch_rows
     """Bits per byte of all rows, each rank measuring its share; every rank gets the same number."""
     import torch
 
-    from data.packing import in_order
+    from data.tokens.packing import in_order
     from evals.bpb import bits_per_byte, nats_and_bytes
 
     token_bytes = token_bytes.to(world.device)
@@ -310,8 +310,8 @@ def write_model(folder: Path, model: "GPT") -> None:
     """model.safetensors appears whole or not at all; model.json holds the resolved GPTConfig."""
     from safetensors.torch import save_file
 
-    from model.checkpoint import to_host
     from model.saved import write_config
+    from model.training.checkpoint import to_host
 
     save_file(to_host(model.state_dict()), folder / "model.tmp")
     os.replace(folder / "model.tmp", folder / "model.safetensors")

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from pipeline.config import AppConfig
+from pipeline.config.compose import AppConfig
 from pipeline.errors import UserError
 
 HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([\w.-]+))(?::\d*)?", re.ASCII | re.IGNORECASE)  # [address] or name, port

@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 
-from pipeline.config import AppConfig
+from pipeline.config.compose import AppConfig
 from pipeline.errors import UserError
 from pipeline.ui.access import Access
 from pipeline.ui.api import routes

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from data.conversation import BOS, Encoder, check, render, render_prompt, text_of
+from data.chat.conversation import BOS, Encoder, check, render, render_prompt, text_of
 from pipeline.errors import UserError
 
 MOST_MESSAGES = 10_000  # of a conversation
@@ -17,7 +17,7 @@ MOST_CHARACTERS = 100_000  # of a message
 LARGEST_SEED = 2**63 - 1
 POLL_SECONDS = 0.1  # between checks for a waiting client that has left
 
-Message = dict[str, Any]  # {"role", "content"} as in data.conversation
+Message = dict[str, Any]  # {"role", "content"} as in data.chat.conversation
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,16 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from data.calculator import calculate
-from data.tokenizer import Tokenizer
-from model.decoder import decoder_of
-from model.distributed import choose_device
-from model.engine import Engine
+from data.chat.calculator import calculate
+from data.tokens.tokenizer import Tokenizer
+from model.decoding.engine import Engine
+from model.decoding.sampling import Sampling
+from model.kernels.decoder import decoder_of
 from model.precision import resolve_dtype
-from model.sampling import Sampling
 from model.saved import load_model
-from pipeline.exported import read_marker
-from pipeline.store import Store
+from model.training.distributed import choose_device
+from pipeline.artifacts.store import Store
+from pipeline.commands.exported import read_marker
 from pipeline.ui.chat import ChatSettings, End, Event, Generate, Text, ToolCall, ToolOutput
 
 

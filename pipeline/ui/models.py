@@ -12,8 +12,8 @@ from data.durable import read_fields, read_json
 from data.trust import fits
 from model.config import GPTConfig
 from model.errors import ModelError
+from pipeline.artifacts.store import Artifact, Store
 from pipeline.errors import Corrupt, UserError
-from pipeline.store import Artifact, Store
 
 CHAT_MODULES = ("finetune", "rl")
 MODULES = (*CHAT_MODULES, "pretrain")

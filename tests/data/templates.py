@@ -6,8 +6,8 @@ import jinja2
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from data.chat_template import CHAT_TEMPLATE
-from data.tokenizer import SPECIAL_TOKENS
+from data.chat.template import CHAT_TEMPLATE
+from data.tokens.tokenizer import SPECIAL_TOKENS
 
 START, END = "\ue000", "\ue001"  # around what {% generation %} marks
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.calculator import MAX_BITS, calculate
+from data.chat.calculator import MAX_BITS, calculate
 
 
 @pytest.mark.parametrize(

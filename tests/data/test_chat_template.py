@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.conversation import render, render_prompt
+from data.chat.conversation import render, render_prompt
 from tests.data.templates import END, START, assistant, from_template, letters, mask_of, tool, user
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters=START + END), max_size=20)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.conversation import check, pieces, render, render_prompt, spoken
+from data.chat.conversation import check, pieces, render, render_prompt, spoken
 from data.errors import DataError
 from tests.data.templates import assistant, from_template, letters, mask_of, user
 

@@ -11,11 +11,10 @@ from types import SimpleNamespace
 import pytest
 from small_hub import SmallHub
 
-from data import ratelimit, web
-from data.blobs import Blobs, file_sha256
 from data.errors import DataError, DiskFull
-from data.fetch import Wanted, fetch_all
-from data.sources import hub, url
+from data.sources import hub, ratelimit, url, web
+from data.sources.blobs import Blobs, file_sha256
+from data.sources.fetch import Wanted, fetch_all
 from pipeline.stages.download import Params
 
 CONTENT = {name: os.urandom(200_000) for name in ("a.parquet", "b.parquet", "c.parquet")}
@@ -88,8 +87,8 @@ def test_a_killed_fetch_goes_on_where_it_was(small_hub, tmp_path):
     code = f"""
 import os, sys
 from pathlib import Path
-from data import fetch, web
-from data.blobs import Blobs
+from data.sources import fetch, web
+from data.sources.blobs import Blobs
 web.LONGEST_PAUSE_SECONDS = 0.01
 write = fetch._FileSink.write
 def die_halfway(sink, chunk):

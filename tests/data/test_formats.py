@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.conversation import check
+from data.chat.conversation import check
+from data.chat.formats import conversation_of
 from data.errors import DataError
-from data.formats import conversation_of
-from data.spec import TaskSpec, load_task
-from data.task import Task, TaskError
 from data.tasks.custom_json import CustomJSON
 from data.tasks.identity import HELD_OUT
+from data.tasks.spec import TaskSpec, load_task
+from data.tasks.task import Task, TaskError
 
 OWN = "data.tasks."
 

@@ -11,11 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_hub import COMMIT, SmallHub
 
-from data import fetch, web
-from data.blobs import Blobs
 from data.errors import DataError
-from data.fetch import Wanted, describe_url, fetch_all
-from data.sources import hub, url
+from data.sources import fetch, hub, url, web
+from data.sources.blobs import Blobs
+from data.sources.fetch import Wanted, describe_url, fetch_all
 from pipeline.job import Job, Launch
 from pipeline.stages import download
 from pipeline.stages.download import Params
@@ -326,7 +325,7 @@ def test_a_web_page_in_place_of_a_file_is_not_taken_for_it(small_hub):
 
 def test_a_source_of_ones_own_cannot_list_files_outside_its_artifact(tmp_path, monkeypatch):
     (tmp_path / "my_source.py").write_text(
-        "from data.source import Made\n"
+        "from data.sources.source import Made\n"
         "def identity(params, memory, online):\n    return {'files': {}, 'source': {}}\n"
         "def make(request):\n    return Made(['../outcome.json'])\n"
     )

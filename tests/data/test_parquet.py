@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import parquet
 from data.errors import DataError
-from data.parquet import open_parquet, page_headers, read_batches
-from data.shards import documents
-from data.table import Table
+from data.tasks.table import Table
+from data.text import parquet
+from data.text.parquet import open_parquet, page_headers, read_batches
+from data.text.shards import documents
 
 
 def write(path: Path, texts: list[str | None], **options) -> Path:

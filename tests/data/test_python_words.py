@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from data.blobs import Blobs
-from data.source import Request
 from data.sources import python_words
-from data.task import TaskError
+from data.sources.blobs import Blobs
+from data.sources.source import Request
 from data.tasks.simple_spelling import SimpleSpelling
+from data.tasks.task import TaskError
 from pipeline.stages.download import Params
 
 

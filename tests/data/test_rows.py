@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.chat.rows import ConversationRows, Fate, best_fit_whole, fit
 from data.errors import DataError
-from data.rows import ConversationRows, Fate, best_fit_whole, fit
 
 
 @given(st.lists(st.integers(0, 50), max_size=200), st.integers(1, 60))

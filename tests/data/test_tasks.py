@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.calculator import calculate
-from data.conversation import check, text_of
+from data.chat.calculator import calculate
+from data.chat.conversation import check, text_of
 from data.errors import DataError
-from data.mixture import TaskMixture, TaskSequence
-from data.spec import TaskSpec, load_task, load_tasks
-from data.task import Check, Task, TaskError
 from data.tasks.arithmetic import Arithmetic, is_held_out
 from data.tasks.gsm8k import final_number, with_calls
 from data.tasks.identity import Identity
+from data.tasks.mixture import TaskMixture, TaskSequence
 from data.tasks.simple_spelling import SimpleSpelling
+from data.tasks.spec import TaskSpec, load_task, load_tasks
 from data.tasks.spelling_bee import SpellingBee
+from data.tasks.task import Check, Task, TaskError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHOICE = "What melts?"

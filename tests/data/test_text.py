@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import resplit, text_files
 from data.errors import DataError
-from data.resplit import Resplit
-from data.shards import documents, held_out, read_listing, write_shard
 from data.sources import local, pydocs
+from data.text import files as text_files
+from data.text import resplit
+from data.text.resplit import Resplit
+from data.text.shards import documents, held_out, read_listing, write_shard
 from pipeline.job import Job, Launch, Stopped
 from pipeline.stages import download
 from pipeline.stages.download import Params

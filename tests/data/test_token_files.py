@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import bpe
-from data.token_files import tokenize_shard
+from data.tokens import bpe
+from data.tokens.files import tokenize_shard
 
 DAMAGES = ["", "{", "[]", "null", '{"sha256": 3}', '{"sha256": {"../../x": "y"}}', "[" * 100_000]
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data import bpe, word_counts
 from data.errors import DataError
-from data.shards import write_shard
-from data.tokenizer import LONGEST_SPACE, SPECIAL_TOKENS, Tokenizer
+from data.text.shards import write_shard
+from data.tokens import bpe, word_counts
+from data.tokens.tokenizer import LONGEST_SPACE, SPECIAL_TOKENS, Tokenizer
 from pipeline.job import Job, Launch
 from pipeline.stages import tokenizer as stage
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import unzip
 from data.errors import DataError
+from data.sources import unzip
 
 
 def archive(*members: tuple[zipfile.ZipInfo | str, bytes]) -> bytes:

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from data import bpe
-from data.calculator import calculate
-from data.conversation import render_prompt
+from data.chat.calculator import calculate
+from data.chat.conversation import render_prompt
 from data.errors import DataError
-from data.task import Check, ChoiceTask, Task, dialogue
+from data.tasks.task import Check, ChoiceTask, Task, dialogue
+from data.tokens import bpe
 from evals.chat import CHATCORE, ChatEvaluation, ChatSettings, ChatTask, chatcore, summary
 from evals.intervals import wilson
 from evals.ledger import Ledger
 from evals.sandbox.box import Execution
 from model.config import GPTConfig
-from model.engine import Engine
+from model.decoding.engine import Engine
 from model.gpt import GPT
 
 
@@ -68,7 +68,7 @@ class Box:
 def tokenizer(tmp_path_factory):
     root = Path(__file__).resolve().parents[2]
     folder = tmp_path_factory.mktemp("tokenizer")
-    return bpe.save(bpe.train([path.read_text() for path in (root / "data").glob("*.py")], 400), folder)
+    return bpe.save(bpe.train([path.read_text() for path in (root / "data").rglob("*.py")], 400), folder)
 
 
 @pytest.fixture(scope="module")

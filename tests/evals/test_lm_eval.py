@@ -10,13 +10,13 @@ import zipfile
 import pytest
 import torch
 
-from data.tokenizer import Tokenizer
+from data.tokens.tokenizer import Tokenizer
 from evals.core import score
 from evals.core_prompts import TaskItems, encode, read_bundle
-from model.engine import Engine
-from model.sampling import Sampling
+from model.decoding.engine import Engine
+from model.decoding.sampling import Sampling
 from model.saved import load_model
-from pipeline.export import write
+from pipeline.commands.export import write
 from tests.pipeline.small_store import model_of, put_model, small_store
 
 ITEMS = 100

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals import overlap
-from evals.overlap import BASE, EvaluationText, Lookup, chunks, window_hashes
+from evals import contamination as overlap
+from evals.contamination import BASE, EvaluationText, Lookup, chunks, window_hashes
 
 VOCAB, START, END = 1000, 998, 999
 

@@ -5,7 +5,7 @@ import copy
 import torch
 
 from model.config import GPTConfig
-from model.engine import Engine
+from model.decoding.engine import Engine
 from model.gpt import GPT
 
 NAMES = ("bos", "user_start", "user_end", "assistant_start", "assistant_end")

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import blocked
 from model.attention import BACKENDS, attend, choose_backend, document_edges, has_varlen
+from model.kernels import blocked
 
 
 def dense(q, k, v, window, documents=None):

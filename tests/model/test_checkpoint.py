@@ -14,14 +14,14 @@ import pytest
 import torch
 from small import ALONE, CPU, batch, small_model
 
-from model import checkpoint as saving
-from model.checkpoint import Checkpointer, Keep, folder_of, remove, steps_in
 from model.config import OptimConfig
 from model.errors import ModelError
-from model.optim import Optimizer
-from model.resume import Shards, damage_of, find, restore
-from model.rng import capture_rng, restore_rng, seed_everything
-from model.schedule import Rates
+from model.optim.optimiser import Optimizer
+from model.training import checkpoint as saving
+from model.training.checkpoint import Checkpointer, Keep, folder_of, remove, steps_in
+from model.training.resume import Shards, damage_of, find, restore
+from model.training.rng import capture_rng, restore_rng, seed_everything
+from model.training.schedule import Rates
 
 
 class Run:

@@ -7,11 +7,11 @@ import torch
 from small import small_model
 from torch.nn import functional as F
 
-from model import kvcache
-from model.decoder import Decoder, decoder_of
+from model.decoding import kvcache
+from model.decoding.kvcache import KVCache
 from model.gpt import GPT
-from model.kvcache import KVCache
-from model.products import FEW, SHARED_OUT, Matrix, Product
+from model.kernels.decoder import Decoder, decoder_of
+from model.kernels.products import FEW, SHARED_OUT, Matrix, Product
 
 ARCHES = {
     "base": {"depth": 4},

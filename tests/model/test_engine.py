@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.config import GPTConfig
-from model.engine import Engine, drop_oldest_turns
+from model.decoding.engine import Engine, drop_oldest_turns
+from model.decoding.sampling import Sampler, Sampling, likeliest, uniforms
 from model.errors import ModelError
 from model.gpt import GPT
-from model.sampling import Sampler, Sampling, likeliest, uniforms
 
 prompts_strategy = st.lists(
     st.lists(st.integers(0, 255), min_size=1, max_size=60).map(lambda ids: [BOS, *ids]), min_size=1, max_size=6

@@ -4,8 +4,8 @@ import pytest
 import torch
 from small import batch, small_model
 
-from model import fp8
 from model.errors import ModelError
+from model.kernels import fp8
 
 
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])

@@ -8,9 +8,9 @@ from small import batch, small_config, small_model
 from torch.nn import functional as F
 
 from model.config import MODERN, GPTConfig
+from model.decoding.kvcache import KVCache
 from model.errors import ModelError
 from model.gpt import GPT, Linear, new_model
-from model.kvcache import KVCache
 from model.saved import load_model, write_config
 
 ALL_ON = {"arch": "modern", "depth": 4, "sequence_len": 160, "kv_heads": 1}

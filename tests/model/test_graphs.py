@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model import graphs
-from model.decoder import Decoder
-from model.sampling import Sampling
+from model.decoding.sampling import Sampling
+from model.kernels import graphs
+from model.kernels.decoder import Decoder
 
 ASKS_OR_SENDS = {"_local_scalar_dense", "nonzero", "lift_fresh", "_to_copy", "equal"}  # what no graph can hold
 

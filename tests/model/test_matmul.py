@@ -5,9 +5,9 @@ import torch
 from small import small_model
 from torch.nn import functional as F
 
-from model import matmul
-from model.decoder import Decoder
-from model.kvcache import KVCache
+from model.decoding.kvcache import KVCache
+from model.kernels import matmul
+from model.kernels.decoder import Decoder
 
 here = matmul.available.__wrapped__
 has_operators = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

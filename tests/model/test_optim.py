@@ -16,14 +16,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model import buckets, rules
 from model.config import GPTConfig, OptimConfig
-from model.distributed import World
 from model.errors import ModelError
 from model.gpt import GPT
-from model.muon import POLAR_EXPRESS, orthogonalise, quintics
-from model.optim import Optimizer, kind_of, learning_rate
-from model.schedule import Rates
+from model.optim import buckets, rules
+from model.optim.muon import POLAR_EXPRESS, orthogonalise, quintics
+from model.optim.optimiser import Optimizer, kind_of, learning_rate
+from model.training.distributed import World
+from model.training.schedule import Rates
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = Rates(lr=1.0, momentum=0.9, weight_decay=1.0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from model.config import GPTConfig
 from model.gpt import GPT
-from model.policy import Objective, Rollout, advantages, batches, divergence, loss, token_logprobs
+from model.training.policy import Objective, Rollout, advantages, batches, divergence, loss, token_logprobs
 
 VOCAB = 30
 
@@ -55,7 +55,7 @@ def test_many_chunks_of_the_head_give_the_same(monkeypatch):
     model, other = make_model(), make_model()
     (batch,) = batches(ROLLOUTS, 1000, torch.device("cpu"))
     whole, entropy = token_logprobs(other, batch)
-    monkeypatch.setattr("model.policy.HEAD_LOGITS", 4 * VOCAB)
+    monkeypatch.setattr("model.training.policy.HEAD_LOGITS", 4 * VOCAB)
     parts, entropy_of_parts = token_logprobs(model, batch)
     whole.sum().backward()
     parts.sum().backward()

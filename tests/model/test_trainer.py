@@ -10,18 +10,18 @@ import torch
 from small import ALONE, CPU, batch, small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.checkpoint import Checkpointer, Keep, steps_in
 from model.config import OptimConfig, ScheduleConfig
-from model.distributed import choose_device
 from model.errors import Diverged, ModelError
-from model.feed import Feeder
-from model.fit import micro_batch
-from model.optim import Optimizer
+from model.optim.optimiser import Optimizer
 from model.precision import LossScale, resolve_dtype
-from model.schedule import Schedule
-from model.spikes import NormGuard
-from model.split import rows_per_pass, rows_per_process
-from model.trainer import Hooks, Progress, Settings, Trainer
+from model.training.checkpoint import Checkpointer, Keep, steps_in
+from model.training.distributed import choose_device
+from model.training.fit import micro_batch
+from model.training.prefetch import Feeder
+from model.training.schedule import Schedule
+from model.training.spikes import NormGuard
+from model.training.split import rows_per_pass, rows_per_process
+from model.training.trainer import Hooks, Progress, Settings, Trainer
 
 
 def batches(step):

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from data import bpe
-from data.blobs import file_sha256
+from data.sources.blobs import file_sha256
+from data.tokens import bpe
 from model.config import GPTConfig
 from model.gpt import new_model
 from model.saved import write_config
-from pipeline.session import Session
-from pipeline.store import Artifact, Store
+from pipeline.artifacts.store import Artifact, Store
+from pipeline.plan.session import Session
 from pipeline.ui.models import MODULES, ModelChoice, choice
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +26,7 @@ SIZES = {"depth": 2, "width": 32, "head_dim": 16, "sequence_len": 128}
 def small_store(root: Path) -> Store:
     """Artifacts tokenizer, tokenize, pretrain, and sft, which comes from pretrain."""
     store = Store(root)
-    texts = [path.read_text() for path in sorted((ROOT / "data").glob("*.py"))]
+    texts = [path.read_text() for path in sorted((ROOT / "data").rglob("*.py"))]
     folder = put(store, "tokenizer", "tokenizer").folder
     tokenizer = bpe.save(bpe.train(texts, VOCAB), folder)
     seal(folder)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.aftermath import after, wanted_by_name
-from pipeline.plan import Plan, make_plan
-from pipeline.store import Store
+from pipeline.artifacts.store import Store
+from pipeline.plan.aftermath import after, wanted_by_name
+from pipeline.plan.plan import Plan, make_plan
 from tests.pipeline.test_plan import make_dag, publish_all
 
 HOUSE = {

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.shards import write_shard
+from data.text.shards import write_shard
 from pipeline.bench import command, configs, registry, table
 from pipeline.bench.checkpoint import stall
 from pipeline.bench.phases import kind_of

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import fp8
 from model.attention import BACKENDS
+from model.kernels import fp8
 from pipeline.bench import command, configs, equality, gpu, registry, train_step
 from pipeline.bench.gpu import BARS, PARTS, Child, Part
 from pipeline.bench.settings import Bench, parse
@@ -116,7 +116,7 @@ def test_steps_at_another_rate_are_beyond_every_bound() -> None:
 
 
 def test_decoding_that_draws_other_tokens_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from model.graphs import FixedCache
+    from model.kernels.graphs import FixedCache
 
     right = FixedCache.positions
     monkeypatch.setattr(FixedCache, "positions", lambda self, count: (right(self, count) - 1).clamp(min=0))

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import main
-from pipeline.store import Store
+from pipeline.artifacts.store import Store
+from pipeline.commands.cli import main
 from tests.pipeline.small_store import small_store
 
 

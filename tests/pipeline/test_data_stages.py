@@ -15,12 +15,12 @@ import psutil
 import pytest
 from small_hub import SmallHub
 
-from data import web
 from data.errors import DataError
 from data.helpers import HelperDied, run_in_helpers
-from data.packing import BatchOrder, PackedRows, ValidationRows
-from data.shards import documents, write_shard
-from data.tokenizer import Tokenizer
+from data.sources import web
+from data.text.shards import documents, write_shard
+from data.tokens.packing import BatchOrder, PackedRows, ValidationRows
+from data.tokens.tokenizer import Tokenizer
 from pipeline.job import Job, Launch, Stopped
 from pipeline.stages import download, pack, tokenize, tokenizer
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.environment import CACHES, bypass_proxies, prepare_caches, prepare_proxies
+from pipeline.runner.environment import CACHES, bypass_proxies, prepare_caches, prepare_proxies
 from tests.conftest import Chatmill
 from tests.pipeline.small_store import small_store
 from tests.pipeline.test_run import records, small_text_hub, toys

@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data import bpe
 from data.errors import DataError
-from data.tokenizer import Tokenizer
+from data.tokens import bpe
+from data.tokens.tokenizer import Tokenizer
 from evals.sandbox.box import Sandbox
 from model.config import GPTConfig
 from model.gpt import GPT
 from model.saved import write_config
-from pipeline import config
+from pipeline.config import compose as config
 from tests.pipeline.trained import StageRun
 
 MODES = ("weak", "strict")
@@ -31,7 +31,7 @@ def write_model_artifacts(folder: Path) -> dict[str, str]:
     paths = {name: folder / name for name in ("tokenizer", "model", "tokens", "bundle")}
     for path in paths.values():
         path.mkdir(parents=True)
-    texts = [path.read_text() for path in sorted((ROOT / "data").glob("*.py"))]
+    texts = [path.read_text() for path in sorted((ROOT / "data").rglob("*.py"))]
     tok = bpe.save(bpe.train(texts, 400), paths["tokenizer"])
     write_model(paths["model"], tok)
     stream = np.array([token for text in texts[:4] for token in [tok.bos, *tok.encode(text)]], np.uint16)

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import config
-from pipeline.cli import main
-from pipeline.config import MixtureConfig, StageConfig
+from pipeline.artifacts.store import Store
+from pipeline.commands.cli import main
+from pipeline.commands.evaluate import Subject, declared, params, split
+from pipeline.commands.export import write
+from pipeline.config import compose as config
+from pipeline.config.compose import MixtureConfig, StageConfig
 from pipeline.errors import UserError
-from pipeline.evaluate_command import Subject, declared, params, split
-from pipeline.export import write
-from pipeline.store import Store
 from tests.pipeline.small_store import model_of, seal, session_of, small_store
 
 SUMS = {"task": "data.tasks.arithmetic.Arithmetic", "name": "Sums", "split": "test", "size": 1000}

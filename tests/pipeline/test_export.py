@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from data.conversation import render, render_prompt
-from data.tokenizer import SPECIAL_TOKENS, Tokenizer
-from model.engine import Engine
+from data.chat.conversation import render, render_prompt
+from data.tokens.tokenizer import SPECIAL_TOKENS, Tokenizer
+from model.decoding.engine import Engine
+from model.decoding.sampling import Sampling
 from model.errors import ModelError
-from model.sampling import Sampling
 from model.saved import load_model
+from pipeline.commands.export import write
 from pipeline.errors import UserError
-from pipeline.export import write
 from tests.pipeline.small_store import model_of, put_model, small_store
 
 QUESTION = {"role": "user", "content": "What is 1 + 1? "}

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from data import bpe
+from data.tokens import bpe
 from model.saved import load_model
-from pipeline.cli import main
+from pipeline.artifacts.find_model import default_model, find_model, in_folder
+from pipeline.artifacts.store import Artifact, Store
+from pipeline.commands.cli import main
+from pipeline.commands.export import write
 from pipeline.errors import UserError
-from pipeline.export import write
-from pipeline.find_model import default_model, find_model, in_folder
-from pipeline.store import Artifact, Store
 from tests.pipeline.small_store import model_of, put_model, seal, session_of, small_store
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import config
+from pipeline.artifacts.store import Store
+from pipeline.config import compose as config
 from pipeline.errors import StageFailed
-from pipeline.session import Session
-from pipeline.store import Store
+from pipeline.plan.session import Session
 from tests.pipeline.test_small_files import carry_out, composed, declare
 
 PAGE = 4096

@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from pipeline import gpus, hardware
-from pipeline.dag import Stage
 from pipeline.errors import Interrupted, UserError
 from pipeline.job import Launch
+from pipeline.plan.dag import Stage
+from pipeline.runner import gpus
+from pipeline.runner import machine as hardware
 from tests.conftest import ROOT, Chatmill
 
 HOLD = """
 import sys
 from pathlib import Path
-from pipeline import gpus
+from pipeline.runner import gpus
 with gpus.take(int(sys.argv[2]), "other", print, lambda: False, Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -29,7 +29,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def chatmill(packages: Path, here: Path, *arguments: str) -> str:
     env = {name: value for name, value in os.environ.items() if name != "CHATMILL_STORE"}
     env |= {"PYTHONPATH": str(packages), "COLUMNS": "200"}
-    program = "import sys; from pipeline.cli import main; sys.exit(main())"
+    program = "import sys; from pipeline.commands.cli import main; sys.exit(main())"
     line = [sys.executable, "-c", program, *arguments]
     return subprocess.run(line, cwd=here, env=env, check=True, capture_output=True, text=True).stdout
 

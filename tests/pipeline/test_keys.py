@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import code, keys
 from pipeline.errors import UserError
+from pipeline.plan import code, keys
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -317,7 +317,7 @@ def test_the_same_key_in_another_process_folder_and_hash_seed(tmp_path: Path) ->
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from pipeline import code, keys
+from pipeline.plan import code, keys
 content = code.code_of("pipeline.stages.download").digest
 print(keys.stage_key("pipeline.stages.download", {{"n": 3}}, {{"b": "1", "a": "2"}}, None, content))
 """

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import locks
+from pipeline.artifacts import locks
+from pipeline.artifacts.locks import Lock
 from pipeline.errors import Interrupted, StageFailed
-from pipeline.locks import Lock
 
-ROOT = Path(locks.__file__).resolve().parent.parent
+ROOT = Path(locks.__file__).resolve().parents[2]
 
 HOLD = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from pipeline.locks import Lock
+from pipeline.artifacts.locks import Lock
 with Lock(Path(sys.argv[1]), {"stage": "s", "run": "other"}):
     print("held", flush=True)
     time.sleep(600)
@@ -29,7 +29,7 @@ ORPHAN = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from pipeline.locks import share_alive
+from pipeline.artifacts.locks import share_alive
 share_alive(Path(sys.argv[1]))
 print("up", flush=True)
 time.sleep(600)

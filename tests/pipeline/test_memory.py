@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.memory import Memory
+from pipeline.artifacts.memory import Memory
 
 DAMAGED = [
     '{"a',

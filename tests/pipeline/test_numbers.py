@@ -14,8 +14,9 @@ import pytest
 
 import pipeline.stages
 from model.config import GPTConfig
-from pipeline import config, typed
+from pipeline import typed
 from pipeline.bench.settings import BenchSettings
+from pipeline.config import compose as config
 from pipeline.job import Launch
 
 # What 0 means where it is taken as it is.

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import bpe
-from data.spec import CoreSpec, TaskSpec
-from data.tokenizer import Tokenizer
+from data.tasks.spec import CoreSpec, TaskSpec
+from data.tokens import bpe
+from data.tokens.tokenizer import Tokenizer
 from pipeline.job import Job, Launch, Stopped
 from pipeline.report.made import read
 from pipeline.report.scores import not_contaminated, warnings
@@ -26,7 +26,7 @@ OWN, SUMS = "data.tasks.custom_json.CustomJSON", "data.tasks.arithmetic.Arithmet
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
-    bpe.save(bpe.train([path.read_text() for path in (ROOT / "data").glob("*.py")], 600), folder)
+    bpe.save(bpe.train([path.read_text() for path in (ROOT / "data").rglob("*.py")], 600), folder)
     return folder
 
 

@@ -15,18 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_hub import SmallHub
 
-import pipeline.plan
-from pipeline import config, dag, renamed
-from pipeline.code import Code, code_of
-from pipeline.dag import Dag, Stage
+import pipeline.plan.plan
+from pipeline.artifacts.store import RECORD, Store
+from pipeline.config import compose as config
+from pipeline.config import renamed
 from pipeline.errors import UserError
 from pipeline.job import Launch
-from pipeline.plan import Step, make_plan
-from pipeline.session import Session
-from pipeline.store import RECORD, Store
+from pipeline.plan import dag
+from pipeline.plan.code import Code, code_of
+from pipeline.plan.dag import Dag, Stage
+from pipeline.plan.plan import Step, make_plan
+from pipeline.plan.session import Session
 from tests.toys import source, total
 
-ROOT = Path(config.__file__).resolve().parent.parent
+ROOT = Path(config.__file__).resolve().parents[2]
 
 
 def make_dag(edges: dict[str, list[str]], scale: dict[str, float] | None = None) -> Dag:
@@ -202,7 +204,7 @@ def test_a_wrong_name_is_an_error_with_the_nearest_right_one(override: str, said
 def test_a_class_that_is_there_is_not_imported_to_be_planned_with() -> None:
     overrides = ["optim=adamw", "optim.name=torch.optim.RAdam", "model.arch=model.gpt.GPT"]
     program = (
-        "import sys; from pipeline import config, dag; "
+        "import sys; from pipeline.config import compose as config; from pipeline.plan import dag; "
         f"dag.build(config.settings(config.compose({overrides}))); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -227,7 +229,7 @@ def test_every_stage_can_be_pinned_and_started_in_its_own_way() -> None:
 
 
 def test_modules_of_ones_own_lie_where_the_command_is_given(tmp_path: Path) -> None:
-    (tmp_path / "own_task.py").write_text("from data.task import Task\n\nclass Own(Task):\n    pass\n")
+    (tmp_path / "own_task.py").write_text("from data.tasks.task import Task\n\nclass Own(Task):\n    pass\n")
     command = [sys.executable, ROOT / "flows.py", "why", "sft_data", "mixture.sft=[{task: own_task.Own}]"]
     env = os.environ | {"CHATMILL_STORE": str(tmp_path / "store"), "COLUMNS": "200"}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
@@ -236,10 +238,11 @@ def test_modules_of_ones_own_lie_where_the_command_is_given(tmp_path: Path) -> N
 
 def test_planning_and_stage_modules_import_nothing_heavy(tmp_path: Path) -> None:
     program = (
-        "import sys, pkgutil, importlib, pipeline.stages, pipeline.cli, contextlib, io; "
+        "import sys, pkgutil, importlib, pipeline.stages, pipeline.commands.cli, contextlib, io; "
         "[importlib.import_module('pipeline.stages.' + m.name) for m in pkgutil.iter_modules(pipeline.stages.__path__)"
         " if m.name != '__main__']; contextlib.redirect_stdout(io.StringIO()).__enter__(); "
-        "[pipeline.cli.main(['plan', 'recipe=' + name]) for name in ('tiny', 'd20')]; sys.stdout = sys.__stdout__; "
+        "[pipeline.commands.cli.main(['plan', 'recipe=' + name]) for name in ('tiny', 'd20')]; "
+        "sys.stdout = sys.__stdout__; "
         "print(sorted({'torch', 'numpy', 'pyarrow', 'prefect', 'gradio', 'pandas', 'matplotlib'} & set(sys.modules)))"
     )
     env = os.environ | {"CHATMILL_STORE": str(tmp_path)}
@@ -419,7 +422,7 @@ def test_what_was_accepted_is_kept_when_it_is_made_again_by_other_code(tmp_path,
     old = publish_all(found, store)
     with monkeypatch.context() as changed:
         other = Code("other", {"tests.toys.source": {"main": "other"}})
-        changed.setattr(pipeline.plan, "code_of", lambda module, params=None: other)
+        changed.setattr(pipeline.plan.plan, "code_of", lambda module, params=None: other)
         wanted = make_plan(found, store, online=True).steps["a"].wanted
         assert wanted and wanted != old["a"]
         store.memory.accept("tests.toys.source", wanted, old["a"], "same")

@@ -12,8 +12,8 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.console import RunView
 from pipeline.printing import PlainConsole
+from pipeline.runner.console import RunView
 
 ROOT = Path(__file__).resolve().parents[2]
 EVIL = "a\x1b]0;title\x07\x1b[31mb\x9b2J\u202ec[red]d[/red][link=https://evil.example]e[/link]:smile:"

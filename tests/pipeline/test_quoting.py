@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import config
-from pipeline.cli import Parser, main
-from pipeline.config import Settings
+from pipeline.commands.cli import Parser, main
+from pipeline.config import compose as config
+from pipeline.config.compose import Settings
+from pipeline.config.quoting import quote, quoted, texts_in
 from pipeline.errors import UserError
-from pipeline.quoting import quote, quoted, texts_in
-from pipeline.session import store_root
+from pipeline.plan.session import store_root
 
 TEXTS = dict(texts_in(Settings))
 
@@ -123,7 +123,7 @@ def test_numbers_in_letters_are_named_with_their_setting() -> None:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     """The verbs that a command line comes down to, with what is left for them."""
     found: list[tuple[str, list[str]]] = []
-    monkeypatch.setattr("pipeline.verbs.run_verb", lambda verb, rest: found.append((verb, rest)) or 0)
+    monkeypatch.setattr("pipeline.commands.verbs.run_verb", lambda verb, rest: found.append((verb, rest)) or 0)
     return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import main
+from pipeline.commands.cli import main
 from tests.pipeline.small_store import small_store
 from tests.pipeline.test_small_files import carry_out, declare
 

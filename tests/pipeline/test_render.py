@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import bpe
-from data.conversation import render
+from data.chat.conversation import render
+from data.chat.rows import ConversationRows
 from data.errors import DataError
-from data.rows import ConversationRows
-from data.spec import TaskSpec, load_task
-from data.task import TaskError
-from data.tokenizer import Tokenizer
+from data.tasks.spec import TaskSpec, load_task
+from data.tasks.task import TaskError
+from data.tokens import bpe
+from data.tokens.tokenizer import Tokenizer
 from pipeline.job import Job, Launch, Stopped
 from pipeline.stages import render as stage
 from pipeline.stages.render import Params
@@ -32,7 +32,7 @@ SMOLTALK = "data.tasks.smoltalk.SmolTalk"
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    bpe.save(bpe.train([path.read_text() for path in (ROOT / "data").glob("*.py")], 600), folder)
+    bpe.save(bpe.train([path.read_text() for path in (ROOT / "data").rglob("*.py")], 600), folder)
     return folder
 
 
@@ -248,8 +248,8 @@ test.stage.main(test.make_job(Path({str(work)!r}), Path({str(tokenizer_folder)!r
 
 
 REVERSED = '''
-from data.draw import Draw, held_out
-from data.task import Task, dialogue
+from data.tasks.draw import Draw, held_out
+from data.tasks.task import Task, dialogue
 
 
 class Reversed(Task):

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data import bpe
 from data.errors import DataMistake
-from data.spec import TaskSpec
+from data.tasks.spec import TaskSpec
+from data.tokens import bpe
 from evals.intervals import wilson
 from pipeline.errors import UserError
 from pipeline.stages import rl

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from pipeline import inspect_store
+from pipeline.artifacts.store import Store
+from pipeline.commands import inspect_store
 from pipeline.errors import Interrupted, UserError
-from pipeline.run import Run
-from pipeline.store import Store
+from pipeline.runner.run import Run
 from tests.conftest import ROOT, Chatmill
 from tests.small_hub import SmallHub
 
@@ -258,7 +258,7 @@ def test_the_temporary_server_ends_with_a_run_that_is_killed(chatmill: Chatmill,
     process = chatmill.start(*toys(a={"pause_at": 2, "gate": str(tmp_path / "gate")}))
     wait_for(lambda: paused(chatmill.store), process)
     children = psutil.Process(process.pid).children(recursive=True)
-    assert any("pipeline.server" in child.cmdline() for child in children)
+    assert any("pipeline.runner.server" in child.cmdline() for child in children)
     process.kill()
     process.communicate()
     psutil.wait_procs(children, timeout=60)

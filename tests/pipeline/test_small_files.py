@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from data import durable
-from pipeline import config
-from pipeline.artifact import RECORD
-from pipeline.cli import main
+from pipeline.artifacts.artifact import RECORD
+from pipeline.artifacts.find_model import newest
+from pipeline.artifacts.store import Store
+from pipeline.commands.cli import main
+from pipeline.config import compose as config
 from pipeline.errors import UserError
-from pipeline.find_model import newest
-from pipeline.run import Run
-from pipeline.store import Store
+from pipeline.runner.run import Run
 
 LOOKING = (["ls"], ["plan"], ["status"], ["why"], ["show", "a"], ["verify"], ["gc"])
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import store as store_module
+from pipeline.artifacts import store as store_module
+from pipeline.artifacts.locks import Lock
+from pipeline.artifacts.store import RECORD as RECORD_FILE
+from pipeline.artifacts.store import Store
+from pipeline.commands.inspect_store import collect_garbage, find_unfinished
 from pipeline.errors import Corrupt, UserError
-from pipeline.inspect_store import collect_garbage, find_unfinished
-from pipeline.locks import Lock
-from pipeline.store import RECORD as RECORD_FILE
-from pipeline.store import Store
 
 RECORD: dict[str, Any] = {"module": "toy", "key": "a" * 16, "stages": ["one"], "run": "r", "finished": 1.0}
 
@@ -81,8 +81,8 @@ def test_a_kill_at_any_step_of_publishing_leaves_nothing_or_the_whole(tmp_path: 
 import os, sys
 sys.path.insert(0, sys.argv[3])
 from pathlib import Path
-from pipeline.store import RECORD as RECORD_FILE
-from pipeline.store import Store
+from pipeline.artifacts.store import RECORD as RECORD_FILE
+from pipeline.artifacts.store import Store
 left = int(sys.argv[2])
 def dying(call):
     def wrapped(*a, **k):
@@ -98,7 +98,7 @@ store = Store(Path(sys.argv[1]))
 record = {"module": "toy", "key": "k", "stages": ["s"], "run": "r", "finished": 1.0}
 store.publish(store.work("toy", "k"), record)
 """
-    root = Path(store_module.__file__).resolve().parent.parent
+    root = Path(store_module.__file__).resolve().parents[2]
     for n in itertools.count():
         store = Store(tmp_path / str(n))
         out = store.work("toy", "k") / "out"
@@ -261,7 +261,7 @@ def test_a_manifest_that_cannot_be_used_is_damage(store: Store, text: str) -> No
 
 
 def test_what_is_remembered_by_several_at_once_is_not_lost(store: Store) -> None:
-    code = "import sys; from pathlib import Path; from pipeline.store import Store\n"
+    code = "import sys; from pathlib import Path; from pipeline.artifacts.store import Store\n"
     code += "m = Store(Path(sys.argv[1])).memory\n"
     code += "for i in range(50):\n  with m.changing('names') as names: names[f'{sys.argv[2]}{i}'] = {}"
     ran = [subprocess.Popen([sys.executable, "-c", code, str(store.root), name]) for name in "abc"]

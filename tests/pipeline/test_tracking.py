@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import config
-from pipeline.config import LoggerConfig
+from pipeline.config import compose as config
+from pipeline.config.compose import LoggerConfig
 from pipeline.errors import UserError
-from pipeline.tracking import check, habits, open_loggers
-from pipeline.tracking.weights_and_biases import WeightsAndBiases
+from pipeline.runner.tracking import check, habits, open_loggers
+from pipeline.runner.tracking.weights_and_biases import WeightsAndBiases
 from tests.conftest import Chatmill
 from tests.pipeline.test_run import paused, records, toys, wait_for
 
@@ -99,7 +99,7 @@ def test_an_unreachable_service_is_said_once_and_the_run_is_measured_offline(ser
 def test_a_service_that_falls_silent_after_the_start_leaves_the_stage_measured_offline(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("pipeline.tracking.weights_and_biases.INIT_SECONDS", 2.0)
+    monkeypatch.setattr("pipeline.runner.tracking.weights_and_biases.INIT_SECONDS", 2.0)
     said: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")

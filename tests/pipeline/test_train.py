@@ -7,9 +7,9 @@ import pytest
 import torch
 from trained import LENGTH, TINY_MODEL, VOCAB, StageRun, write_inputs
 
-from model.checkpoint import steps_in
 from model.errors import Diverged, ModelError
 from model.saved import load_model
+from model.training.checkpoint import steps_in
 from pipeline.job import Stopped
 
 PRETRAIN = ("tokens", "pack", "tokenizer")

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from trained import LENGTH, TINY_MODEL, StageRun, write_inputs
 
-from model.checkpoint import MARKER, folder_of, sha256, steps_in
-from pipeline.verify_resume import differing_metrics, differing_tensors
+from model.training.checkpoint import MARKER, folder_of, sha256, steps_in
+from pipeline.commands.verify_resume import differing_metrics, differing_tensors
 from tests.pipeline.test_rl import make_run as make_rl_run
 from tests.pipeline.test_rl import write_inputs as write_rl_inputs
 

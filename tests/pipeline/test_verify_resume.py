@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline import typed
-from pipeline.dag import Stage
+from pipeline.commands.verify_resume import Trial, compare, finish, interrupt
 from pipeline.job import Launch
+from pipeline.plan.dag import Stage
 from pipeline.stages import pretrain
-from pipeline.verify_resume import Trial, compare, finish, interrupt
 from tests.conftest import Chatmill
 from tests.pipeline.trained import TINY_MODEL, write_inputs
 

@@ -1,6 +1,6 @@
 """A task that a model without any skill gets right now and then, and can learn in a few steps."""
 
-from data.task import Check, Task, dialogue
+from data.tasks.task import Check, Task, dialogue
 
 
 class Vowels(Task):

@@ -3,7 +3,7 @@
 import pytest
 from attacks import ATTACKS, CHECK, ENDLESS, MARK, RIGHT, SHARED
 
-from data.task import Check
+from data.tasks.task import Check
 from evals.sandbox.box import Limits, Sandbox
 
 ADDS = Check(CHECK, "add")

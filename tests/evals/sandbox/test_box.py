@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from data.task import Check
+from data.tasks.task import Check
 from evals.sandbox import kernel
 from evals.sandbox.box import Execution, Limits, Sandbox
 

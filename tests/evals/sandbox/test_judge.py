@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.task import Check
+from data.tasks.task import Check
 from evals.sandbox.box import Limits, Sandbox
 
 

@@ -20,7 +20,7 @@ RUN = """
 import dataclasses, json, sys
 sys.path.insert(0, sys.argv[1])
 from concurrent.futures import ThreadPoolExecutor
-from data.task import Check
+from data.tasks.task import Check
 from evals.sandbox.box import Limits, Sandbox
 box = Sandbox(Limits(wall_seconds=4.0, cpu_seconds=1, memory_bytes=256 << 20), *sys.argv[2:])
 given = json.load(sys.stdin)

@@ -3,7 +3,7 @@ from echo_model import ByteTokenizer, EchoModel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.conversation import render_prompt
+from data.chat.conversation import render_prompt
 from pipeline.errors import UserError
 from pipeline.ui.chat import ChatSession, ChatSettings, Draft, End, Text, ToolCall, ToolOutput
 

@@ -1,6 +1,6 @@
 import pytest
 
-from data import bpe
+from data.tokens import bpe
 from model.config import GPTConfig
 from model.gpt import new_model
 from pipeline.stages.training import write_model

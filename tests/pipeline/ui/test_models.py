@@ -4,8 +4,8 @@ from dataclasses import asdict
 import pytest
 
 from model.config import GPTConfig
+from pipeline.artifacts.store import Store
 from pipeline.errors import UserError
-from pipeline.store import Store
 from pipeline.ui.models import PROMPTS, TEXTS, choice, find_models
 
 

@@ -1,0 +1,237 @@
+"""Packed rows and the order in which training reads them.
+
+Everything here is a pure function of files and numbers: which rows make up a step depends on the seed and the step
+alone, so a resumed run needs no loader state and the number of devices changes nothing.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from data.errors import DataError
+from data.tokens.permutation import Permutation
+
+WINDOW_TOKENS = 1 << 30  # rows are shuffled within this much: 2 GB of uint16, which stays in the page cache
+
+
+class Rows(Protocol):
+    """Rows of T + 1 tokens, ready to be trained on."""
+
+    sequence_len: int
+
+    def __len__(self) -> int: ...
+
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """tokens (B, T) and targets (B, T), int64; a target of -1 is not trained on."""
+        ...
+
+
+class TokenSpan:
+    """The token files of one split as one long sequence, memory-mapped.
+
+    Raises DataError when a file of the list is missing or not as long as tokens.json says.
+    """
+
+    def __init__(self, folder: Path, split: str):
+        described = json.loads((folder / "tokens.json").read_text())
+        shards = [shard for shard in described["shards"] if shard["split"] == split]
+        if not shards:
+            raise DataError(f"{folder / 'tokens.json'}: has no {split} shard. Name one in the data config.")
+        self.bos = int(described["bos"])
+        self.dtype = np.dtype(described["dtype"])
+        self.names = [shard["name"] for shard in shards]
+        self.parts = [_open(folder / f"{name}.tokens.npy") for name in self.names]
+        for part, shard in zip(self.parts, shards):
+            if len(part) != shard["tokens"]:
+                raise DataError(f"{folder / shard['name']}.tokens.npy: has {len(part)} tokens, not {shard['tokens']}")
+        self.starts = [0, *accumulate(len(part) for part in self.parts)]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def copy(self, start: int, out: np.ndarray) -> None:
+        """Write the tokens from `start` on into `out` (n,), across shard borders if need be."""
+        shard = bisect_right(self.starts, start) - 1
+        done = 0
+        while done < len(out):
+            part = self.parts[shard]
+            at = start + done - self.starts[shard]
+            n = min(len(out) - done, len(part) - at)
+            out[done : done + n] = part[at : at + n]
+            done += n
+            shard += 1
+
+
+class PackedRows:
+    """The training rows that `pack` laid out over the files of `tokenize`; row i has T + 1 tokens.
+
+    Raises DataError when the two folders do not belong together.
+    """
+
+    def __init__(self, tokens: Path, pack: Path):
+        described = json.loads((pack / "pack.json").read_text())
+        self.span = TokenSpan(tokens, "train")
+        if described["source_tokens"] != len(self.span):
+            raise DataError(
+                f"{pack / 'pack.json'}: indexes {described['source_tokens']} tokens, but {tokens} has {len(self.span)}"
+            )
+        self.sequence_len = int(described["sequence_len"])
+        self.rows = int(described["rows"])
+        self.fitted = described["method"] == "bestfit"
+        if self.fitted:
+            self.first = _open(pack / "first.npy")
+            self.starts = _open(pack / "starts.npy")
+            self.lengths = _open(pack / "lengths.npy")
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def row(self, i: int) -> np.ndarray:
+        """Tokens (T + 1,) of row i, in the dtype of the token files."""
+        out = np.empty(self.sequence_len + 1, self.span.dtype)
+        self._fill(i, out)
+        return out
+
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """tokens (B, T) and targets (B, T), int64, of the rows `indices` (B,)."""
+        rows = np.empty((len(indices), self.sequence_len + 1), np.int64)
+        for out, i in zip(rows, indices):
+            self._fill(int(i), out)
+        return split_targets(rows)
+
+    def _fill(self, i: int, out: np.ndarray) -> None:
+        if not 0 <= i < self.rows:
+            raise IndexError(f"row {i} of {self.rows}")
+        if not self.fitted:
+            self.span.copy(i * self.sequence_len, out)
+            return
+        at = 0
+        for piece in range(int(self.first[i]), int(self.first[i + 1])):
+            n = int(self.lengths[piece])
+            self.span.copy(int(self.starts[piece]), out[at : at + n])
+            at += n
+
+
+class ValidationRows:
+    """The first tokens of the validation split as a plain stream, T targets a row; what bpb is measured on.
+
+    max_tokens: how many targets at most, rounded down to whole rows; None or more than there are means all.
+    Raises DataError when there is not one whole row.
+    """
+
+    def __init__(self, tokens: Path, sequence_len: int, max_tokens: int | None = None):
+        self.span = TokenSpan(tokens, "val")
+        self.sequence_len = sequence_len
+        available = len(self.span) - 1
+        self.rows = min(available, max_tokens if max_tokens is not None else available) // sequence_len
+        if self.rows < 1:
+            raise DataError(
+                f"{tokens}: the validation shard {self.span.names[0]} has {len(self.span)} tokens, fewer than one row "
+                f"of {sequence_len} (asked for {max_tokens}). Take more validation text or a shorter context."
+            )
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """tokens (B, T) and targets (B, T), int64, of the rows `indices` (B,)."""
+        rows = np.empty((len(indices), self.sequence_len + 1), np.int64)
+        for out, i in zip(rows, indices):
+            if not 0 <= i < self.rows:
+                raise IndexError(f"row {i} of {self.rows}")
+            self.span.copy(int(i) * self.sequence_len, out)
+        return split_targets(rows)
+
+
+def in_order(
+    rows: Rows, batch_rows: int, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All rows once, in order, in batches of at most `batch_rows`; each rank gets every world_size-th batch."""
+    for start in range(rank * batch_rows, len(rows), world_size * batch_rows):
+        yield rows.gather(np.arange(start, min(start + batch_rows, len(rows))))
+
+
+class BatchOrder:
+    """Which rows each step trains on: a function of (seed, step) alone.
+
+    Rows are visited epoch after epoch, each in an order of its own. Within an epoch, windows of `window` neighbouring
+    rows are visited one after the other, in shuffled order and each shuffled, so that reads stay near each other.
+    rows_per_step: rows of one optimiser step over all devices and micro-batches.
+    """
+
+    def __init__(self, rows: int, rows_per_step: int, seed: int, window: int | None = None):
+        if rows < 1 or rows_per_step < 1:
+            raise DataError(f"cannot make batches of {rows_per_step} rows from {rows} rows")
+        self.rows, self.rows_per_step, self.seed = rows, rows_per_step, seed
+        self.window = min(window or rows, rows)
+        self._last: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def epoch(self, step: int) -> float:
+        """How often all rows have been seen before `step`."""
+        return step * self.rows_per_step / self.rows
+
+    def step_rows(self, step: int) -> np.ndarray:
+        """(rows_per_step,) int64: the rows of a step."""
+        last = self._last
+        if last[0] != step:  # asked for again by each micro-batch
+            last = self._last = (step, self.at(step * self.rows_per_step + np.arange(self.rows_per_step)))
+        return last[1]
+
+    def micro_rows(self, step: int, micro: int, batch_rows: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
+        """(batch_rows,) int64: the rows of one micro-batch on one rank. Over all of them they are `step_rows`."""
+        together = batch_rows * world_size
+        if self.rows_per_step % together:
+            raise DataError(
+                f"{self.rows_per_step} rows a step do not divide into micro-batches of {batch_rows} rows on "
+                f"{world_size} processes. Change device_batch_size, nproc or the total batch size."
+            )
+        if not 0 <= micro < self.rows_per_step // together:
+            raise IndexError(f"micro-batch {micro} of {self.rows_per_step // together}")
+        start = micro * together + rank * batch_rows
+        return self.step_rows(step)[start : start + batch_rows]
+
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """Rows at positions (n,) of the endless sequence of epochs."""
+        epochs, within = np.divmod(np.asarray(positions, np.int64), self.rows)
+        out = np.empty_like(within)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            out[chosen] = self._in_epoch(int(epoch), within[chosen])
+        return out
+
+    def _in_epoch(self, epoch: int, within: np.ndarray) -> np.ndarray:
+        """The windows in shuffled order; a shorter one at the end of the rows comes last."""
+        windows, rest = divmod(self.rows, self.window)
+        place, offset = np.divmod(within, self.window)
+        out = np.empty_like(within)
+        window_order = Permutation(windows, self.seed, epoch)
+        for p in np.unique(place):
+            chosen = place == p
+            whole = p < windows
+            which = int(window_order(np.array([p]))[0]) if whole else windows
+            inside = Permutation(self.window if whole else rest, self.seed, epoch, 1 + which)
+            out[chosen] = which * self.window + inside(offset[chosen])
+        return out
+
+
+def window_rows(sequence_len: int) -> int:
+    """Rows that WINDOW_TOKENS hold: the `window` of BatchOrder for packed text."""
+    return max(1, WINDOW_TOKENS // sequence_len)
+
+
+def split_targets(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (B, T + 1) as tokens (B, T) and the tokens that follow them (B, T)."""
+    return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
+
+
+def _open(path: Path) -> np.ndarray:
+    """A .npy file, memory-mapped without pickle; DataError naming it when it is missing or damaged."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # slices of a memmap cost more
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read ({error}). Remove its artifact; it is made again.") from None

@@ -1,0 +1,186 @@
+"""One token of many rows at once, in as few calls as there can be: with a token a row, a call costs more than its work.
+
+It computes what model.gpt.GPT.hidden does, and nothing else may use it: training and reading prompts have work enough
+for a call, and a model of another class may do anything.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import GATE_CHANNELS
+from model.decoding.kvcache import KVCache
+from model.functional import EPS, norm
+from model.gpt import GPT, Block
+from model.kernels.graphs import Replay, span_for
+from model.kernels.products import FEW, Matrix, Product
+
+
+@dataclass
+class Layer:
+    """Matrices in the dtype of the computation; None is what the layer does without."""
+
+    window: int
+    joint: Matrix  # of q, k and v
+    out: Matrix
+    up: Matrix
+    down: Matrix
+    value: tuple[Tensor, Tensor] | None  # its embedding table, as the model has it, and (in, out) of its gate
+    lambdas: tuple[float, float] | None
+
+
+class Norm:
+    """gain * model.functional.norm. On CPUs in four quick calls, x / (hypot(|x|, sqrt(C eps)) / (gain sqrt(C)))."""
+
+    def __init__(self, size: int, like: Tensor, gain: float = 1.0) -> None:
+        self.gain = gain
+        self.quick = like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64)
+        self.floor, self.part = like.new_full((), (size * EPS) ** 0.5), like.new_full((), size**-0.5 / gain)
+
+    def __call__(self, x: Tensor, place: Tensor | None = None) -> Tensor:
+        """At the place if it is quick, elsewhere if not."""
+        if not self.quick:
+            return norm(x) if self.gain == 1.0 else norm(x) * self.gain
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.floor).mul_(self.part)
+        return torch.div(x, length, out=place)
+
+
+class Decoder:
+    """The weights of a model, joined, cast and laid out for decoding.
+
+    in_place: the model's own matrices become views of these, so that there is no second copy; it may be neither trained
+    nor moved afterwards. Otherwise these are the weights as they are now, and a model that is trained needs another
+    decoder after each step, too often to make graphs of its steps.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: GPT, in_place: bool = False) -> None:
+        self.model, self.config, dtype = model, model.config, model.compute_dtype
+        cos = model.cos.to(dtype)
+        self.cos, self.sin = torch.cat([cos, cos], -1), model.sin.to(dtype)  # (context, 1, D) and (context, 1, D/2)
+        self.norm = Norm(self.config.width, cos)
+        self.norm_heads = Norm(self.config.head_dim, cos, self.config.qk_gain)
+        self.lm_head = Matrix([model.lm_head], dtype, in_place)
+        self.layers = [self._layer(number, block, in_place) for number, block in enumerate(model.layers)]
+        self.replays = in_place and cos.is_cuda
+        self.kept: list[Replay] = []
+
+    def _layer(self, number: int, block: Block, in_place: bool) -> Layer:
+        model, attention, mlp, dtype = self.model, block.self_attn, block.mlp, self.model.compute_dtype
+        matrices = [[attention.q_proj, attention.k_proj, attention.v_proj], [attention.o_proj], [mlp.fc1], [mlp.fc2]]
+        value = lambdas = None
+        if attention.value_gate is not None:
+            value = model.value_embeds[str(number)].weight, attention.value_gate.weight.to(dtype).t()
+        if model.config.lambdas:
+            lambdas = float(model.resid_lambdas[number].to(dtype)), float(model.x0_lambdas[number].to(dtype))
+        return Layer(attention.window, *(Matrix(some, dtype, in_place) for some in matrices), value, lambdas)
+
+    def borrow(self, rows: int, length: int) -> Replay | None:
+        """What a batch of so many rows of so many tokens works on, its own until it is given back; None on CPUs."""
+        if not self.replays:
+            return None
+        with suppress(IndexError):  # two threads may ask at once
+            kept = self.kept.pop()
+            if kept.rows >= rows and kept.length >= length:
+                return kept
+            rows, length = max(rows, kept.rows), max(length, kept.length)
+            del kept  # before there is another
+        length = min(span_for(length), self.config.sequence_len)
+        return Replay(self.config, rows, length, self.cos.device, self.cos.dtype)
+
+    def give_back(self, replay: Replay) -> None:
+        self.kept[:] = [replay]
+
+    def step(self, rows: int, replay: Replay | None = None) -> "Step":
+        """For so many rows; that of the replay, which keeps it as long as its graphs."""
+        kept = {} if replay is None else replay.steps
+        if rows not in kept:
+            kept[rows] = Step(self, rows)
+        return kept[rows]
+
+
+class Step:
+    """A token of each of `rows` rows, computed in memory of its own by views made once: with few rows, making a step's
+    views takes as long as using them. What two batches compute at a time takes two steps."""
+
+    @torch.inference_mode()
+    def __init__(self, decoder: Decoder, rows: int) -> None:
+        self.decoder, self.rows, layer, config = decoder, rows, decoder.layers[0], decoder.config
+        assert config.kv_heads
+        self.residual = Product(layer.down, rows)  # what the layers add to
+        self.joint = Product(layer.joint, rows, fixed=True, dense=True)
+        self.up = Product(layer.up, rows, dense=rows <= FEW)
+        self.head = Product(decoder.lm_head, rows)
+        x, heads = self.residual.place, self.joint.place.view(rows, -1, 1, config.head_dim)
+        self.normed = x.new_empty(x.shape) if rows <= FEW else torch.empty_like(x)
+        self.attended = x.new_empty(rows, config.heads, 1, config.head_dim)
+        self.attended_rows = self.attended.view(x.shape)
+        self.both, self.v = heads.split_with_sizes([config.heads + config.kv_heads, config.kv_heads], 1)
+        self.rotated = self.both.new_empty(self.both.shape)
+        self.halves = *self.both.chunk(2, -1), *self.rotated.chunk(2, -1)
+        self.sizes = [config.heads, config.kv_heads]
+        self.split = self.rotated.split_with_sizes(self.sizes, 1)
+
+    def hidden(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """The normed output of the last layer (rows, C), to be read before the next call. tokens: (rows,) int64, which
+        continue the cache's rows."""
+        decoder, model, config = self.decoder, self.decoder.model, self.decoder.config
+        dtype, x = decoder.cos.dtype, self.residual.place
+        places = cache.begin(1)
+        turn = decoder.cos[places], decoder.sin[places]
+        first = decoder.norm(F.embedding(tokens, model.embed_tokens.weight).to(dtype))
+        if config.smear:
+            first = model.smear(first[:, None], cache)[:, 0]
+        x.copy_(first)
+        for number, layer in enumerate(decoder.layers):
+            if layer.lambdas is not None:
+                resid, x0 = layer.lambdas
+                x.mul_(resid).add_(first, alpha=x0)
+            normed = decoder.norm(x, self.normed)
+            q, k, v = self._heads(normed, layer, *turn)
+            if layer.value is not None:
+                v = self._with_value(v, normed, tokens, *layer.value)
+            y = cache.attend_on(number, q, k, v, layer.window)
+            self.residual.add(self._in_rows(y), layer.out)
+            up = self.up(decoder.norm(x, self.normed), layer.up).relu_()
+            self.residual.add(torch.mul(up, up, out=up), layer.down)
+            if config.backout and number == config.depth // 2:
+                middle = x.clone()
+        if config.backout:
+            x.sub_(model.backout_lambda.to(dtype) * middle)
+        return decoder.norm(x, self.normed)
+
+    def _heads(self, normed: Tensor, layer: Layer, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As SelfAttention.heads, for (rows, C): q (rows, H, 1, D), k and v (rows, H_kv, 1, D)."""
+        self.joint(normed, layer.joint)
+        low, high, rotated_low, rotated_high = self.halves
+        torch.mul(self.both, cos, out=self.rotated)
+        rotated_low.addcmul_(high, sin)
+        rotated_high.addcmul_(low, sin, value=-1)
+        both = self.decoder.norm_heads(self.rotated, self.rotated)
+        q, k = self.split if both is self.rotated else both.split_with_sizes(self.sizes, 1)
+        return q, k, self.v
+
+    def _with_value(self, v: Tensor, normed: Tensor, tokens: Tensor, table: Tensor, gate: Tensor) -> Tensor:
+        value = F.embedding(tokens, table).to(v.dtype).view(v.shape)
+        opened = torch.mm(normed[:, :GATE_CHANNELS], gate).sigmoid_()
+        return torch.addcmul(v, opened.view(*v.shape[:2], 1, 1), value, value=3)
+
+    def _in_rows(self, attended: Tensor) -> Tensor:
+        """(rows, H, 1, D) -> (rows, C), where the next product finds it with no new view, if it takes any."""
+        if not (self.residual.turned or self.residual.packs):
+            return attended.reshape(self.attended_rows.shape)
+        self.attended.copy_(attended)
+        return self.attended_rows
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(rows, vocab) float32 of hidden (rows, C), still without GPT.cap; to be read before the next call."""
+        return self.head(hidden, self.decoder.lm_head).float()
+
+
+def decoder_of(model: nn.Module, in_place: bool = False) -> Decoder | None:
+    """None for a model that may compute something else than GPT does."""
+    return Decoder(model, in_place) if type(model) is GPT else None

@@ -1,0 +1,166 @@
+"""One optimiser for all parameters, its state sharded over ranks: reduce-scatter, update what you own, all-gather."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from model.config import OptimConfig
+from model.optim.buckets import Bucket
+from model.optim.rules import SGD, AdamW, External, Lion, Muon, Piece, Rule, SavedState
+from model.training.distributed import World
+from model.training.schedule import Rates
+
+RESID_LR_FRAC = 0.01  # residual lambdas learn at this part of scalar_lr [nanochat, 2026]
+
+Named = list[tuple[str, nn.Parameter]]
+Arrived = tuple[Bucket, Rule, Tensor]  # the last: the sum of squares of the gradients that are owned
+
+
+def kind_of(name: str, parameter: nn.Parameter) -> str:
+    """The group that decides a parameter's rule and rate; own architectures follow the same names and shapes."""
+    if name.startswith("value_embeds"):
+        return "value_embedding"
+    if name.startswith("embed_tokens"):
+        return "embedding"
+    if name.startswith("lm_head"):
+        return "unembedding"
+    if parameter.ndim == 2:
+        return "matrix"
+    return "residual" if name.startswith("resid") else "scalar"
+
+
+def learning_rate(kind: str, config: OptimConfig, width: int) -> float:
+    """Before the schedule. Muon's factor for the shape is not in it."""
+    scale = config.init_lr_frac
+    if kind == "matrix":
+        return config.matrix_lr * scale
+    if kind in ("scalar", "residual"):
+        return config.scalar_lr * scale * (RESID_LR_FRAC if kind == "residual" else 1.0)
+    if config.width_ref:
+        scale *= (width / config.width_ref) ** -0.5
+    return getattr(config, f"{kind}_lr") * scale
+
+
+def betas_of(kind: str, config: OptimConfig) -> tuple[float, float]:
+    own = {
+        "embedding": config.embedding_betas,
+        "value_embedding": config.embedding_betas,
+        "unembedding": config.unembedding_betas,
+        "scalar": config.scalar_betas,
+    }
+    return own.get(kind) or config.betas
+
+
+class Optimizer:
+    """Takes the model's parameters over: from here on they and their gradients are views of its buckets.
+
+    Each backward pass adds to the gradients; step() uses the sums over all ranks and zeroes them.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimConfig, width: int, world: World, lr_factor: float = 1.0) -> None:
+        """lr_factor multiplies every rate. Raises ModelError for an optimiser that cannot be had."""
+        self.config, self.width, self.world, self.lr_factor = config, width, world, lr_factor
+        self.steps = 0
+        groups: dict[tuple[str, tuple[int, ...]], Named] = defaultdict(list)
+        for name, parameter in model.named_parameters():
+            kind = kind_of(name, parameter)
+            stacked = config.name == "muon" and kind == "matrix"
+            groups[kind, tuple(parameter.shape) if stacked else ()].append((name, parameter))
+        self.kinds = list(dict.fromkeys(kind for kind, _ in groups))
+        self.parts: list[tuple[Bucket, Rule]] = []
+        if "." in config.name:
+            self.parts.append(self._external({kind: named for (kind, _), named in groups.items()}))
+            return
+        for (kind, shape), named in groups.items():
+            small = kind in ("scalar", "residual")
+            bucket = Bucket(named, world, matrices=bool(shape), sharded=not small)
+            self.parts.append((bucket, self._rule(kind, bool(shape), bucket)))
+
+    def _rule(self, kind: str, stacked: bool, bucket: Bucket) -> Rule:
+        config, lr = self.config, self.lr(kind)
+        weight_decay = config.weight_decay if kind == "matrix" else 0.0
+        if stacked:
+            return Muon(bucket, config, lr)
+        if config.name == "sgd":
+            return SGD(bucket, lr, weight_decay)
+        if config.name == "lion":
+            return Lion(bucket, lr, betas_of(kind, config), weight_decay)
+        return AdamW(bucket, lr, betas_of(kind, config), config.eps, weight_decay)
+
+    def _external(self, kinds: dict[str, Named]) -> tuple[Bucket, Rule]:
+        bucket = Bucket([pair for named in kinds.values() for pair in named], self.world, matrices=False, sharded=False)
+        decays = {kind: self.config.weight_decay if kind == "matrix" else 0.0 for kind in kinds}
+        return bucket, External(self.config, [(self.lr(kind), decays[kind], named) for kind, named in kinds.items()])
+
+    def lr(self, kind: str) -> float:
+        return learning_rate(kind, self.config, self.width) * self.lr_factor
+
+    def learning_rates(self, rates: Rates) -> dict[str, float]:
+        """Those of a step, by kind of parameter: lr/matrix and so on."""
+        return {f"lr/{kind}": self.lr(kind) * rates.lr for kind in self.kinds}
+
+    @torch.no_grad()
+    def step(
+        self, rates: Rates, grad_scale: float = 1.0, clip: float | None = None, drop_above: float | None = None
+    ) -> Tensor:
+        """Update all parameters with the gradients added up over ranks, times grad_scale, clipped to a norm of `clip`.
+
+        Returns the global gradient norm before clipping, a float32 scalar on the device; nothing waits for it unless
+        drop_above is set: then a step whose norm is larger, or not finite, changes nothing.
+        """
+        arriving: Iterable[Arrived] = self._arriving()
+        factor, norm = grad_scale, None
+        if clip is not None or drop_above is not None:  # the norm comes first, and with it the gradients of all buckets
+            arriving = list(arriving)
+            norm = self._norm([square for _, _, square in arriving]) * grad_scale
+            if drop_above is not None and not (norm.isfinite() & (norm <= drop_above)):
+                self.zero_grad()
+                return norm
+            if clip is not None:
+                factor = grad_scale * (clip / (norm + 1e-6)).clamp(max=1.0)
+        squares = self._update(rates, factor, arriving)
+        return self._norm(squares) * grad_scale if norm is None else norm
+
+    def _arriving(self) -> Iterator[Arrived]:
+        """Each bucket when its gradients are added up over ranks; those of all buckets are on their way meanwhile."""
+        sums = [bucket.reduce() for bucket, _ in self.parts]
+        for (bucket, rule), work in zip(self.parts, sums):
+            work.wait()
+            yield bucket, rule, bucket.square_sum()
+
+    def _update(self, rates: Rates, factor: float | Tensor, arriving: Iterable[Arrived]) -> list[Tensor]:
+        """What is updated is sent round while the next bucket is. Returns the sums of squares of the gradients."""
+        self.steps += 1
+        squares, sent = [], []
+        for bucket, rule, square in arriving:
+            bucket.own_grads.mul_(factor)
+            rule.update(rates, self.steps)
+            sent.append(bucket.gather())
+            squares.append(square)
+        self.zero_grad()
+        for work in sent:
+            work.wait()
+        return squares
+
+    def _norm(self, squares: list[Tensor]) -> Tensor:
+        """Of all gradients, over all ranks."""
+        total = torch.stack(squares).sum()
+        self.world.sum(total)
+        return total.sqrt()
+
+    def zero_grad(self) -> None:
+        for bucket, _ in self.parts:
+            bucket.grads.zero_()
+
+    def pieces(self) -> Iterator[Piece]:
+        """The state that this rank holds."""
+        for _, rule in self.parts:
+            yield from rule.pieces()
+
+    def load(self, saved: SavedState, steps: int) -> None:
+        """Take the owned part of a saved state. Raises ModelError when it is of another optimiser."""
+        self.steps = steps
+        for _, rule in self.parts:
+            rule.load(saved)

@@ -1,0 +1,196 @@
+"""Checkpoints: written aside and in the background, checksummed, the marker last; the previous one goes only then.
+
+step-0000120/model.safetensors     the weights, float32
+             state-R.safetensors   rank R's part of the optimiser's state and its random number generators
+             checkpoint.json       the marker: step, key of the work, conditions, sha256 of the files
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model.optim.optimiser import Optimizer
+from model.training.distributed import World
+from model.training.rng import capture_rng
+
+MARKER = "checkpoint.json"
+CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the newest `last`, and every one whose step is a multiple of `every`."""
+
+    last: int = 2
+    every: int | None = None
+
+
+class Checkpointer:
+    """Saves a run into `folder`. One save is under way at a time; failing to save is said and never ends the run."""
+
+    def __init__(self, folder: Path, world: World, key: str, keep: Keep, say: Callable[[str], None]) -> None:
+        self.folder, self.world, self.key, self.keep, self.say = folder, world, key, keep, say
+        self.conditions: dict[str, Any] = {}  # what exactness needs; set by whoever knows it
+        self.last_step: int | None = None
+        self.thread: threading.Thread | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, step: int, model: nn.Module, optimizer: Optimizer, progress: dict[str, Any]) -> None:
+        """Copy the state to host memory and return; a thread writes it. Every rank calls this at the same step."""
+        self.wait()
+        state = {f"{name}@{first}": held for name, first, held in optimizer.pieces()} | capture_rng(self.world.device)
+        parts = {f"state-{self.world.rank}.safetensors": to_host(state)}
+        if self.world.leads:
+            parts["model.safetensors"] = to_host(model.state_dict())
+        about = {"step": step, "key": self.key, "optimizer_steps": optimizer.steps, "progress": progress}
+        about |= {"world_size": self.world.size, "conditions": self.conditions}
+        self.thread = threading.Thread(target=self._write, args=(step, parts, about), name="checkpoint")
+        self.thread.start()
+
+    def wait(self) -> int | None:
+        """Until the save under way has ended; the newest step that is safely on disk."""
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        return self.last_step
+
+    def _write(self, step: int, parts: dict[str, dict[str, Tensor]], about: dict[str, Any]) -> None:
+        aside = self.folder / f".step-{step:07d}"
+        failure = ""
+        try:
+            if self.world.leads:
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
+        except OSError as error:  # the others are at the meeting and would meet every later save one too late
+            failure = str(error)
+        self.world.meet_aside(0)
+        try:
+            check_finite(parts.get("model.safetensors", {}))
+            for name, tensors in parts.items():
+                write_part(aside / name, tensors)
+        except (OSError, SafetensorError) as error:
+            failure = failure or str(error)
+        failed = self.world.meet_aside(int(bool(failure)))
+        if not self.world.leads:
+            self.last_step = self.last_step if failed else step
+            return
+        try:
+            if failed:
+                raise OSError(failure or f"{failed} of the other processes could not write")
+            self._publish(aside, step, about)
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            stays = f"the one of step {self.last_step} stays" if self.last_step is not None else "there is none yet"
+            self.say(f"the checkpoint of step {step} could not be saved in {self.folder} ({error}); {stays}")
+
+    def _publish(self, aside: Path, step: int, about: dict[str, Any]) -> None:
+        files = {}
+        for path in sorted(aside.glob("*.safetensors")):
+            digest = path.with_suffix(".sha256")
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": digest.read_text()}
+            digest.unlink()
+        write_synced(aside / MARKER, json.dumps(about | {"files": files}, indent=1))
+        final = folder_of(self.folder, step)
+        if step == self.last_step and (final / MARKER).exists():  # the same state: stopped where it saved or went on
+            shutil.rmtree(aside)
+        else:
+            remove(final)
+            os.replace(aside, final)
+            sync_folder(self.folder)
+        self.last_step = step
+        self._forget()
+
+    def _forget(self) -> None:
+        steps = steps_in(self.folder)
+        every = self.keep.every
+        for step in steps[: -self.keep.last] if self.keep.last else []:
+            if not (every and step % every == 0):
+                remove(folder_of(self.folder, step))
+
+
+def folder_of(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:07d}"
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps with a complete checkpoint, ascending."""
+    return sorted(int(path.parent.name.removeprefix("step-")) for path in folder.glob(f"step-*/{MARKER}"))
+
+
+def to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU that share no memory with anything that trains."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def check_finite(weights: dict[str, Tensor]) -> None:
+    """A checkpoint of weights that are no numbers would push out one that can be used."""
+    wrong = [name for name, weight in weights.items() if not bool(weight.isfinite().all())]
+    if wrong:
+        raise OSError(f"{wrong[0]} holds NaN or infinity")
+
+
+def write_part(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write, read back, and put the sha256 of what was read beside it. OSError when they differ or the disk is full."""
+    needed = sum(t.numel() * t.element_size() for t in tensors.values())
+    free = shutil.disk_usage(path.parent).free
+    if free < needed * 1.01:
+        raise OSError(errno.ENOSPC, f"no space left: {needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
+    save_file(tensors, path)
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+    path.with_suffix(".sha256").write_text(verified_sha256(path, tensors))
+
+
+def verified_sha256(path: Path, tensors: dict[str, Tensor]) -> str:
+    with safe_open(path, "pt") as saved:
+        for name, tensor in tensors.items():
+            if not torch.equal(as_bytes(saved.get_tensor(name)), as_bytes(tensor)):
+                raise OSError(errno.EIO, f"{name} in {path.name} reads back as something else than was written")
+    return sha256(path)
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(CHUNK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_synced(path: Path, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove(checkpoint: Path) -> None:
+    """The marker first: a half-removed checkpoint is none."""
+    if checkpoint.exists():
+        if (checkpoint / MARKER).is_file():
+            (checkpoint / MARKER).unlink()
+        shutil.rmtree(checkpoint)

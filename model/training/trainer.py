@@ -1,0 +1,326 @@
+"""The training loop of pretrain, midtrain and sft: rows -> micro-batches -> backward -> optimiser."""
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.errors import Diverged, ModelError
+from model.hardware import matmul_flops, memory_bytes, peak_flops
+from model.optim.optimiser import Optimizer
+from model.precision import LossScale
+from model.training.checkpoint import Checkpointer
+from model.training.distributed import World
+from model.training.prefetch import Batch, Batches, Feeder
+from model.training.profiling import tracer
+from model.training.schedule import Schedule
+from model.training.spikes import STILL_STEPS, NormGuard, is_guessing, is_spike, still_since
+
+SMOOTHING = 0.9  # of the logged loss
+COLLECT_EVERY = 500  # steps between garbage collections, which would otherwise fall into any step
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run does, and how it goes about it: `rows` a step and rank, `micro_batch` of them a pass."""
+
+    steps: int
+    rows: int
+    micro_batch: int
+    dtype: torch.dtype
+    flops_per_token: float
+    grad_clip: float | None = 1.0
+    skip_spikes: float | None = None  # drop steps whose gradient norm is this many times the usual
+    eval_every: int | None = None  # steps; the end is always evaluated
+    log_every: int = 10
+    save_every: int | None = None
+    save_minutes: float | None = 10.0
+    epoch_rows: int | None = None  # rows that there are; null: not said
+    vocab_size: int | None = None  # gives the loss of guessing; null: unknown
+    trace: Path | None = None  # folder for a profiler trace
+
+
+@dataclass
+class Hooks:
+    """How the loop talks to who runs it. `evaluate` gives metrics of the model as it is; ranks call it together."""
+
+    log: Callable[..., None]  # (step, **metrics)
+    progress: Callable[..., None]  # (done, total, **shown)
+    say: Callable[[str], None]
+    should_stop: Callable[[], bool]
+    evaluate: Callable[[], dict[str, float]] | None = None
+
+
+@dataclass
+class Progress:
+    """How far a run is; travels in its checkpoints."""
+
+    step: int = 0  # finished steps
+    tokens: int = 0  # trained on, masked ones not counted
+    skipped: int = 0  # steps whose targets were all masked
+    dropped: int = 0  # steps not taken for their gradient norm
+    norm_mean: float = 0.0  # what model.training.spikes knows of gradient norms
+    norm_count: int = 0
+    seconds: float = 0.0  # of training, without saving and evaluating
+    loss: float = math.nan  # of the last logged step, nats per token
+    smooth: float = 0.0  # running sum of SMOOTHING-weighted losses, not yet divided by its weights
+    logged: int = 0  # how often a loss was logged
+    no_gradient_since: int = 0  # first of the latest logged steps without a gradient; 0: the last one had one
+    guessing_since: int = 0  # likewise, of those with a loss of ln(vocab_size)
+    loss_scale: float = 1.0
+    good_steps: int = 0
+    record: dict[str, Any] = field(default_factory=dict)  # what was logged at `step`
+    evaluated: dict[str, float] = field(default_factory=dict)  # the newest metrics of evaluate
+
+
+class Trainer:
+    """Runs a model through its steps. Parameters and gradients belong to the optimiser's buckets."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        batches: Batches,
+        settings: Settings,
+        world: World,
+        hooks: Hooks,
+        saver: Checkpointer,
+    ) -> None:
+        self.model, self.optimizer, self.schedule, self.batches = model, optimizer, schedule, batches
+        self.settings, self.world, self.hooks, self.saver = settings, world, hooks, saver
+        self.scale = LossScale(settings.dtype)
+        self.guard = NormGuard(settings.skip_spikes)
+        self.dropped = False  # the step that has just ended
+        self.peak = peak_flops(world.device, settings.dtype) * world.size
+        self.saved_at = time.monotonic()
+        self.interval_seconds, self.interval_tokens = 0.0, 0  # since the last logged step
+        self.last_record: dict[str, Any] = {}
+
+    def run(self, progress: Progress) -> bool:
+        """Go on from `progress`, which is kept up to date, to the last step. False: asked to stop, and saved.
+
+        Raises Diverged when the loss is not finite, ModelError when the model does not learn at all.
+        """
+        self.progress = progress
+        self.scale.value, self.scale.good_steps = progress.loss_scale, progress.good_steps
+        self.guard.mean, self.guard.count = progress.norm_mean, progress.norm_count
+        self.model.train()
+        if progress.step:
+            self._repeat_last_words()
+        feeder = Feeder(self.batches, progress.step, self.settings.steps, self.settings.micro_batch, self.world.device)
+        with ExitStack() as stack:
+            stack.callback(feeder.close)
+            stack.enter_context(calm_garbage_collection())
+            trace = self.settings.trace
+            tracing = stack.enter_context(tracer(trace, self.world.rank, self.world.device)) if trace else None
+            while progress.step < self.settings.steps:
+                if not self._next_step(feeder):
+                    return False
+                if tracing:
+                    tracing.step()
+        self.saver.wait()
+        return True
+
+    def _repeat_last_words(self) -> None:
+        """What the step of the checkpoint logged and evaluated came after saving it, so it is said again."""
+        if self.progress.record:
+            self.hooks.log(self.progress.step, **self.progress.record)
+        if self._due(self.settings.eval_every):
+            self._evaluate()
+
+    def _next_step(self, feeder: Feeder) -> bool:
+        started = time.perf_counter()
+        batch = feeder.next()
+        flags = [sum(batch.counted), self.hooks.should_stop(), self.world.leads and self._time_to_save()]
+        count, stop, save = self.world.sum_host([int(flag) for flag in flags])
+        if stop:
+            self._save()
+            self.saver.wait()
+            return False
+        losses, norm = self._train(batch, count)
+        progress = self.progress
+        progress.step += 1
+        progress.tokens += count
+        save = bool(save) or self._due(self.settings.save_every)
+        logged, evaluated = self._due(self.settings.log_every), self._due(self.settings.eval_every)
+        logged = logged and count > 0  # without a target there is no loss, and a loss of 0 would count as one
+        loss = self._mean_loss(losses, norm, count) if count and (logged or evaluated or save) else math.nan
+        self._count_time(time.perf_counter() - started, batch.tokens.numel() * self.world.size)
+        progress.record = self._measure(loss, norm) if logged else {}
+        if logged:
+            self.hooks.log(progress.step, **progress.record)
+            self._check_that_it_learns(loss, progress.record["grad_norm"])
+        self.hooks.progress(progress.step, self.settings.steps, **self._shown())
+        if save:
+            self._save()
+        if evaluated:
+            self._evaluate()
+        if progress.step % COLLECT_EVERY == 0:
+            gc.collect()
+        return True
+
+    def _due(self, every: int | None) -> bool:
+        """The last step is always due: for logging, saving and evaluating."""
+        at = self.progress.step
+        return at == self.settings.steps or bool(every and at % every == 0)
+
+    def _train(self, batch: Batch, count: int) -> tuple[Tensor, Tensor]:
+        """One step. Returns the sum of this rank's losses and the gradient norm, both on the device."""
+        size, total = self.settings.micro_batch, torch.zeros((), device=self.world.device)
+        for tokens, targets, counted in zip(batch.tokens.split(size), batch.targets.split(size), batch.counted):
+            if not counted:
+                continue
+            loss = self.model.loss(tokens, targets)
+            (loss * self.scale.value if self.scale.active else loss).backward()
+            total += loss.detach()
+        if not count:
+            self.progress.skipped += 1
+            self.hooks.say(f"step {self.progress.step + 1} had no target to train on and was skipped")
+            return total, torch.zeros_like(total)
+        rates = self.schedule.at(self.progress.step)
+        scale = 1.0 / (count * self.scale.value)
+        drop_above = self.guard.limit() if self.guard.active or self.scale.active else None
+        norm = self.optimizer.step(rates, scale, self.settings.grad_clip, drop_above)
+        if drop_above is not None:
+            self._note_norm(float(norm), drop_above)
+        return total, norm
+
+    def _note_norm(self, norm: float, drop_above: float) -> None:
+        """Learn from the gradient norm of a step that may have been dropped for it."""
+        finite = math.isfinite(norm)
+        self.dropped = not finite or norm > drop_above
+        self.progress.dropped += self.dropped
+        if self.scale.active:
+            self.scale.update(finite)
+        if self.guard.active:
+            self.guard.note(norm)
+            if self.dropped:
+                self.hooks.say(f"step {self.progress.step + 1} was dropped: its gradient norm was {norm:.3g}")
+
+    def _mean_loss(self, losses: Tensor, norm: Tensor, count: int) -> float:
+        """Nats per target of the step that has just ended. The only place where the host waits for the device."""
+        self.world.sum(losses)
+        loss = float(losses) / count
+        if wrong := self._what_is_wrong(loss, norm):
+            saved = self.saver.wait()
+            good = f"the last good checkpoint is of step {saved}" if saved is not None else "there is no checkpoint yet"
+            raise Diverged(f"the {wrong} at step {self.progress.step}; {good}")
+        return loss
+
+    def _what_is_wrong(self, loss: float, norm: Tensor) -> str:
+        """Empty when nothing is."""
+        if not math.isfinite(loss):
+            return f"loss became {loss}"
+        # Where steps can be dropped, one whose gradients overflow was; elsewhere it has reached the weights.
+        if not (self.scale.active or self.guard.active) and not math.isfinite(float(norm)):
+            return f"gradient norm became {float(norm)}"
+        if not self.dropped and is_spike(loss, smooth := self._smooth(), self.progress.logged):
+            return f"loss jumped from about {smooth:.3g} to {loss:.3g}"
+        return ""
+
+    def _check_that_it_learns(self, loss: float, norm: float) -> None:
+        """Raises ModelError when for many steps there was no gradient, or the loss stayed that of guessing.
+
+        Looks only at what was logged, so that the host waits for the device no more often.
+        """
+        progress, vocab_size = self.progress, self.settings.vocab_size
+        rate = max(self.optimizer.learning_rates(self.schedule.at(progress.step - 1)).values())
+        warm = self.schedule.config.warmup_steps
+        stuck = norm == 0 and rate > 0 and loss > 0  # at a loss of 0 everything is learnt
+        progress.no_gradient_since = still_since(progress.no_gradient_since, progress.step, stuck)
+        guesses = rate > 0 and progress.step > warm and vocab_size is not None and is_guessing(loss, vocab_size)
+        progress.guessing_since = still_since(progress.guessing_since, progress.step, guesses)
+        for since, what in (
+            (progress.no_gradient_since, "the gradient norm has been exactly 0"),
+            (progress.guessing_since, f"the loss has been ln({vocab_size}), that of guessing,"),
+        ):
+            if since and progress.step - since >= STILL_STEPS:
+                raise ModelError(
+                    f"the model does not learn: {what} from step {since} to {progress.step} (loss {loss:.4f}, gradient "
+                    f"norm {norm:.3g}, highest rate {rate:.3g}, warm-up until step {warm}). Check the rates "
+                    "(optim.*_lr, optim.init_lr_frac, lr_frac), the dtype, and the architecture if it is your own"
+                )
+
+    def _smooth(self) -> float:
+        """The smoothed loss."""
+        return self.progress.smooth / (1 - SMOOTHING ** max(1, self.progress.logged))
+
+    def _count_time(self, seconds: float, tokens: int) -> None:
+        self.progress.seconds += seconds
+        self.interval_seconds += seconds
+        self.interval_tokens += tokens
+
+    def _measure(self, loss: float, norm: Tensor) -> dict[str, Any]:
+        """Metrics of the step that has just ended; rates are over the steps since the last time."""
+        progress = self.progress
+        progress.loss = loss
+        progress.logged += 1
+        progress.smooth = SMOOTHING * progress.smooth + (1 - SMOOTHING) * loss
+        tokens_per_second = self.interval_tokens / self.interval_seconds
+        self.interval_seconds, self.interval_tokens = 0.0, 0
+        rates = self.schedule.at(progress.step - 1)
+        if self.world.device.type == "cpu":  # others may have had the cores when it was measured first
+            self.peak = max(self.peak, matmul_flops(self.world.device, torch.float32, tries=1) * self.world.size)
+        return {
+            "loss": loss,
+            "loss_smooth": self._smooth(),
+            "grad_norm": float(norm),
+            **self.optimizer.learning_rates(rates),
+            "momentum": rates.momentum,
+            "tokens": progress.tokens,
+            **self._position(),
+            "tok_s": tokens_per_second,
+            "mfu": tokens_per_second * self.settings.flops_per_token / self.peak,
+            "seconds": progress.seconds,
+            "memory_mb": memory_bytes(self.world.device) / 1e6,
+        }
+
+    def _position(self) -> dict[str, float]:
+        """How often the data has been seen."""
+        if not self.settings.epoch_rows:
+            return {}
+        return {"epoch": self.progress.step * self.settings.rows * self.world.size / self.settings.epoch_rows}
+
+    def _shown(self) -> dict[str, float]:
+        record = self.progress.record or self.last_record
+        self.last_record = record
+        return {name: record[name] for name in ("loss", "tok_s", "mfu") if name in record}
+
+    def _time_to_save(self) -> bool:
+        minutes = self.settings.save_minutes
+        return minutes is not None and time.monotonic() - self.saved_at > minutes * 60
+
+    def _save(self) -> None:
+        self.progress.loss_scale, self.progress.good_steps = self.scale.value, self.scale.good_steps
+        self.progress.norm_mean, self.progress.norm_count = self.guard.mean, self.guard.count
+        self.saver.save(self.progress.step, self.model, self.optimizer, asdict(self.progress))
+        self.saved_at = time.monotonic()
+
+    def _evaluate(self) -> None:
+        if self.hooks.evaluate is None:
+            return
+        self.model.eval()
+        self.progress.evaluated = self.hooks.evaluate()
+        self.model.train()
+        self.hooks.log(self.progress.step, **self.progress.evaluated)
+
+
+@contextmanager
+def calm_garbage_collection() -> Iterator[None]:
+    """Collect only when asked: a collection in the middle of a step holds up every rank."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()

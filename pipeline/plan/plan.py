@@ -1,0 +1,297 @@
+"""What will run, why, and what it will cost, said before anything happens."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.artifacts.memory import Memory
+from pipeline.artifacts.store import RECORD, Artifact, Store
+from pipeline.errors import Corrupt, Guarded, UserError
+from pipeline.plan import keys
+from pipeline.plan.code import code_of
+from pipeline.plan.dag import Dag, Stage, check_files, check_launch, params_behind
+
+Action = Literal["cached", "run", "idle"]
+
+
+@dataclass
+class Step:
+    """One stage in a plan.
+
+    key: None while the data behind it is unknown. wanted: the key its settings and code give; `key` differs from it
+    when an older artifact was accepted as equal, or pinned. content: what the key is made of. identity: what the
+    module's hook found out about its data, {"files": enters the key, "source": does not}. action: "cached" (used or
+    kept as it is), "run", or "idle" (missing, but nothing that runs reads it). seconds and usd: what it is expected to
+    take; None when nobody knows.
+    """
+
+    stage: Stage
+    key: str | None = None
+    wanted: str | None = None
+    content: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, Any] | None = None
+    artifact: Artifact | None = None
+    lacks: str = ""  # why the artifact is made again although it is whole
+    remade: float = 0.0  # when something behind it was last made again for what it lacked
+    action: Action = "cached"
+    why: str = ""
+    code_only: bool = False
+    previous: Artifact | None = None
+    seconds: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+    @property
+    def usd(self) -> float | None:
+        if self.seconds is None:
+            return None
+        return self.seconds / 3600 * self.stage.launch.usd_per_hour
+
+
+@dataclass
+class Plan:
+    steps: dict[str, Step]  # makers before readers
+    targets: list[str]
+
+    def running(self) -> list[Step]:
+        return [step for step in self.steps.values() if step.action == "run"]
+
+    def usd(self) -> float:
+        return sum(step.usd or 0.0 for step in self.running())
+
+
+def make_plan(
+    dag: Dag,
+    store: Store,
+    online: bool,
+    hub: dict[str, Any] | None = None,
+    until: str | None = None,
+    only: list[str] | None = None,
+    force: list[str] | None = None,
+    targets: list[str] | None = None,
+    recipe: str = "",
+) -> Plan:
+    """Compare what the config asks for with what the store holds.
+
+    online: whether data that was never seen may be looked up over the network; otherwise nothing is written, either.
+    hub: the endpoint to ask, and those that get the user's token, as the download stage's `identity` finds them in its
+    memory. Raises UserError for unknown stages, for `only` when an input of a chosen stage is missing, and for
+    processes or rows that a stage which runs cannot use.
+    """
+    if until and only:
+        raise UserError("cannot be combined", "until, only", "only=[...] alone names the stages to make.")
+    chosen = ([until] if until else None) or only or targets or dag.targets()
+    dag.check_names(chosen, "until" if until else "only" if only else "stages")
+    dag.check_names(force or [], "force")
+    inner = dag.behind(chosen)
+    _check_force(dag, inner, set(only or inner), force or [])
+    steps: dict[str, Step] = {}
+    for name, stage in dag.stages.items():
+        if name in inner:
+            step = steps[name] = _look(stage, steps, store, online, hub or {}, name in (force or []))
+            if only and name not in only:
+                _take_as_it_is(step)
+    _decide(steps, set(chosen), set(only or []), set(force or []))
+    newest = _newest_by_stage(store) if any(step.action != "cached" for step in steps.values()) else {}
+    for step in steps.values():
+        if step.action != "cached":
+            _explain(step, steps, newest.get(step.name, []), step.name in (force or []))
+            step.seconds = _estimate(step, dag, recipe)
+        if step.action == "run":
+            check_launch(step.stage, dag)
+    check_files([step.stage for step in steps.values() if step.action == "run"])
+    return Plan(steps, chosen)
+
+
+def _check_force(dag: Dag, inner: set[str], made: set[str], force: list[str]) -> None:
+    """Raises UserError for stages in `force` that the run would not make all the same."""
+    for name in force:
+        if dag.stages[name].pin is not None:
+            raise UserError(f"{name} is pinned and cannot be made", "force", f"Drop {name}.pin, or {name} here.")
+        if name not in inner & made:
+            raise UserError(f"this run does not make {name}", "force", "Drop it here, or choose other stages.")
+
+
+def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, hub: dict[str, Any], force: bool) -> Step:
+    """The key of a stage and what the store has under it. force: it is made again, its data looked up afresh."""
+    step = Step(stage)
+    if stage.pin is not None:
+        found = store.find_by_name(stage.pin)
+        if not store.folder(stage.run, found.key).exists():
+            raise UserError(f"is a {found.module}, not what {stage.run} makes", f"{stage.name}.pin={stage.pin}")
+        step.key = step.wanted = found.key
+    else:
+        sources = {name: steps[source].key for name, source in stage.inputs.items()}
+        memory = store.memory if online else store.memory.unwritten()
+        identity = _identity(stage, memory, online, hub, fresh=force and online)
+        unknown = [name for name, key in sources.items() if key is None]
+        if unknown or identity is UNKNOWN:
+            step.why = "unknown until download"
+            step.content = {"identity": None}
+            return step
+        step.identity = identity
+        files = identity["files"] if identity else None
+        params = keys.canonical(stage.params, memory.file_digest, f"{stage.name}.params")
+        code = code_of(stage.run, params)
+        step.content = {"params": params, "inputs": sources, "identity": files, "code": code.parts}
+        step.wanted = keys.stage_key(stage.run, params, sources, files, code.digest)  # type: ignore[arg-type]
+        # What is made now is made by this code, and gets the key that says so.
+        own = force or (store.folder(stage.run, step.wanted) / RECORD).exists()
+        step.key = step.wanted if own else memory.accepted(stage.run, step.wanted)
+    try:
+        step.artifact = store.find(stage.run, step.key)
+    except Corrupt as error:
+        if stage.pin is not None:
+            raise UserError(f"is damaged: {error}", f"{stage.name}.pin={stage.pin}", "Pin another, or none.") from None
+        step.why = f"damaged: {error}"
+    if step.artifact is None and step.key != step.wanted and stage.pin is None:
+        step.key = step.wanted  # what was accepted is gone
+    if stage.pin is None:
+        _compare(step, steps)
+    elif step.artifact is not None:
+        step.remade = step.artifact.remade
+    return step
+
+
+def _compare(step: Step, steps: dict[str, Step]) -> None:
+    """Whether what is there is made again: its module says so, or what it was made of is, or was since."""
+    artifact, sources = step.artifact, list(dict.fromkeys(step.stage.inputs.values()))
+    step.remade = max((steps[source].remade for source in sources), default=0.0)
+    again = [source for source in sources if steps[source].lacks]
+    since = [source for source in sources if artifact and steps[source].remade > artifact.remade]
+    if artifact is not None:
+        step.remade = max(step.remade, artifact.remade)
+        step.lacks = lacks(artifact, step.stage)
+    if not step.lacks and again:
+        step.lacks = f"{', '.join(again)} {'is' if len(again) == 1 else 'are'} made again"
+    elif not step.lacks and since:
+        step.lacks = f"{', '.join(since)} {'was' if len(since) == 1 else 'were'} made again since"
+    if artifact is not None:
+        step.why = step.lacks
+        if step.lacks and step.key != step.wanted:  # an accepted one is not made again by other code
+            step.key, step.artifact = step.wanted, None
+
+
+def _take_as_it_is(step: Step) -> None:
+    if step.lacks and step.artifact:
+        step.why = ""
+    step.lacks, step.remade = "", step.artifact.remade if step.artifact else 0.0
+
+
+def lacks(artifact: Artifact, stage: Stage) -> str:
+    """Why the stage's module wants the artifact made again; empty when it does not."""
+    hook = getattr(stage.module, "lacks", None)
+    return str(hook(artifact.metrics, stage.launch) or "") if hook else ""
+
+
+UNKNOWN = object()
+
+
+def _identity(stage: Stage, memory: Memory, online: bool, hub: dict[str, Any], fresh: bool) -> Any:
+    """What data a stage stands for; None for stages that stand for none, UNKNOWN when it was never looked up.
+
+    fresh: forget what was found out before, so that a branch is where it is now.
+    """
+    hook = getattr(stage.module, "identity", None)
+    if hook is None:
+        return None
+    found = memory.identity(lambda known: hook(stage.params, known, online), hub, fresh)
+    return UNKNOWN if found is None else found
+
+
+def _decide(steps: dict[str, Step], targets: set[str], only: set[str], force: set[str]) -> None:
+    """A stage runs if its artifact is missing and it is a target or something that runs reads it."""
+    read: set[str] = set()
+    for name in reversed(list(steps)):
+        step = steps[name]
+        wanted = name in targets or name in read
+        if (step.artifact is not None and name not in force and not step.lacks) or step.stage.pin is not None:
+            continue
+        if name in force and (not only or name in only):
+            step.action = "run"
+        else:
+            step.action = "run" if wanted else "idle"
+        if step.action == "run":
+            if only and name not in only:
+                reader = next(s.name for s in steps.values() if name in s.stage.inputs.values() and s.action == "run")
+                raise UserError(
+                    f"{reader} needs {name}, which is not in the store", "only", f"Add {name} to only, or drop it."
+                )
+            read |= set(step.stage.inputs.values())
+
+
+def _newest_by_stage(store: Store) -> dict[str, list[Artifact]]:
+    found: dict[str, list[Artifact]] = {}
+    for artifact in store.all():
+        for name in artifact.stages:
+            found.setdefault(name, []).append(artifact)
+    return found
+
+
+def _explain(step: Step, steps: dict[str, Step], earlier: list[Artifact], forced: bool) -> None:
+    """Why the artifact is not there: what differs from the nearest one this stage has made."""
+    earlier = [a for a in earlier if a.record.get("code") is not None]
+    if not step.content.get("code"):
+        step.previous = earlier[0] if earlier else None
+        return
+    same = [a for a in earlier if all(a.record.get(k) == step.content[k] for k in ("params", "inputs", "identity"))]
+    step.previous = next(iter(same or earlier), None)
+    if step.why:
+        return
+    if forced and step.artifact:
+        step.why = "forced"
+    elif step.previous is None:
+        step.why = "never made"
+    elif step.previous.key == step.key:
+        step.why = "was removed"
+    else:
+        step.code_only = bool(same)
+        remade = [s for s in step.stage.inputs.values() if steps[s].action == "run"]
+        lines = [
+            line
+            for line in keys.differences(step.previous.record, step.content)
+            if not (remade and line.startswith("input ") and step.stage.inputs.get(line.split()[1]) in remade)
+        ]
+        if remade:
+            lines.append(f"{', '.join(remade)} {'is' if len(remade) == 1 else 'are'} made again")
+        step.why = "; ".join(lines)
+
+
+def _estimate(step: Step, dag: Dag, recipe: str) -> float | None:
+    """Expected seconds: by the module's own formula, else what the same stage of the same recipe took the last time."""
+    hook = getattr(step.stage.module, "estimate", None)
+    if hook is not None:
+        launch = step.stage.launch
+        seconds = hook(step.stage.params, params_behind(step.stage, dag), launch.device, launch.nproc)
+        if seconds is not None:
+            return float(seconds)
+    if step.previous and step.previous.record.get("recipe", "") == recipe:
+        return float(step.previous.record["seconds"])
+    return None
+
+
+def check_guards(plan: Plan, usd: float | None, budget_usd: float | None, force: list[str]) -> None:
+    """Raise Guarded when code alone would make paid work again, or the run costs more than its budget."""
+    blamed = [step for step in plan.running() if step.code_only and step.name not in force]
+    if usd is not None and blamed:
+        lost = sum(_paid(step) for step in plan.running() if step.previous)
+        if lost > usd:
+            lines = [f"{step.name}: {step.why} (cost ${_paid(step):.2f} last time)" for step in blamed]
+            names = " ".join(step.name for step in blamed)
+            raise Guarded(
+                f"only code changed, and making it all again costs about ${lost:.2f} (guard.usd={usd:g}):\n  "
+                + "\n  ".join(lines)
+                + f"\nIf results are the same: python flows.py accept {names} --why TEXT"
+                + f"\nIf not: add 'force=[{','.join(step.name for step in blamed)}]'"
+            )
+    if budget_usd is not None and plan.usd() > budget_usd:
+        raise Guarded(f"this run is expected to cost ${plan.usd():.2f}, more than guard.budget_usd={budget_usd:g}")
+
+
+def _paid(step: Step) -> float:
+    """What making the step again costs: at today's price, or what it cost the last time, whichever is known."""
+    if step.previous is None:
+        return 0.0
+    today = float(step.previous.record["seconds"]) / 3600 * step.stage.launch.usd_per_hour
+    return max(today, float(step.previous.record.get("usd") or 0.0))
