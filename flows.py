@@ -1,82 +1,78 @@
-"""The Prefect flow: one task a stage, each waiting for the stages it reads.
+"""The Prefect flow: one task per stage, each waiting for the stages it reads.
 
-The store is the truth about what is made; Prefect remembers the same keys, shows the runs and keeps their history.
-As a program this file hands over to pipeline/commands/cli.py.
+    from flows import chatmill          # chatmill(recipe="tiny"), chatmill.serve(), `prefect deploy flows.py:chatmill`
+
+The store is the truth about what is made. Prefect remembers the same keys, shows the runs and keeps their history.
+As a program this file hands over to pipeline/commands/cli.py, whose commands import Prefect only where something runs.
 """
 
-import re
-import sys
-from collections.abc import Callable
+if __name__ == "__main__":
+    from pipeline.commands.cli import program
+
+    program()
+
 from typing import Any
 
-from pipeline.commands.cli import main
+from prefect import Task, flow, task
+from prefect.futures import wait
+from prefect.states import Cancelled, Completed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from pipeline.errors import Interrupted
+from pipeline.plan.plan import Step
+from pipeline.runner.prefect_pages import Pages
+from pipeline.runner.run import Run, begun
 
 
-def build_flow() -> Any:
-    """The flow `chatmill(overrides)`. Prefect is imported here and in pipeline/runner/server.py, and nowhere else."""
-    from prefect import Task, flow, task
-    from prefect.artifacts import (
-        create_markdown_artifact,
-        create_progress_artifact,
-        create_table_artifact,
-        update_progress_artifact,
-    )
-    from prefect.task_runners import ThreadPoolTaskRunner
+@flow(name="chatmill", task_runner=ThreadPoolTaskRunner(max_workers=32))  # type: ignore[arg-type]
+def chatmill(
+    recipe: str = "tiny",
+    overrides: list[str] = [],  # noqa: B006 (Prefect shows it as an empty list)
+    until: str | None = None,
+    run_name: str | None = None,
+) -> Any:
+    """Train what a recipe and settings ask for. Stages that the store already holds are not made again.
 
-    from pipeline.plan.plan import Step
-    from pipeline.runner.run import Run
+    Returns the key of each stage.
 
-    def stage_task(run: Run, step: Step) -> Task[Any, dict[str, str]]:
-        """The Prefect task of one stage; its cache key is the stage's key, its record lies in the artifact's folder."""
-
-        @task(
-            name=step.name,
-            task_run_name=step.name,
-            cache_key_fn=lambda context, parameters: run.record_path(step),
-            persist_result=True,
-            result_storage=run.session.store.artifacts,
-            result_serializer="json",
-            refresh_cache=step.action == "run",
-        )
-        def make_stage(upstream: list[dict[str, str]]) -> dict[str, str]:  # Prefect draws its edges from them
-            return run.make(step, show_progress(step))
-
-        return make_stage
-
-    def show_progress(step: Step) -> Callable[[float], None]:
-        """A bar in Prefect's own pages, moved in the thread of the stage's task."""
-        shown: list[Any] = []
-
-        def show(percent: float) -> None:
-            if shown:
-                update_progress_artifact(shown[0], percent)
-            else:
-                key = re.sub(r"[^a-z0-9]+", "-", step.name)
-                shown.append(create_progress_artifact(percent, key=key, description=step.name))
-
-        return show
-
-    @flow(name="chatmill", task_runner=ThreadPoolTaskRunner(max_workers=32))  # type: ignore[arg-type]
-    def chatmill(overrides: list[str]) -> dict[str, str]:
-        """Make what the overrides ask for. Returns the key of each stage."""
-        with Run.open(overrides) as run:
-            create_table_artifact(run.plan_rows(), key="plan", description="What runs, and why")
+    Args:
+        recipe: What to train: tiny, d12, d20, d26, d32, or a recipe of your own. For example d20.
+        overrides: Settings as on the command line, one per entry. For example sft.params.lr_frac=0.05.
+        until: The last stage to make. Empty: all of them. For example pretrain.
+        run_name: A name for this run and for the models it makes. Empty: the date and time. For example first.
+    """
+    parameters = {"recipe": recipe, "overrides": overrides, "until": until, "run_name": run_name}
+    try:
+        with begun(parameters) as run, Pages(run) as pages:
             futures: dict[str, Any] = {}
             for step in run.plan.steps.values():
-                if step.action == "idle":
-                    continue
-                # A cached stage waits for nothing: what it was made of may be gone.
-                sources = step.stage.inputs.values() if step.action == "run" else ()
-                futures[step.name] = stage_task(run, step).submit([futures[source] for source in sources])
-            for future in futures.values():
-                future.wait()
+                if step.action != "idle":
+                    # A cached stage waits for nothing: what it was made of may be gone.
+                    sources = step.stage.inputs.values() if step.action == "run" else ()
+                    futures[step.name] = stage_task(run, step, pages).submit([futures[source] for source in sources])
+            wait(list(futures.values()))
+            run.make_rest()  # nothing, unless Prefect failed to run a task
             run.raise_failures()
-            if report := run.report():
-                create_markdown_artifact(report, key="report", description="The report of this run")
-            return {name: future.result()["key"] for name, future in futures.items()}
-
-    return chatmill
+            return run.keys()
+    except Interrupted as error:
+        return Cancelled(message=str(error))
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def stage_task(run: Run, step: Step, pages: Pages) -> Task[Any, Any]:
+    """The Prefect task of one stage. Its cache key is the stage's key, and its record is in the artifact's folder."""
+
+    @task(
+        name=step.name,
+        task_run_name=step.name,
+        cache_key_fn=lambda context, parameters: run.record_path(step),
+        persist_result=True,
+        result_storage=run.session.store.artifacts,
+        result_serializer="json",
+        refresh_cache=step.action == "run",
+    )
+    def make_stage(upstream: list[dict[str, str]]) -> dict[str, str] | State[Any]:  # Prefect draws its edges from them
+        record = run.make(step, pages.of(step))
+        # Without a record of Prefect's own, as after kill -9, it would not know that the stage was cached.
+        return Completed(name="Cached", data=record) if step.action == "cached" else record
+
+    return make_stage

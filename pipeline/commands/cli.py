@@ -8,6 +8,7 @@ import argparse
 import io
 import os
 import sys
+import threading
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ from pipeline.config.renamed import did_you_mean
 from pipeline.errors import Guarded, Interrupted, UserError
 from pipeline.runner import environment
 
+EXIT_SECONDS = 4.0
 USER_ERROR, FAILURE, GUARD, STOPPED = 2, 1, 3, 130
 
 VERBS = {
@@ -39,6 +41,19 @@ VERBS = {
     "bench": "measure this machine and what runs on it: bench [NAME...] [bench.out=FILE.json]",
     "doctor": "check this machine and this installation",
 }
+
+
+def program() -> NoReturn:
+    """Run the command line and exit, also where Prefect's threads hang on a server that does not answer."""
+    code = FAILURE
+    try:
+        code = main()
+    finally:
+        if "prefect" in sys.modules:  # its services send what is left before Python ends
+            end = threading.Timer(EXIT_SECONDS, os._exit, [code])
+            end.daemon = True
+            end.start()
+    sys.exit(code)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -126,4 +141,4 @@ def _help() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -221,7 +221,7 @@ def fetch(session: Session, datasets: Dag, switch: StopSwitch, view: RunView) ->
     maker = make.Maker(session.store, switch, view.events(), origin, {}, 1, settings.store.min_free_gb)
     found = {}
     for step in made.steps.values():
-        artifact = step.artifact or maker.make(step, {}, {}, False, lambda state: None)
+        artifact = step.artifact or maker.make(step, {}, {}, False)
         found[step.name] = session.store.open(artifact)
     return found
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 import webbrowser
 from collections.abc import Callable
+from functools import partial
 
 from pipeline.commands import chat as chat_command
 from pipeline.commands import evaluate as evaluate_command
@@ -12,8 +13,9 @@ from pipeline.commands.cli import STOPPED, VERBS, Parser
 from pipeline.errors import Corrupt, UserError
 from pipeline.plan.session import Session
 from pipeline.printing import PlainConsole, say
-from pipeline.runner import gpus, tracking
+from pipeline.runner import gpus, orchestration, server, tracking
 from pipeline.runner import machine as hardware
+from pipeline.runner.run import Run, parameters_of
 from pipeline.runner.tracking import habits
 
 
@@ -50,41 +52,35 @@ def run(flags: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def run_once(overrides: list[str]) -> int:
-    """Make what the overrides ask for; nothing is started when everything is there."""
-    from pipeline.runner.console import RunConsole, plan_table
+    """Make what the overrides ask for. Where nothing is to be made, no Prefect server is started."""
+    from pipeline.runner.console import RunConsole, RunView, plan_table
 
     console = RunConsole()
     session = Session.open(overrides)
     plan, damaged = session.checked_plan()
     for line in damaged:
-        console.print(line, style="yellow", soft_wrap=True)
-    running = plan.running()
-    if running:
+        warn(console, line)
+    if running := plan.running():
         console.print(plan_table(plan, everything=False))
-        keys = _start_flow(overrides)
     else:
         console.print(f"Nothing to do: what this run makes is in {session.store.root}.", soft_wrap=True)
-        there = {step.name: step.artifact for step in plan.steps.values() if step.artifact}
-        keys = {name: artifact.key for name, artifact in there.items()}
-        if name := session.settings.run.name:
-            session.store.memory.name(name, {stage: (a.module, a.key) for stage, a in there.items()})
-    found = [session.store.find(plan.steps[name].stage.run, key) for name, key in keys.items() if key]
+    url = server.configured_url()
+    # The overrides are kept in the run's folder and in Prefect's database, where app.password must not be.
+    kept = [override for override in overrides if not override.lstrip("+").startswith("app.")]
+    with RunView(console) as view, Run.begin(session, plan, kept, view.events()) as run:
+        for line in run.notes:
+            warn(console, line)
+        if running or url:
+            orchestration.carry_out(run, parameters_of(session, kept), url, partial(warn, console))
     for name in plan.targets:
         if (step := plan.steps[name]).action == "cached" and step.artifact:  # stages that ran have printed theirs
             inspect_store.print_scores(console, session.store, step.artifact)
-    inspect_store.print_ending(console, session.store, [artifact for artifact in found if artifact])
+    inspect_store.print_ending(console, session.store, list(run.artifacts.values()))
     return 0
 
 
-def _start_flow(overrides: list[str]) -> dict[str, str]:
-    """Run the flow; the stages' keys."""
-    from pipeline.runner import server
-
-    server.use_configured_or_temporary()
-    from flows import build_flow
-
-    # The flow's arguments are kept in Prefect's database and the run's folder, where app.password must not be.
-    return dict(build_flow()([override for override in overrides if not override.lstrip("+").startswith("app.")]))
+def warn(console: PlainConsole, line: str) -> None:
+    console.print(line, style="yellow", soft_wrap=True)
 
 
 def plan(flags: argparse.Namespace, overrides: list[str]) -> int:

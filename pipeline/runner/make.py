@@ -69,12 +69,11 @@ class Maker:
         inputs: dict[str, Artifact],
         behind: dict[str, Artifact],
         force: bool,
-        on_progress: Callable[[dict[str, Any]], None],
     ) -> Artifact:
         """The artifact of `step`, made unless another process made it meanwhile.
 
         inputs: by the names under which the stage reads them. behind: by stage, whatever it goes back to, for those
-        that tell about it. on_progress: as in job.progress.
+        that tell about it.
 
         Raises StageFailed, Interrupted (asked to stop; what was done is kept) or UserError.
         """
@@ -106,7 +105,7 @@ class Maker:
             self.events.started(stage.name, step.why, work / "log.txt")
             job = self._job(step, inputs, behind, work)
             attempts = _attempts(work)
-            outcome = self._run(step, job, work, env, lock, on_progress, attempts)
+            outcome = self._run(step, job, work, env, lock, attempts)
             record = self._record(step, outcome, attempts)
             if found:
                 behind_it = max(behind_it, found.remade, record["finished"] if lacks(found, stage) else 0.0)
@@ -161,18 +160,13 @@ class Maker:
         work: Path,
         env: dict[str, str],
         lock: Lock,
-        on_progress: Callable[[dict[str, Any]], None],
         attempts: list[dict[str, Any]],
     ) -> launch.Outcome:
         """Run the stage until it is done, again after passing failures. attempts: each is added to it."""
         stage = step.stage
 
-        def tell(state: dict[str, Any]) -> None:
-            self.events.progress(stage.name, state)
-            on_progress(state)
-
         watch = launch.Watch(
-            on_progress=tell,
+            on_progress=partial(self.events.progress, stage.name),
             on_say=lambda line: self.events.say(stage.name, line),
             should_stop=self._stopping,
             why_kill=lambda: self.switch.why_kill or ("" if lock.holds() else "another run took over its work"),

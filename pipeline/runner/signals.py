@@ -15,23 +15,33 @@ def stop_signals() -> list[signal.Signals]:
 
 
 class StopSwitch:
-    """Stops a whole run: the first signal asks every stage to save and stop, the second ends them."""
+    """Stops a whole run: the first signal asks every stage to save and stop, the second ends them.
+
+    Only the main thread gets signals: in another one, nothing happens. A handler that was there before, as Prefect's in
+    a run from a deployment, gets the signal when the stages have stopped.
+    """
 
     def __init__(self) -> None:
         self._asked = threading.Event()
         self._insisted = threading.Event()
         self._before: dict[int, Any] = {}
+        self._number = 0
 
     def __enter__(self) -> "StopSwitch":
-        for sig in (signal.SIGINT, *stop_signals()):
-            self._before[sig] = signal.signal(sig, self._on_signal)
+        if threading.current_thread() is threading.main_thread():
+            for sig in (signal.SIGINT, *stop_signals()):
+                self._before[sig] = signal.signal(sig, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
         for sig, handler in self._before.items():
             signal.signal(sig, handler)
+        before = self._before.get(self._number)
+        if callable(before) and before is not signal.default_int_handler:
+            before(self._number, None)
 
     def _on_signal(self, number: int, _: object) -> None:
+        self._number = number
         if number == signal.SIGHUP:
             leave_terminal()
             self._asked.set()  # the shell and the kernel both send it: a second one is not a second request

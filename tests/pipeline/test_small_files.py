@@ -35,7 +35,7 @@ def carry_out(overrides: list[str]) -> dict[str, Any]:
     with Run.open(overrides) as run:
         for step in run.plan.steps.values():
             if step.action != "idle":
-                run.make(step, lambda percent: None)
+                run.make(step)
     return {name: artifact.record for name, artifact in run.artifacts.items()}
 
 
@@ -77,7 +77,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
                 os.kill(os.getpid(), signal.SIGTERM) if state["done"] == 3 and not run.maker.switch.asked else None
             )
             with pytest.raises(BaseException, match="3 of 6 numbers are written"):
-                run.make(run.plan.steps["u"], lambda percent: None)
+                run.make(run.plan.steps["u"])
     gate.touch()
     files = sorted(str(path.relative_to(root)) for path in root.rglob("*.json") if path.name != RECORD)
     yield Made(root, gate, overrides, files)
