@@ -1,4 +1,4 @@
-"""Typed settings of the model, its optimiser and its schedule. Standard library only: plans are made without torch."""
+"""Typed settings of the model and of training. Standard library only: plans are made without torch."""
 
 import dataclasses
 import math
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, Literal, get_args
 
+from model.checks import Count, CountOrOff, Dtype, FactorOrOff, PositiveOrOff, Seed, check_named
 from model.errors import ModelError
-from model.named import check_named
 
 HEAD_DIM = 128
 WIDTH_PER_LAYER = 64
@@ -267,6 +267,27 @@ class ScheduleConfig:
         _check_numbers(self, "schedule", ["momentum", "momentum_final"], at_least=0, below=1)
         if self.warmdown_frac > 1:
             raise ModelError(f"schedule.warmdown_frac is {self.warmdown_frac}; it is a part of all steps, at most 1")
+
+
+@dataclass
+class TrainConfig:
+    """Settings that pretrain, midtrain and sft have in common.
+
+    Their Params extend it, and it goes whole to the trainer: a new setting is declared here and used where it counts.
+    """
+
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    total_batch_tokens: Count = 524_288  # of one step over all devices, masked ones included
+    steps: Count | None = None  # null: what the stage's horizon comes to
+    seed: Seed = 0  # of the order of rows and, in pretrain, of the weights
+    grad_clip: PositiveOrOff = 1.0  # norm of the global gradients; null: off
+    skip_spikes: FactorOrOff = None  # drop steps whose gradient norm is this many times the usual
+    dtype: Dtype = "auto"  # of the computations; auto: what the device is good at
+    fp8: bool = False  # matmuls of the blocks in 8 bits
+    eval_every: CountOrOff = 250  # steps between measurements of val_bpb; the end is always measured
+    val_tokens: Count | None = 10_485_760  # of the validation shard, from its start; null: all
+    init: str | None = None  # KEY@STEP: go on from a checkpoint of another run of the same stage
 
 
 def _check_numbers(

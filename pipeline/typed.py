@@ -5,52 +5,29 @@ import math
 import types
 import typing
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
+from model.checks import (  # noqa: F401  (stages import them from here)
+    Amount,
+    Count,
+    CountOrOff,
+    Dtype,
+    FactorOrOff,
+    Fraction,
+    From,
+    Natural,
+    Part,
+    Positive,
+    PositiveOrOff,
+    Seed,
+    ZeroIsOff,
+)
 from pipeline.config import renamed
 from pipeline.errors import UserError
 
 T = TypeVar("T")
 
 LONGEST_SHOWN = 200  # characters of a value in a message
-
-
-@dataclass(frozen=True)
-class From:
-    """The smallest value that a number may have, or the one that it must exceed; `below`: what it must not reach."""
-
-    limit: int
-    included: bool = True
-    below: int | None = None
-
-    def holds(self, number: float) -> bool:
-        enough = number >= self.limit if self.included else number > self.limit
-        return enough and (self.below is None or number < self.below)
-
-    def __str__(self) -> str:
-        least = f"from {self.limit} on" if self.included else f"above {self.limit}"
-        return least if self.below is None else f"{least} and below {self.below}"
-
-
-@dataclass(frozen=True)
-class ZeroIsOff:
-    """Marks a number that may be null, which switches something off. 0 counts as null."""
-
-
-# Every number in the settings has one of these types. 0 is refused where it makes no sense, and switches off what null
-# switches off. NaN and infinity are always refused.
-Count = Annotated[int, From(1)]
-Natural = Annotated[int, From(0)]
-Amount = Annotated[float, From(0)]
-Positive = Annotated[float, From(0, included=False)]
-Fraction = Annotated[float, From(0, included=False, below=1)]
-Part = Annotated[float, From(0, below=1)]
-Seed = Annotated[int, From(0, below=1 << 63)]
-CountOrOff = Annotated[Count | None, ZeroIsOff()]
-PositiveOrOff = Annotated[Positive | None, ZeroIsOff()]
-FactorOrOff = Annotated[Annotated[float, From(1, included=False)] | None, ZeroIsOff()]
-Dtype = Literal["auto", "bfloat16", "float32", "float16"]
 
 
 def build(cls: type[T], plain: Any, where: str = "") -> T:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.config import TrainConfig
 from model.errors import Diverged, ModelError
 from model.hardware import matmul_flops, memory_bytes, peak_flops
 from model.optim.optimiser import Optimizer
@@ -29,16 +30,17 @@ COLLECT_EVERY = 500  # steps between garbage collections, which would otherwise 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run does, and how it goes about it: `rows` a step and rank, `micro_batch` of them a pass."""
+    """A run's settings as its stage has them, what they come to here, and how the run goes about it.
 
+    rows: of a step on this rank. micro_batch: rows of one forward pass. dtype: what config.dtype comes to.
+    """
+
+    config: TrainConfig
     steps: int
     rows: int
     micro_batch: int
     dtype: torch.dtype
     flops_per_token: float
-    grad_clip: float | None = 1.0
-    skip_spikes: float | None = None  # drop steps whose gradient norm is this many times the usual
-    eval_every: int | None = None  # steps; the end is always evaluated
     log_every: int = 10
     save_every: int | None = None
     save_minutes: float | None = 10.0
@@ -97,7 +99,7 @@ class Trainer:
         self.model, self.optimizer, self.schedule, self.batches = model, optimizer, schedule, batches
         self.settings, self.world, self.hooks, self.saver = settings, world, hooks, saver
         self.scale = LossScale(settings.dtype)
-        self.guard = NormGuard(settings.skip_spikes)
+        self.guard = NormGuard(settings.config.skip_spikes)
         self.dropped = False  # the step that has just ended
         self.peak = peak_flops(world.device, settings.dtype) * world.size
         self.saved_at = time.monotonic()
@@ -133,7 +135,7 @@ class Trainer:
         """What the step of the checkpoint logged and evaluated came after saving it, so it is said again."""
         if self.progress.record:
             self.hooks.log(self.progress.step, **self.progress.record)
-        if self._due(self.settings.eval_every):
+        if self._evaluation_due():
             self._evaluate()
 
     def _next_step(self, feeder: Feeder) -> bool:
@@ -150,7 +152,7 @@ class Trainer:
         progress.step += 1
         progress.tokens += count
         save = bool(save) or self._due(self.settings.save_every)
-        logged, evaluated = self._due(self.settings.log_every), self._due(self.settings.eval_every)
+        logged, evaluated = self._due(self.settings.log_every), self._evaluation_due()
         logged = logged and count > 0  # without a target there is no loss, and a loss of 0 would count as one
         loss = self._mean_loss(losses, norm, count) if count and (logged or evaluated or save) else math.nan
         self._count_time(time.perf_counter() - started, batch.tokens.numel() * self.world.size)
@@ -172,6 +174,9 @@ class Trainer:
         at = self.progress.step
         return at == self.settings.steps or bool(every and at % every == 0)
 
+    def _evaluation_due(self) -> bool:
+        return self.hooks.evaluate is not None and self._due(self.settings.config.eval_every)
+
     def _train(self, batch: Batch, count: int) -> tuple[Tensor, Tensor]:
         """One step. Returns the sum of this rank's losses and the gradient norm, both on the device."""
         size, total = self.settings.micro_batch, torch.zeros((), device=self.world.device)
@@ -188,7 +193,7 @@ class Trainer:
         rates = self.schedule.at(self.progress.step)
         scale = 1.0 / (count * self.scale.value)
         drop_above = self.guard.limit() if self.guard.active or self.scale.active else None
-        norm = self.optimizer.step(rates, scale, self.settings.grad_clip, drop_above)
+        norm = self.optimizer.step(rates, scale, self.settings.config.grad_clip, drop_above)
         if drop_above is not None:
             self._note_norm(float(norm), drop_above)
         return total, norm
@@ -305,8 +310,7 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def _evaluate(self) -> None:
-        if self.hooks.evaluate is None:
-            return
+        assert self.hooks.evaluate is not None
         self.model.eval()
         self.progress.evaluated = self.hooks.evaluate()
         self.model.train()

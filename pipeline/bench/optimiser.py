@@ -42,7 +42,7 @@ def rule_cases(training: Training) -> dict[str, Callable[[], object]]:
     """Updating all parameters of each rule, by the rule's name."""
     from model.training.schedule import Schedule
 
-    rates = Schedule(training.work.schedule, training.work.steps).at(0)
+    rates = Schedule(training.work.config.schedule, training.work.steps).at(0)
     parts: dict[str, list[tuple[Bucket, Rule]]] = {}
     for bucket, rule in training.optimizer.parts:
         parts.setdefault(type(rule).__name__.lower(), []).append((bucket, rule))

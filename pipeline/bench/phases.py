@@ -99,8 +99,8 @@ def _head(training: Training, hidden: "Tensor", targets: "Tensor") -> "Tensor":
 def _step(training: Training) -> None:
     from model.training.schedule import Schedule
 
-    rates = Schedule(training.work.schedule, training.work.steps).at(0)
-    training.optimizer.step(rates, 1.0 / training.work.total_batch_tokens, training.settings.grad_clip)
+    rates = Schedule(training.work.config.schedule, training.work.steps).at(0)
+    training.optimizer.step(rates, 1.0 / training.work.total_batch_tokens, training.work.config.grad_clip)
 
 
 class _Clock:

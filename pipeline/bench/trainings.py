@@ -83,10 +83,10 @@ def prepared(bench: Bench, config: Config, steps: int, compiled: bool) -> Iterat
         work = make_work(config, steps)
         world = start(0, 0, 1, str(bench.device.type))
         set_up_process(job, None)
-        seed_everything(work.seed, 0)
+        seed_everything(work.config.seed, 0)
         model = work.model.to(world.device)
         assert model.config.width
-        optimizer = Optimizer(model, work.optim, model.config.width, world)
+        optimizer = Optimizer(model, work.config.optim, model.config.width, world)
         training = Training(job, work, model, optimizer, make_settings(job, work, world, None), world)
         if compiled:
             model.use_compiler()
@@ -121,16 +121,7 @@ def make_work(config: Config, steps: int) -> "Work":
         rows=rows,
         order=lambda per_step: BatchOrder(len(rows), per_step, params.seed),
         steps=steps,
-        total_batch_tokens=params.total_batch_tokens,
-        optim=params.optim,
-        schedule=params.schedule,
-        lr_frac=1.0,
-        grad_clip=params.grad_clip,
-        skip_spikes=params.skip_spikes,
-        dtype=params.dtype,
-        fp8=params.fp8,
-        seed=params.seed,
-        eval_every=None,
+        config=params,
         validation=None,
         gentler="",
     )
@@ -195,7 +186,7 @@ def run_trainer(training: Training, watch: StopWatch, saver: "Checkpointer | Non
     trainer = Trainer(
         training.model,
         training.optimizer,
-        Schedule(work.schedule, work.steps),
+        Schedule(work.config.schedule, work.steps),
         make_batches(work, training.settings, world),
         training.settings,
         world,

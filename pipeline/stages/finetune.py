@@ -4,15 +4,15 @@ Reads   model, rows (render), tokenizer; tokens (tokenize) if val_bpb is to be m
 Writes  model.safetensors, model.json, checkpoints/
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from model.config import OptimConfig, ScheduleConfig
+from model.config import TrainConfig
 from model.errors import ModelError
 from model.training.split import check_split
 from pipeline.job import Job, Launch
 from pipeline.stages.expected import training_seconds
-from pipeline.typed import Count, CountOrOff, Dtype, FactorOrOff, Part, Positive, PositiveOrOff, Seed
+from pipeline.typed import CountOrOff, Part, Positive
 
 if TYPE_CHECKING:
     from data.tokens.packing import ValidationRows
@@ -22,22 +22,11 @@ RANKS = True
 
 
 @dataclass
-class Params:
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+class Params(TrainConfig):
     lr_frac: Positive = 1.0  # every rate times this
-    total_batch_tokens: Count = 524_288  # of one step over all devices, masked ones included
     epochs: Positive = 1.0  # the horizon, unless steps is set
-    steps: Count | None = None
     dropout: Part | None = None  # null: the model's
-    seed: Seed = 0  # of the order of rows
-    grad_clip: PositiveOrOff = 1.0  # norm of the global gradients; null: off
-    skip_spikes: FactorOrOff = None  # drop steps whose gradient norm is this many times the usual
-    dtype: Dtype = "auto"  # of the computations; auto: what the device is good at
-    fp8: bool = False  # matmuls of the blocks in 8 bits
     eval_every: CountOrOff = 150  # steps between measurements of val_bpb, if tokens is an input
-    val_tokens: Count | None = 10_485_760  # of the validation shard, from its start; null: all
-    init: str | None = None  # KEY@STEP: go on from a checkpoint of another run of this stage
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
@@ -62,19 +51,10 @@ def main(job: Job[Params]) -> dict[str, Any]:
             rows=rows,
             order=lambda per_step: rows.order(per_step, params.seed),
             steps=steps,
-            total_batch_tokens=params.total_batch_tokens,
-            optim=params.optim,
-            schedule=params.schedule,
+            config=params,
             lr_frac=params.lr_frac,
-            grad_clip=params.grad_clip,
-            skip_spikes=params.skip_spikes,
-            dtype=params.dtype,
-            fp8=params.fp8,
-            seed=params.seed,
-            eval_every=params.eval_every if validation else None,
             validation=(validation, token_bytes) if validation else None,
             gentler=f"{job.stage}.params.lr_frac={params.lr_frac / 2:g}",
-            init=params.init,
         ),
     )
 

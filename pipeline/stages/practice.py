@@ -94,11 +94,13 @@ class Practice:
         return 4_096 if self.world.device.type == "cpu" else 16_384
 
     def _saver(self, own: "Checkpoint | None") -> "Checkpointer":
+        from model.config import TrainConfig
         from model.training.trainer import Settings
         from pipeline.stages.training import make_saver
 
         rows = self.params.problems * self.params.samples
         settings = Settings(
+            config=TrainConfig(),
             steps=self.steps,
             rows=rows,
             micro_batch=self.batch_tokens,

@@ -7,12 +7,12 @@ Writes  model.safetensors, model.json, checkpoints/
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from model.config import GPTConfig, OptimConfig, ScheduleConfig
+from model.config import GPTConfig, TrainConfig
 from model.errors import ModelError
 from model.training.split import check_split
 from pipeline.job import Job, Launch
 from pipeline.stages.expected import training_seconds
-from pipeline.typed import Count, CountOrOff, Dtype, FactorOrOff, Positive, PositiveOrOff, Seed
+from pipeline.typed import Count, Positive
 
 if TYPE_CHECKING:
     from data.tokens.packing import PackedRows
@@ -23,23 +23,11 @@ BEST_FIT_KEEPS = 0.65  # of the tokens, at a context of 2,048
 
 
 @dataclass
-class Params:
+class Params(TrainConfig):
     model: GPTConfig = field(default_factory=GPTConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    total_batch_tokens: Count = 524_288  # of one step over all devices
     tokens_per_param: Positive = 20.0  # the horizon, unless tokens or steps is set
     tokens: Count | None = None
-    steps: Count | None = None
     max_epochs: Positive = 1.0  # more text than this is an error, not silently repeated
-    seed: Seed = 0  # of the weights and of the order of rows
-    grad_clip: PositiveOrOff = 1.0  # norm of the global gradients; null: off
-    skip_spikes: FactorOrOff = None  # drop steps whose gradient norm is this many times the usual
-    dtype: Dtype = "auto"  # of the computations; auto: what the device is good at
-    fp8: bool = False  # matmuls of the blocks in 8 bits
-    eval_every: CountOrOff = 250  # steps between measurements of val_bpb; the end is always measured
-    val_tokens: Count | None = 10_485_760  # of the validation shard, from its start; null: all
-    init: str | None = None  # KEY@STEP: go on from a checkpoint of another pretrain
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
@@ -70,19 +58,9 @@ def main(job: Job[Params]) -> dict[str, Any]:
             rows=rows,
             order=lambda per_step: BatchOrder(len(rows), per_step, params.seed, window_rows(rows.sequence_len)),
             steps=steps,
-            total_batch_tokens=params.total_batch_tokens,
-            optim=params.optim,
-            schedule=params.schedule,
-            lr_frac=1.0,
-            grad_clip=params.grad_clip,
-            skip_spikes=params.skip_spikes,
-            dtype=params.dtype,
-            fp8=params.fp8,
-            seed=params.seed,
-            eval_every=params.eval_every,
+            config=params,
             validation=(validation, torch.from_numpy(token_bytes)),
             gentler=f"{job.stage}.params.optim.init_lr_frac={params.optim.init_lr_frac / 2}",
-            init=params.init,
         ),
     )
     return metrics | {"flops": steps * params.total_batch_tokens * config.flops_per_token()}

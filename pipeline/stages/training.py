@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.config import OptimConfig, ScheduleConfig
+from model.config import TrainConfig
 from pipeline.job import Job, Stopped
 
 if TYPE_CHECKING:
@@ -28,28 +28,23 @@ class Work:
     """A training job as its stage describes it.
 
     model: on the CPU, float32, with its first weights. order: rows of a step -> the order in which steps read `rows`.
-    validation: rows whose bits per byte are measured every eval_every steps, and the bytes of each token (vocab,).
-    init: KEY@STEP of another run's checkpoint to go on from. gentler: the override that halves the rates, said when the
-    loss becomes NaN.
+    steps: the horizon. config: the stage's settings. lr_frac: every rate times this. validation: rows whose bits per
+    byte are measured every eval_every steps, and the bytes of each token (vocab,). gentler: the override that halves
+    the rates, printed when the loss becomes NaN.
     """
 
     model: "GPT"
     rows: "Rows"
     order: "Callable[[int], BatchOrder]"
     steps: int
-    total_batch_tokens: int
-    optim: OptimConfig
-    schedule: ScheduleConfig
-    lr_frac: float
-    grad_clip: float | None
-    skip_spikes: float | None
-    dtype: str
-    fp8: bool
-    seed: int
-    eval_every: int | None
+    config: TrainConfig
     validation: "tuple[Rows, Tensor] | None"
     gentler: str
-    init: str | None = None
+    lr_frac: float = 1.0
+
+    @property
+    def total_batch_tokens(self) -> int:
+        return self.config.total_batch_tokens
 
 
 def train(job: Job[Any], work: Work) -> dict[str, Any]:
@@ -66,13 +61,14 @@ def train(job: Job[Any], work: Work) -> dict[str, Any]:
 
     world = start(job.rank, job.local_rank, job.world_size, job.launch.device)
     own = find_own_checkpoint(job, world)
-    start_from = own or find_start(job, work.init, work.steps)
+    config = work.config
+    start_from = own or find_start(job, config.init, work.steps)
     set_up_process(job, own)
-    seed_everything(work.seed, world.rank)
+    seed_everything(config.seed, world.rank)
     model = work.model.to(world.device)
-    factor = work.lr_frac * batch_factor(work.schedule, work.total_batch_tokens)
+    factor = work.lr_frac * batch_factor(config.schedule, config.total_batch_tokens)
     assert model.config.width  # a model's config is resolved
-    optimizer = Optimizer(model, work.optim, model.config.width, world, factor)
+    optimizer = Optimizer(model, config.optim, model.config.width, world, factor)
     settings = make_settings(job, work, world, own)  # after the optimiser, whose memory counts for what fits
     progress = Progress()
     if start_from:
@@ -83,7 +79,7 @@ def train(job: Job[Any], work: Work) -> dict[str, Any]:
     trainer = Trainer(
         model,
         optimizer,
-        Schedule(work.schedule, work.steps),
+        Schedule(config.schedule, work.steps),
         make_batches(work, settings, world),
         settings,
         world,
@@ -173,9 +169,9 @@ def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | 
     from model.training.trainer import Settings
 
     launch, model, length = job.launch, work.model, work.rows.sequence_len
-    dtype = model.compute_dtype = resolve_dtype(work.dtype, world.device)
+    dtype = model.compute_dtype = resolve_dtype(work.config.dtype, world.device)
     model.grad_checkpoint = launch.grad_checkpoint
-    if work.fp8:
+    if work.config.fp8:
         model.use_fp8()
         job.say("matmuls in 8 bits" + ("" if has_units(world.device) else ": emulated, for this device has no such"))
     config = dataclasses.replace(model.config, sequence_len=length)
@@ -189,6 +185,7 @@ def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | 
     job.say(f"{work.steps} steps of {work.total_batch_tokens} tokens: {split}, {dtype}".replace("torch.", ""))
     job.say(f"attention: {model.attention_backend} ({why})")
     return Settings(
+        config=work.config,
         steps=work.steps,
         micro_batch=size,
         rows=rows,
@@ -196,9 +193,6 @@ def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | 
         epoch_rows=len(work.rows),
         vocab_size=config.vocab_size,
         flops_per_token=config.flops_per_token(),
-        grad_clip=work.grad_clip,
-        skip_spikes=work.skip_spikes,
-        eval_every=work.eval_every,
         log_every=launch.log_every,
         save_every=launch.save_every,
         save_minutes=launch.save_minutes,

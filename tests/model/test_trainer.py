@@ -3,14 +3,14 @@
 import gc
 import math
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import pytest
 import torch
 from small import ALONE, CPU, batch, small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.config import OptimConfig, ScheduleConfig
+from model.config import OptimConfig, ScheduleConfig, TrainConfig
 from model.errors import Diverged, ModelError
 from model.optim.optimiser import Optimizer
 from model.precision import LossScale, resolve_dtype
@@ -47,8 +47,11 @@ class Session:
         if compile:
             self.model.use_compiler()
         optimizer = Optimizer(self.model, optim or OptimConfig(), 32, ALONE)
+        own = {f.name for f in fields(Settings)} - {"config"}
+        config = TrainConfig(**{"eval_every": None} | {n: v for n, v in settings.items() if n not in own})
         defaults = {"steps": 6, "rows": 4, "micro_batch": 2, "log_every": 2, "dtype": torch.float32}
-        self.settings = Settings(**{**defaults, "flops_per_token": 1.0, **settings})
+        defaults |= {"flops_per_token": 1.0} | {n: v for n, v in settings.items() if n in own}
+        self.settings = Settings(config, **defaults)
         self.saver = Checkpointer(folder, ALONE, "key", Keep(), self.words.append)
         hooks = Hooks(self.log, lambda *_, **__: None, self.words.append, stop, evaluate and self.evaluated(evaluate))
         schedule = Schedule(schedule or ScheduleConfig(), self.settings.steps)

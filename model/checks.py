@@ -1,16 +1,61 @@
-"""Classes named by import path, looked up in the source: importing torch takes seconds that a plan should not."""
+"""What a setting may be: numbers within bounds, and classes named by import path.
+
+Standard library only: plans are made without torch.
+"""
 
 import ast
 import difflib
 import importlib.util
+from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Annotated, Literal
 
 from model.errors import ModelError
 
 
+@dataclass(frozen=True)
+class From:
+    """The smallest value that a number may have, or the one that it must exceed; `below`: what it must not reach."""
+
+    limit: int
+    included: bool = True
+    below: int | None = None
+
+    def holds(self, number: float) -> bool:
+        enough = number >= self.limit if self.included else number > self.limit
+        return enough and (self.below is None or number < self.below)
+
+    def __str__(self) -> str:
+        least = f"from {self.limit} on" if self.included else f"above {self.limit}"
+        return least if self.below is None else f"{least} and below {self.below}"
+
+
+@dataclass(frozen=True)
+class ZeroIsOff:
+    """Marks a number that may be null, which switches something off. 0 counts as null."""
+
+
+# Every number in the settings has one of these types. 0 is refused where it makes no sense, and switches off what null
+# switches off. NaN and infinity are always refused.
+Count = Annotated[int, From(1)]
+Natural = Annotated[int, From(0)]
+Amount = Annotated[float, From(0)]
+Positive = Annotated[float, From(0, included=False)]
+Fraction = Annotated[float, From(0, included=False, below=1)]
+Part = Annotated[float, From(0, below=1)]
+Seed = Annotated[int, From(0, below=1 << 63)]
+CountOrOff = Annotated[Count | None, ZeroIsOff()]
+PositiveOrOff = Annotated[Positive | None, ZeroIsOff()]
+FactorOrOff = Annotated[Annotated[float, From(1, included=False)] | None, ZeroIsOff()]
+Dtype = Literal["auto", "bfloat16", "float32", "float16"]
+
+
 def check_named(path: str, setting: str) -> None:
-    """Raises ModelError when the module of MODULE.NAME is not there, or has no such name."""
+    """Raises ModelError when the module of MODULE.NAME is not there, or has no such name.
+
+    The class is looked up in the source, since importing torch takes seconds that a plan should not.
+    """
     module, _, name = path.rpartition(".")
     source = find_source(module)
     if source is None:
