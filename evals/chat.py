@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from data.chat.conversation import render_prompt, text_of
-from data.errors import DataError
+from data.errors import DataError, DataMistake
 from data.tasks.draw import keyed
 from data.tasks.task import Check, Task
 from evals.intervals import wilson
@@ -76,10 +76,12 @@ class ChatEvaluation:
     ) -> None:
         self.model, self.engine, self.tokenizer, self.sandbox = model, engine, tokenizer, sandbox
         self.settings, self.ledger, self.check = settings, ledger, check
-        self.refused: dict[str, str] = {}  # why, by the name of a task whose programs the sandbox will not run
 
     def measure(self, chat: ChatTask, progress: Callable[[int, str], None]) -> None:
-        """Answer and grade this rank's share. progress(items done, name) follows each batch or item."""
+        """Answer and grade this rank's share. progress(items done, name) follows each batch or item.
+
+        Raises DataMistake for a task whose programs the sandbox refuses to run.
+        """
         items = self.ledger.share(chat.group, len(chat.task))
         if chat.task.kind == "choice":
             self._choose(chat, items, progress)
@@ -149,7 +151,7 @@ class ChatEvaluation:
                 grading.popleft().result()
                 progress(1, chat.name)
             self.check()
-            return chat.name in self.refused
+            return False
 
         with ThreadPoolExecutor(_GRADERS) as pool:
             prompts = [self.prompt(chat, item) for item in items]
@@ -157,9 +159,6 @@ class ChatEvaluation:
             for future in grading:
                 future.result()
                 progress(1, chat.name)
-        if chat.name in self.refused:
-            for item in self.ledger.share(chat.group, len(chat.task)):
-                self.ledger.record(chat.group, item, refused=self.refused[chat.name])
 
     def _grade(self, chat: ChatTask, item: int, completions: list[Completion]) -> None:
         executions: list[Execution] = []
@@ -167,26 +166,22 @@ class ChatEvaluation:
         def execute(program: str, check: Check | None = None) -> Execution:
             execution = self.sandbox(program, check)
             if execution.status == "refused":
-                self.refused[chat.name] = execution.detail
+                raise DataMistake(f"task {chat.name}: {execution.detail}")
             executions.append(execution)
             return execution
 
         texts = [self.tokenizer.decode(completion.written) for completion in completions]
         grades = [float(chat.task.grade(item, text, execute)) for text in texts]
-        if chat.name not in self.refused:
-            cropped = int(completions[0].dropped_turns > 0)
-            unfinished = sum(completion.finish == "length" for completion in completions)
-            record = {"grades": grades, "texts": texts, "cropped": cropped, "unfinished": unfinished}
-            if executions:
-                record |= {"programs": 1, "advisory": int(any(execution.advisory for execution in executions))}
-            self.ledger.record(chat.group, item, **record)
+        cropped = int(completions[0].dropped_turns > 0)
+        unfinished = sum(completion.finish == "length" for completion in completions)
+        record = {"grades": grades, "texts": texts, "cropped": cropped, "unfinished": unfinished}
+        if executions:
+            record |= {"programs": 1, "advisory": int(any(execution.advisory for execution in executions))}
+        self.ledger.record(chat.group, item, **record)
 
     def collect(self, chat: ChatTask) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The result of all ranks for one task ({"refused": why} where the sandbox runs nothing), and the conversations
-        that are kept."""
+        """The result of all ranks for one task, and the conversations that are kept."""
         records = self.ledger.wait(chat.group, len(chat.task), self.check)
-        if refused := [record["refused"] for record in records if "refused" in record]:
-            return {"refused": refused[0], "items": len(records)}, []
         samples = self.settings.samples if chat.task.kind == "generate" else 1
         correct = sum(sum(record["grades"]) / len(record["grades"]) for record in records)
         result = summary(correct, len(records), chat.task.baseline)

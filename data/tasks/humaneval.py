@@ -18,6 +18,7 @@ class HumanEval(Task):
     """
 
     splits = ("test",)
+    runs_programs = True
 
     def __init__(
         self, split: str = "test", size: int | None = None, folder: Path | None = None, file: Path | None = None

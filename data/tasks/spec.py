@@ -45,6 +45,10 @@ class TaskSpec:
     def advisory(self) -> bool:
         return task_class(self).advisory
 
+    @property
+    def runs_programs(self) -> bool:
+        return task_class(self).runs_programs or self.advisory
+
 
 @dataclass
 class CoreSpec:

@@ -49,7 +49,8 @@ class Task:
     usual_items: ClassVar[int] = 1000  # what a plan expects of a line without a size
     usual_tokens: ClassVar[int] = 100  # and of a conversation, with a vocabulary of tens of thousands
     splits: ClassVar[tuple[str, ...]] = ("train", "test")
-    advisory: ClassVar[bool] = False  # grades by programs that are run without a Check; rl does not learn from it
+    runs_programs: ClassVar[bool] = False  # grades by running what the model wrote
+    advisory: ClassVar[bool] = False  # runs it without a Check; rl does not learn from it
 
     def __init__(
         self, split: str = "train", size: int | None = None, folder: Path | None = None, file: Path | None = None

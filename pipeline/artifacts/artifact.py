@@ -24,7 +24,6 @@ OPTIONAL: dict[str, Any] = {
     "started": 0.0,
     "seconds": 0.0,
     "usd": 0.0,
-    "remade": 0.0,
     "nproc": 1,
 }
 LATEST = 1e11  # seconds; later times have no calendar date
@@ -53,11 +52,6 @@ class Artifact:
     @property
     def metrics(self) -> dict[str, Any]:
         return dict(self.record.get("metrics") or {})
-
-    @property
-    def remade(self) -> float:
-        """When it, or something behind it, was last made again for what it lacked; 0 when never."""
-        return float(self.record.get("remade") or 0.0)
 
     @property
     def bytes(self) -> int:

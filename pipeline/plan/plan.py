@@ -30,8 +30,6 @@ class Step:
     content: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, Any] | None = None
     artifact: Artifact | None = None
-    lacks: str = ""  # why the artifact is made again although it is whole
-    remade: float = 0.0  # when something behind it was last made again for what it lacked
     action: Action = "cached"
     why: str = ""
     code_only: bool = False
@@ -89,9 +87,7 @@ def make_plan(
     steps: dict[str, Step] = {}
     for name, stage in dag.stages.items():
         if name in inner:
-            step = steps[name] = _look(stage, steps, store, online, hub or {}, name in (force or []))
-            if only and name not in only:
-                _take_as_it_is(step)
+            steps[name] = _look(stage, steps, store, online, hub or {}, name in (force or []))
     _decide(steps, set(chosen), set(only or []), set(force or []))
     newest = _newest_by_stage(store) if any(step.action != "cached" for step in steps.values()) else {}
     for step in steps.values():
@@ -147,42 +143,7 @@ def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, hub:
         step.why = f"damaged: {error}"
     if step.artifact is None and step.key != step.wanted and stage.pin is None:
         step.key = step.wanted  # what was accepted is gone
-    if stage.pin is None:
-        _compare(step, steps)
-    elif step.artifact is not None:
-        step.remade = step.artifact.remade
     return step
-
-
-def _compare(step: Step, steps: dict[str, Step]) -> None:
-    """Whether what is there is made again: its module says so, or what it was made of is, or was since."""
-    artifact, sources = step.artifact, list(dict.fromkeys(step.stage.inputs.values()))
-    step.remade = max((steps[source].remade for source in sources), default=0.0)
-    again = [source for source in sources if steps[source].lacks]
-    since = [source for source in sources if artifact and steps[source].remade > artifact.remade]
-    if artifact is not None:
-        step.remade = max(step.remade, artifact.remade)
-        step.lacks = lacks(artifact, step.stage)
-    if not step.lacks and again:
-        step.lacks = f"{', '.join(again)} {'is' if len(again) == 1 else 'are'} made again"
-    elif not step.lacks and since:
-        step.lacks = f"{', '.join(since)} {'was' if len(since) == 1 else 'were'} made again since"
-    if artifact is not None:
-        step.why = step.lacks
-        if step.lacks and step.key != step.wanted:  # an accepted one is not made again by other code
-            step.key, step.artifact = step.wanted, None
-
-
-def _take_as_it_is(step: Step) -> None:
-    if step.lacks and step.artifact:
-        step.why = ""
-    step.lacks, step.remade = "", step.artifact.remade if step.artifact else 0.0
-
-
-def lacks(artifact: Artifact, stage: Stage) -> str:
-    """Why the stage's module wants the artifact made again; empty when it does not."""
-    hook = getattr(stage.module, "lacks", None)
-    return str(hook(artifact.metrics, stage.launch) or "") if hook else ""
 
 
 UNKNOWN = object()
@@ -206,7 +167,7 @@ def _decide(steps: dict[str, Step], targets: set[str], only: set[str], force: se
     for name in reversed(list(steps)):
         step = steps[name]
         wanted = name in targets or name in read
-        if (step.artifact is not None and name not in force and not step.lacks) or step.stage.pin is not None:
+        if (step.artifact is not None and name not in force) or step.stage.pin is not None:
             continue
         if name in force and (not only or name in only):
             step.action = "run"

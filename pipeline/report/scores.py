@@ -122,12 +122,14 @@ def warnings(made: Sequence[Made]) -> list[str]:
         after = listed(list(dict.fromkeys(stage for stage, _, _ in unfinished)))
         by_task = _by_task([(name, r["unfinished"], r["items"]) for _, name, r in unfinished])
         found.append(f"Answers that reached the length limit and were cut off, after {after}: {by_task}.")
-    found += [f"{name} was not run after {stage}: {r['refused']}" for stage, name, r in results if "refused" in r]
+    for m in tested:
+        if left_out := m.results.get("left_out"):
+            found.append(f"{m.stage}: {listed(left_out)} left out, because of programs=skip.")
     if advisory := list(dict.fromkeys(name for _, name, r in results if r.get("advisory"))):
         found.append(f"Advisory: programs of {listed(advisory)} report their own verdicts, so wrong ones can pass.")
     for m in tested:
-        if lacks := m.results.get("sandbox_lacks"):
-            found.append(f"{m.stage}: model-written programs ran without full isolation (sandbox=weak): {lacks}.")
+        if weakness := m.results.get("sandbox_weakness"):
+            found.append(f"{m.stage}: model-written programs ran without full isolation (sandbox=weak): {weakness}.")
     for m in made:
         found += [*_contamination(m), *_lost_conversations(m)]
     for m in trainings(made):

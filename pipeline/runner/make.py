@@ -24,7 +24,7 @@ from pipeline.plan import keys
 from pipeline.plan.code import code_of
 from pipeline.plan.dag import Stage
 from pipeline.plan.keys import CHECKOUT, ROOT
-from pipeline.plan.plan import Step, lacks
+from pipeline.plan.plan import Step
 from pipeline.runner import gpus, launch
 from pipeline.runner import machine as hardware
 from pipeline.runner.signals import StopSwitch
@@ -85,11 +85,7 @@ class Maker:
             held.enter_context(disk.failures_of(stage.name, self.store.work(stage.run, step.key), self.store.root))
             held.enter_context(lock)
             found = self._look(step)
-            behind_it = max((artifact.remade for artifact in inputs.values()), default=0.0)
-            due = found is None or (
-                found.record["started"] < since if force else lacks(found, stage) != "" or found.remade < behind_it
-            )
-            if found and not due:
+            if found and not (force and found.record["started"] < since):
                 self.events.ended(stage.name, "made by another run", 0.0)
                 self.store.note_use(found, stage.name)
                 return found
@@ -106,10 +102,7 @@ class Maker:
             job = self._job(step, inputs, behind, work)
             attempts = _attempts(work)
             outcome = self._run(step, job, work, env, lock, attempts)
-            record = self._record(step, outcome, attempts)
-            if found:
-                behind_it = max(behind_it, found.remade, record["finished"] if lacks(found, stage) else 0.0)
-            artifact = self.store.publish(work, record | {"remade": behind_it})
+            artifact = self.store.publish(work, self._record(step, outcome, attempts))
             self.events.ended(stage.name, "made", artifact.record["seconds"])
             return artifact
 

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from data.tasks.spec import CoreSpec, TaskSpec
-from pipeline.job import Job, Launch, Stopped
+from pipeline.job import Job, Stopped
+from pipeline.stages.programs import Programs, open_sandbox, without_programs
 from pipeline.typed import Amount, Count, CountOrOff, Dtype, Natural, Seed
 
 if TYPE_CHECKING:
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 
 RANKS = True
 SCORES = True  # what main returns are measurements, for trackers to show
-REFUSED = " refused"  # behind the name of a task, among the metrics
 
 
 @dataclass
 class Params:
     tasks: list[TaskSpec] = field(default_factory=list)  # chat tasks; their names are those in results
+    programs: Programs = "run"  # skip: leave out tasks that run programs which the model wrote
     bpb_tokens: CountOrOff = None  # of the validation shard, from its start; null: no bits per byte
     core: CoreSpec | None = None  # null: no CORE
     prompts: list[str] = field(default_factory=list)  # texts to continue
@@ -51,14 +52,9 @@ def check(params: Params, upstream: dict[str, Any]) -> None:
         )
 
 
-def lacks(metrics: dict[str, Any], launch: Launch) -> str:
-    """Tasks whose programs were refused for want of a sandbox, and would be run now."""
-    refused = [name.removesuffix(REFUSED) for name in metrics if name.endswith(REFUSED)]
-    return f"{', '.join(refused)} can be run with launch.sandbox=weak" if refused and launch.sandbox == "weak" else ""
-
-
 def main(job: Job[Params]) -> dict[str, Any]:
-    """Raises DataError for inputs that do not fit, Stopped when asked to: what is measured is kept for a resume."""
+    """Raises UserError where the programs of a task cannot be confined, DataError for inputs that do not fit, Stopped
+    when asked to: what is measured is kept for a resume."""
     bench = Bench(job)
     bench.measure()
     if job.rank != 0:
@@ -90,6 +86,8 @@ class Bench:
         from model.training.distributed import choose_device
 
         self.job, params = job, job.params
+        self.specs, self.left_out = without_programs(params.tasks, params.programs)
+        self.sandbox = open_sandbox(job, self.specs)
         self.device = choose_device(job.launch.device, job.local_rank)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # the one that graphs are captured on
@@ -101,7 +99,7 @@ class Bench:
         rows = rows_that_fit(self.model) if rows == "auto" else int(rows)
         self.engine = Engine(self.model, tok.special, tok.decode_bytes, tok.encode, calculate, rows, decoder)
         self.batch_tokens = 2_048 if self.device.type == "cpu" else 65_536
-        # What was refused by strict is not refused by weak.
+        # Results say in which sandbox all programs ran.
         name = f"ledger-{self.batch_tokens}-{job.launch.sandbox}"
         self.ledger = Ledger(job.scratch / name, job.rank, job.world_size)
         self.rows = self._validation_rows()
@@ -138,16 +136,14 @@ class Bench:
         from data.tasks.spec import load_tasks
         from evals.chat import ChatTask
 
-        specs = self.job.params.tasks
-        names = [spec.label for spec in specs]
+        names = [spec.label for spec in self.specs]
         if len(set(names)) < len(names):
             raise DataError(f"{self.job.stage}: two tasks have the same name ({', '.join(names)}); give them names")
-        loaded = load_tasks(specs, lambda name: self.job.inputs[f"dataset/{name}"])
+        loaded = load_tasks(self.specs, lambda name: self.job.inputs[f"dataset/{name}"])
         return [ChatTask(name, task) for name, task in zip(names, loaded)]
 
     def _chat_evaluation(self) -> "ChatEvaluation":
         from evals.chat import ChatEvaluation, ChatSettings
-        from evals.sandbox.box import Sandbox
 
         params = self.job.params
         settings = ChatSettings(
@@ -159,8 +155,7 @@ class Bench:
             keep=params.keep,
             batch_tokens=self.batch_tokens,
         )
-        sandbox = Sandbox(mode=self.job.launch.sandbox)
-        return ChatEvaluation(self.model, self.engine, self.tokenizer, sandbox, settings, self.ledger, self.check)
+        return ChatEvaluation(self.model, self.engine, self.tokenizer, self.sandbox, settings, self.ledger, self.check)
 
     @property
     def batch_rows(self) -> int:
@@ -233,8 +228,7 @@ class Bench:
         bpb = bits_per_byte(sum(part["nats"] for part in parts), sum(part["bytes"] for part in parts))
         drawn = self.ledger.wait("samples", len(self.samples), self.check)
         mean, measured = chatcore(chat)
-        sandbox = self.chat.sandbox
-        ran_weakly = sandbox.mode == "weak" and any("programs" in result for result in chat.values())
+        ran_weakly = self.sandbox.mode == "weak" and any("programs" in result for result in chat.values())
         return {
             "stage": self.job.stage,
             "bpb": {"val": bpb} if parts else None,
@@ -244,9 +238,10 @@ class Bench:
             "chatcore_tasks": measured,
             "samples": [{"prompt": text, "text": made["text"]} for (text, _), made in zip(self.samples, drawn)],
             "conversations": conversations,
-            "sandbox": sandbox.mode,
-            "sandbox_lacks": sandbox.weakness if ran_weakly else "",
-            "data": {spec.label: asdict(spec) for spec in self.job.params.tasks},
+            "left_out": self.left_out,
+            "sandbox": self.sandbox.mode,
+            "sandbox_weakness": self.sandbox.weakness if ran_weakly else "",
+            "data": {spec.label: asdict(spec) for spec in self.specs},
         }
 
 
@@ -260,15 +255,14 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
     if core := results["core"]:
         yield f"{score_name(core)} {core['score']:.4f} ({core['items']} items, {core['cropped']} cropped)"
     for name, result in results["chat"].items():
-        if "refused" in result:
-            yield f"{name}: not run: {result['refused']}"
-            continue
         low, high = result["ci"]
         of = f"{result['correct']:g} of {result['items']}, 95% interval {low:.1%} to {high:.1%}"
         yield f"{name} {result['accuracy']:.1%} ({of})"
         for measure in (key for key in result if key.startswith("pass@")):
             low, high = result["pass_ci"]
             yield f"{name} {measure} {result[measure]:.1%} (95% interval {low:.1%} to {high:.1%})"
+    for name in results["left_out"]:
+        yield f"{name}: left out, because programs=skip"
     if results["chatcore_tasks"] == len(CHATCORE):
         yield f"ChatCORE {results['chatcore']:.4f}"
 
@@ -284,10 +278,7 @@ def flat(results: dict[str, Any]) -> dict[str, Any]:
     if results["core"]:
         metrics[score_name(results["core"])] = results["core"]["score"]
     for name, result in results["chat"].items():
-        if "accuracy" in result:
-            metrics[name] = result["accuracy"]
-        else:
-            metrics[f"{name}{REFUSED}"] = result["items"]
+        metrics[name] = result["accuracy"]
         metrics[f"{name} items"] = result["items"]
     if results["chatcore_tasks"] == len(CHATCORE):
         metrics["ChatCORE"] = results["chatcore"]

@@ -12,9 +12,11 @@ from data.tasks.spec import TaskSpec
 from model.config import OptimConfig, ScheduleConfig
 from model.errors import ModelError
 from pipeline.job import Job, Launch
+from pipeline.stages.programs import Programs, open_sandbox, without_programs
 from pipeline.typed import Amount, Count, CountOrOff, Dtype, Natural, Positive, PositiveOrOff, Seed
 
 if TYPE_CHECKING:
+    from evals.sandbox.box import Sandbox
     from model.gpt import GPT
     from model.training.distributed import World
     from model.training.resume import Checkpoint
@@ -45,6 +47,7 @@ class Params:
     clip: PositiveOrOff = None  # of the probability ratio; matters with several updates a step
     updates: Count = 1  # of the optimiser on the rollouts of one step, each on a part of the groups
     grad_clip: PositiveOrOff = None  # norm of the global gradients; null: off
+    programs: Programs = "run"  # skip: leave out tasks that run programs which the model wrote
     advisory: bool = False  # train also on tasks whose programs report their own verdicts (Task.advisory)
     seed: Seed = 0
     dtype: Dtype = "auto"  # of the computations; auto: what the device is good at
@@ -53,7 +56,8 @@ class Params:
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
-    """Raises DataError for tasks that cannot be practised, ModelError, Diverged, Stopped after saving."""
+    """Raises UserError where the programs of a task cannot be confined, DataError for tasks that cannot be practised,
+    ModelError, Diverged, Stopped after saving."""
     from model.training.distributed import start
     from model.training.rng import seed_everything
     from pipeline.stages.training import find_own_checkpoint, set_up_process, write_model
@@ -74,8 +78,14 @@ def check(params: Params, upstream: dict[str, Any]) -> None:
     """Raises DataMistake where all tasks would be left out."""
     from data.errors import DataMistake
 
-    if params.tasks and not params.advisory and all(spec.advisory for spec in params.tasks):
-        names = ", ".join(spec.label for spec in params.tasks)
+    tasks, left_out = without_programs(params.tasks, params.programs)
+    if left_out and not tasks:
+        raise DataMistake(
+            f"rl has no task to train on: programs=skip leaves out {', '.join(left_out)}. Add another task, or set "
+            "rl.params.programs=run"
+        )
+    if tasks and not params.advisory and all(spec.advisory for spec in tasks):
+        names = ", ".join(spec.label for spec in tasks)
         raise DataMistake(
             f"rl has no task to train on: programs of {names} report their own verdicts, which a model would learn to "
             "forge. Add another task, or set rl.params.advisory=true"
@@ -98,20 +108,20 @@ def set_up(job: Job[Params], world: "World", own: "Checkpoint | None") -> "Pract
     from pipeline.stages.practice import Practice
 
     params = job.params
+    sandbox = open_sandbox(job, [*chosen(job, params.tasks), *chosen(job, params.eval_tasks)])
     model = load_model(job.inputs["model"]).to(world.device)
     model.compute_dtype = resolve_dtype(params.dtype, world.device)
     model.grad_checkpoint = job.launch.grad_checkpoint
     problems = load_problems(job, params.tasks)
     held_out = load_problems(job, params.eval_tasks, params.eval_items)
     steps = params.steps or max(1, round(params.epochs * len(problems) / params.problems))
-    return Practice(job, model, world, answerer(job, model), problems, held_out, steps, own)
+    return Practice(job, model, world, answerer(job, model, sandbox), problems, held_out, steps, own)
 
 
-def answerer(job: Job[Params], model: "GPT") -> "Answerer":
+def answerer(job: Job[Params], model: "GPT", sandbox: "Sandbox") -> "Answerer":
     """Generates with the very weights that are trained."""
     from data.chat.calculator import calculate
     from data.tokens.tokenizer import Tokenizer
-    from evals.sandbox.box import Sandbox
     from model.decoding.engine import Engine, rows_that_fit
     from pipeline.stages.rollouts import Answerer
 
@@ -120,12 +130,17 @@ def answerer(job: Job[Params], model: "GPT") -> "Answerer":
     if model.lm_head.weight.device.type == "cuda":
         rows = min(rows, rows_that_fit(model))
     engine = Engine(model, tok.special, tok.decode_bytes, tok.encode, calculate, rows)
-    sandbox = Sandbox(mode=job.launch.sandbox)
     return Answerer(engine, tok, sandbox, lambda: job.should_stop, job.params.advisory)
 
 
+def chosen(job: Job[Params], specs: list[TaskSpec]) -> list[TaskSpec]:
+    """The tasks without those that params leave out."""
+    specs, _ = without_programs(specs, job.params.programs)
+    return [spec for spec in specs if job.params.advisory or not spec.advisory]
+
+
 def load_problems(job: Job[Params], specs: list[TaskSpec], limit: int | None = None) -> "list[Problem]":
-    """All items of the tasks, each as often as its task is repeated; of advisory tasks only where params allow it.
+    """All items of the chosen tasks, each as often as its task is repeated; the others are named in the log.
 
     Raises DataError for tasks without grades.
     """
@@ -134,14 +149,18 @@ def load_problems(job: Job[Params], specs: list[TaskSpec], limit: int | None = N
     from pipeline.stages.rollouts import Problem
 
     problems = []
-    left_out = [] if job.params.advisory else [spec for spec in specs if spec.advisory]
-    for spec in left_out:
-        job.say(
-            f"{spec.label} is left out: its programs report their own verdicts. To train on it, set "
-            f"{job.stage}.params.advisory=true"
-        )
-    specs = [spec for spec in specs if spec not in left_out]
-    for spec, task in zip(specs, load_tasks(specs, lambda name: job.inputs[f"dataset/{name}"])):
+    used = chosen(job, specs)
+    for spec in specs:
+        if spec in used:
+            continue
+        if job.params.programs == "skip":
+            job.say(f"{spec.label} is left out, because {job.stage}.params.programs=skip")
+        else:
+            job.say(
+                f"{spec.label} is left out: its programs report their own verdicts. To train on it, set "
+                f"{job.stage}.params.advisory=true"
+            )
+    for spec, task in zip(used, load_tasks(used, lambda name: job.inputs[f"dataset/{name}"])):
         if task.kind != "generate":
             raise DataMistake(
                 f"{job.stage}: {spec.label} is multiple choice; rl practises tasks that are answered in text"

@@ -9,7 +9,7 @@ import torch
 
 from data.chat.calculator import calculate
 from data.chat.conversation import render_prompt
-from data.errors import DataError
+from data.errors import DataError, DataMistake
 from data.tasks.task import Check, ChoiceTask, Task, dialogue
 from data.tokens import bpe
 from evals.chat import CHATCORE, ChatEvaluation, ChatSettings, ChatTask, chatcore, summary
@@ -174,15 +174,13 @@ def test_a_stopped_task_goes_on_with_the_items_that_are_missing(model, tokenizer
     assert measured(model, tokenizer, tmp_path, Echo()) == fresh
 
 
-def test_programs_run_in_the_sandbox_and_a_refusal_is_no_wrong_answer(model, tokenizer, tmp_path):
+def test_programs_run_in_the_sandbox_and_a_refusal_ends_the_evaluation(model, tokenizer, tmp_path):
     assert measured(model, tokenizer, tmp_path / "ok", Programs())[0]["correct"] == 17
     assert measured(model, tokenizer, tmp_path / "bad", Programs(), sandbox=Box("failed"))[0]["correct"] == 0
 
     box = Box("refused")
-    assert measured(model, tokenizer, tmp_path / "no", Programs(), sandbox=box)[0] == {
-        "refused": "no namespaces here",
-        "items": 17,
-    }
+    with pytest.raises(DataMistake, match="toy: no namespaces here"):
+        measured(model, tokenizer, tmp_path / "no", Programs(), sandbox=box)
     assert box.asked < 17
 
 
@@ -213,4 +211,4 @@ def test_chatcore_is_the_mean_centred_accuracy_of_the_six():
 
     mean, measured_ = chatcore(results | {"Arithmetic": summary(1, 1, 0)})
     assert measured_ == 6 and math.isclose(mean, (3 * (0.05 / 0.75) + 3 * 0.3) / 6)
-    assert chatcore({"HumanEval": {"refused": "x"}}) == (None, 0)
+    assert chatcore({}) == (None, 0)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data.errors import DataError
+from data.errors import DataError, DataMistake
 from data.tokens import bpe
 from data.tokens.tokenizer import Tokenizer
 from evals.sandbox.box import Sandbox
@@ -19,11 +19,12 @@ from model.config import GPTConfig
 from model.gpt import GPT
 from model.saved import write_config
 from pipeline.config import compose as config
+from pipeline.errors import UserError
 from tests.pipeline.trained import StageRun
 
-MODES = ("weak", "strict")
 ROOT = Path(__file__).resolve().parents[2]
 ARITHMETIC = {"task": "data.tasks.arithmetic.Arithmetic", "name": "Sums", "split": "test", "size": 40}
+JUDGED = {"task": "tests.toys.vowels.Judged", "size": 1}
 
 
 def write_model_artifacts(folder: Path) -> dict[str, str]:
@@ -147,15 +148,46 @@ def test_an_interrupted_evaluation_goes_on(inputs, finished, tmp_path, how):
 
 def test_programs_that_ran_weakly_leave_word_of_what_the_machine_lacked(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(Sandbox, "weakness", "a program could read files")
-    tasks = [{"task": "tests.toys.vowels.Judged", "size": 1}]
-    runs = [StageRun("evaluate", tmp_path / mode, inputs, {"tasks": tasks}, {"sandbox": mode}) for mode in MODES]
+    run = StageRun("evaluate", tmp_path, inputs, {"tasks": [JUDGED]}, {"sandbox": "weak"})
 
-    for run in runs:
+    run.inside()
+
+    found = results(run)
+    assert found["sandbox_weakness"] == "a program could read files" and found["chat"]["Judged"]["programs"] == 1
+
+
+def test_programs_that_cannot_be_confined_end_an_evaluation_before_anything_is_measured(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(Sandbox, "weakness", "a program could read files")
+    run = StageRun("evaluate", tmp_path, inputs, PARAMS | {"tasks": [ARITHMETIC, JUDGED]}, {})
+
+    with pytest.raises(UserError, match="for Judged cannot be confined: a program could read files"):
         run.inside()
-    weak, strict = (results(run) for run in runs)
 
-    assert weak["sandbox_lacks"] == "a program could read files" and weak["chat"]["Judged"]["programs"] == 1
-    assert strict["sandbox_lacks"] == "" and "could read files" in strict["chat"]["Judged"]["refused"]
+    assert not list((tmp_path / "out").iterdir()) and not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_task_that_runs_programs_without_saying_so_ends_an_evaluation_where_they_cannot_be_confined(
+    inputs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Sandbox, "weakness", "a program could read files")
+    tasks = [{"task": "tests.toys.vowels.Undeclared", "size": 1}]
+
+    with pytest.raises(DataMistake, match="task Undeclared: a program could read files"):
+        StageRun("evaluate", tmp_path, inputs, {"tasks": tasks}, {}).inside()
+
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_programs_skip_leaves_tasks_out_by_name(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(Sandbox, "weakness", "a program could read files")
+    tasks = [ARITHMETIC | {"size": 1}, JUDGED]
+    run = StageRun("evaluate", tmp_path, inputs, {"tasks": tasks, "programs": "skip"}, {})
+
+    run.inside()
+
+    found = results(run)
+    assert found["left_out"] == ["Judged"] and list(found["chat"]) == ["Sums"]
+    assert "Judged: left out, because programs=skip" in (tmp_path / "said.txt").read_text()
 
 
 def test_bits_per_byte_without_tokens_is_an_error_that_says_what_to_do(inputs, tmp_path):

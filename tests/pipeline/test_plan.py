@@ -374,49 +374,6 @@ def test_rows_that_a_stage_of_the_users_own_makes_can_be_planned_with() -> None:
     assert sft.module.estimate(sft.params, dag.params_behind(sft, found), "cuda", 1) is None
 
 
-def test_an_artifact_that_lacks_something_is_made_again_with_what_reads_it(tmp_path, monkeypatch) -> None:
-    found, store = make_dag(DIAMOND), Store(tmp_path)
-    publish_all(found, store)
-    monkeypatch.setattr(total, "lacks", lambda metrics, launch: "it is weak" if launch.sandbox == "weak" else "")
-    assert not make_plan(found, store, online=True).running()
-    found.stages["b"] = dataclasses.replace(found.stages["b"], launch=Launch(sandbox="weak"))
-    plan = make_plan(found, store, online=True)
-    assert {step.name: step.why for step in plan.running()} == {"b": "it is weak", "d": "b is made again"}
-    assert not make_plan(found, store, online=True, until="c").running()
-
-
-def test_what_reads_an_artifact_made_again_is_made_again_later_if_not_at_once(tmp_path, monkeypatch) -> None:
-    """As after `until=`, or a kill in between; also where what lies between is gone."""
-    found, store = make_dag({"a": [], "b": ["a"], "c": ["b"], "d": ["c"]}), Store(tmp_path)
-    keys_of = publish_all(found, store)
-    folder = store.folder("total", keys_of["b"])
-    record = json.loads((folder / RECORD).read_text())
-    (folder / RECORD).write_text(json.dumps(record | {"remade": 2.0}))
-    plan = make_plan(found, store, online=True)
-    assert {step.name: step.why for step in plan.running()} == {
-        "c": "b was made again since",
-        "d": "c is made again",
-    }
-    assert [step.name for step in make_plan(found, store, online=True, only=["d"]).running()] == []
-    store.discard(store.folder("total", keys_of["c"]))
-    assert [step.name for step in make_plan(found, store, online=True).running()] == ["c", "d"]
-    for name in ("c", "d"):
-        folder = store.folder("total", keys_of[name])
-        folder.mkdir(exist_ok=True)
-        facts = {"module": "total", "key": keys_of[name], "stages": [name], "finished": 3.0, "files": {}}
-        (folder / RECORD).write_text(json.dumps(facts | {"remade": 2.0}))
-    assert not make_plan(found, store, online=True).running()
-
-
-def test_only_takes_what_it_does_not_name_as_it_is(tmp_path, monkeypatch) -> None:
-    found, store = make_dag(DIAMOND), Store(tmp_path)
-    publish_all(found, store)
-    monkeypatch.setattr(total, "lacks", lambda metrics, launch: "it is weak" if launch.sandbox == "weak" else "")
-    found.stages["b"] = dataclasses.replace(found.stages["b"], launch=Launch(sandbox="weak"))
-    plan = make_plan(found, store, online=True, only=["d"])
-    assert not plan.running() and not plan.steps["b"].why
-
-
 def test_what_was_accepted_is_kept_when_it_is_made_again_by_other_code(tmp_path, monkeypatch) -> None:
     found, store = make_dag(DIAMOND), Store(tmp_path)
     old = publish_all(found, store)

@@ -190,10 +190,13 @@ def test_chatcore_of_some_tasks_says_how_many(tmp_path):
 
 
 def test_what_lowers_trust_in_a_number_is_said(tmp_path):
-    measured = chat_results("sft", 0.9, 0.5, 0.5) | {"sandbox": "weak", "sandbox_lacks": "a program could read files"}
+    measured = chat_results("sft", 0.9, 0.5, 0.5) | {
+        "sandbox": "weak",
+        "sandbox_weakness": "a program could read files",
+    }
     measured["chat"]["HumanEval"] = task(0.1, 164) | {"unfinished": 100}
     measured["chat"]["Riddles"] = task(0.1, 50) | {"advisory": 50}
-    measured["chat"]["Other"] = {"refused": "nothing here stops the network", "items": 10}
+    measured["left_out"] = ["MBPP"]
     measured["core"] = {"score": 0.1, "tasks": 22, "of": 22, "items": 50, "cropped": 7}
     folder = artifact(tmp_path, "evaluate_sft", "evaluate", {}, files={"results.json": measured})
     data = artifact(tmp_path, "sft_data", "render", {}, files={"rows.json": {"conversations": 90, "dropped": 10}})
@@ -204,7 +207,7 @@ def test_what_lowers_trust_in_a_number_is_said(tmp_path):
     assert "Advisory: programs of Riddles report their own verdicts" in told
     assert "7 of 50 CORE items" in told
     assert "Answers that reached the length limit and were cut off, after sft: HumanEval 100 of 164." in told
-    assert "Other was not run after sft: nothing here stops the network" in told
+    assert "evaluate_sft: MBPP left out, because of programs=skip." in told
     assert "of 100 conversations, 10 dropped" in told
 
 

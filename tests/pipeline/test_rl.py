@@ -15,6 +15,7 @@ from data.errors import DataMistake
 from data.tasks.spec import TaskSpec
 from data.tokens import bpe
 from evals.intervals import wilson
+from evals.sandbox.box import Sandbox
 from pipeline.errors import UserError
 from pipeline.stages import rl
 from tests.pipeline.test_evaluate import write_model
@@ -190,6 +191,23 @@ def test_programs_that_a_check_judges_are_practised(inputs, tmp_path):
     run = make_run(inputs, tmp_path, tasks=[{"task": "tests.toys.vowels.Judged", **ONE}], **SHORT)
 
     assert run.run(sandbox="weak")["status"] == "done"
+
+
+def test_programs_that_cannot_be_confined_end_rl_before_it_trains_unless_their_tasks_are_skipped(
+    inputs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Sandbox, "weakness", "a program could read files")
+    tasks = [{"task": VOWELS, **ONE}, {"task": "tests.toys.vowels.Judged", "size": 1}]
+    run = make_run(inputs, tmp_path, tasks=tasks, **SHORT)
+
+    with pytest.raises(UserError, match="for Judged cannot be confined: a program could read files"):
+        run.inside(deterministic=False)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    make_run(inputs, tmp_path / "skip", tasks=tasks, programs="skip", **SHORT).inside(deterministic=False)
+
+    assert "Judged is left out, because rl.params.programs=skip" in (tmp_path / "skip" / "said.txt").read_text()
+    with pytest.raises(DataMistake, match="no task to train on: programs=skip leaves out Judged"):
+        rl.check(rl.Params(tasks=[TaskSpec(**tasks[1])], programs="skip"), {})
 
 
 def test_a_task_whose_programs_judge_themselves_is_left_out_unless_it_is_asked_for(inputs, tmp_path):

@@ -147,44 +147,6 @@ def test_until_only_force_and_pin(served: Chatmill) -> None:
     assert records(served.store)["c"]["inputs"]["b"] == key
 
 
-def test_what_was_refused_is_made_when_it_may_be_with_what_reads_it(served: Chatmill) -> None:
-    reader = "+d={run: tests.toys.total, inputs: {c: c}, params: {scale: 2.0}}"
-    ask = [*toys(c={"risky": True})[1:], "pipeline.stages=[a,b,c,d]", reader]
-    served.run(*ask)
-    first = records(served.store)
-    assert first["c"]["metrics"]["refused"] and first["d"]["metrics"]["total"] == 0
-    served.run(*ask, "launch.sandbox=weak", "until=c")
-    assert records(served.store)["d"] == first["d"]
-    runs = [served.start(*ask, "launch.sandbox=weak") for _ in range(2)]
-    for process in runs:
-        assert process.wait() == 0, process.communicate()
-    second = records(served.store)
-    assert second["d"]["metrics"]["total"] == 32
-    assert {name for name in first if second[name] == first[name]} == {"a", "b"}
-    assert all(second[name]["key"] == first[name]["key"] for name in first)
-    served.run(*ask, "launch.sandbox=weak")
-    assert records(served.store) == second
-
-
-def test_two_runs_at_once_make_what_lacks_something_once(served: Chatmill, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
-    gate.touch()
-    risky = f"+c={{run: tests.toys.total, inputs: {{a: a, b: b}}, params: {{risky: true, gate: {gate}}}}}"
-    ask = [*toys()[:-1], risky]
-    served.run(*ask)
-    gate.unlink()
-    first = served.start(*ask, "launch.sandbox=weak")
-    wait_for(lambda: paused(served.store, "total"), first)
-    second = served.start(*ask, "launch.sandbox=weak")
-    assert second.stdout is not None
-    while "waits for run" not in (line := second.stdout.readline()):
-        assert line, "the second run does not wait"
-    gate.touch()
-    assert first.wait() == 0
-    assert "made by another run" in second.communicate()[0]
-    assert second.returncode == 0
-
-
 def test_an_input_of_what_is_being_made_is_not_removed(served: Chatmill, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     reader = f"+c={{run: tests.toys.source, inputs: {{a: a}}, params: {{pause_at: 2, gate: {gate}}}}}"

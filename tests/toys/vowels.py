@@ -19,6 +19,8 @@ class Vowels(Task):
 class Judged(Vowels):
     """The same, said by a check of what a program returns."""
 
+    runs_programs = True
+
     def grade(self, i, completion, execute=None):
         program = f"def answer():\n    return {completion!r}\n"
         return float(bool(execute(program, Check("def check(candidate):\n    assert 'e' in candidate()\n", "answer"))))
