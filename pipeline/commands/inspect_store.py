@@ -20,9 +20,9 @@ from data.durable import remove as delete
 from pipeline.artifacts.store import RECORD, Artifact, Store
 from pipeline.errors import UserError
 from pipeline.job import PROGRESS
+from pipeline.numbers import duration, money
 from pipeline.plan.plan import Plan, Step
 from pipeline.plan.session import RUN
-from pipeline.report.words import duration, money
 from pipeline.runner.launch import OUTCOME
 
 SHA256 = re.compile(r"\b[0-9a-f]{64}\b")

@@ -84,7 +84,7 @@ def warn(console: PlainConsole, line: str) -> None:
 
 
 def plan(flags: argparse.Namespace, overrides: list[str]) -> int:
-    from pipeline.report.words import duration, money
+    from pipeline.numbers import duration, money
     from pipeline.runner.console import plan_table
 
     session = Session.open(overrides)

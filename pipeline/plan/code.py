@@ -32,6 +32,7 @@ ACTS = ""  # the statements of a module that act when it is imported
 NEUTRAL = {
     "flows": True,
     "pipeline": True,  # orders, starts, stores and shows; its stages and the report's content are what makes
+    "pipeline.numbers": False,
     "pipeline.report": False,
     "pipeline.stages": False,
     "pipeline.stages.__main__": True,

@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipeline.numbers import count, duration, plural
 from pipeline.report.made import DATASET, DATASETS, EVALUATE, TRAINED, Made
 from pipeline.report.render import render
-from pipeline.report.words import count, duration, plural
 
 if TYPE_CHECKING:
     import numpy as np

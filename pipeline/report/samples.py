@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from pipeline.numbers import plural
 from pipeline.report.made import Made, evaluations
-from pipeline.report.words import plural
 
 PIECE = re.compile(
     r"<\|python_start\|>(?P<call>.*?)(?:<\|python_end\|>|$)"

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.numbers import count, listed, percent, plural
 from pipeline.report.made import Made, evaluations, trainings
-from pipeline.report.words import count, listed, percent, plural
 
 OVERALL = ("val bpb", "CORE", "ChatCORE")  # what such metrics are called, or how their names begin
 CHATCORE_TASKS = 6

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pipeline.numbers import MISSING, count, day, duration, listed, money, number, percent
 from pipeline.report.made import DATASET, DATASETS, Made, evaluations, trainings
 from pipeline.report.scores import Score, footnotes, interval, item_counts, scores
-from pipeline.report.words import MISSING, count, day, duration, listed, money, number, percent
 
 CARDS = 6  # numbers at a glance; more do not fit in one line
 

@@ -14,9 +14,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.numbers import duration, money
 from pipeline.plan.plan import Plan, Step
 from pipeline.printing import PlainConsole
-from pipeline.report.words import duration, money
 from pipeline.runner.make import Events
 
 PLAIN_SECONDS = 15.0  # between progress lines of a stage where there is no terminal

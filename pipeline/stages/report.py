@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.job import Job
+from pipeline.numbers import day, listed
 from pipeline.report import pictures, tables
 from pipeline.report.made import evaluations, read, trainings
 from pipeline.report.render import render, sources
 from pipeline.report.samples import samples
 from pipeline.report.scores import headline, not_contaminated, warnings
-from pipeline.report.words import day, listed
 from pipeline.typed import Natural
 
 SUMMARY = "summary.json"

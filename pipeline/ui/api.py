@@ -2,13 +2,13 @@
 
 GET  /api/models   [{"key", "label", "facts"}, ...], the default first
 POST /api/chat     {"messages": [{"role", "content"}, ...], "model": KEY, "temperature": ..., "stream": true}
-                   one JSON object a line as it is written, the last of type "end":
+                   answered by one JSON object per line as it is generated, the last of type "end":
                    {"type": "text" | "tool_call" | "tool_output", "text"}
                    {"type": "end", "reason", "tokens", "seconds", "forgotten", "message": {"role", "content"}}
-                   With "stream": false the last one alone.
+                   With "stream": false only the last one.
 
-Requests are sent as application/json with the header `Authorization: Bearer TOKEN` (see gate.py). Errors are answered
-as {"error"}.
+Requests are sent as application/json with the header `Authorization: Bearer TOKEN` (see gate.py). Errors are
+{"error": ...}.
 """
 
 import asyncio
@@ -33,17 +33,17 @@ from model.errors import ModelError
 from pipeline import typed
 from pipeline.errors import UserError
 from pipeline.ui.chat import ChatSettings, Draft, End, Event, Message, Text, ToolCall
-from pipeline.ui.sessions import Sessions
+from pipeline.ui.models import Sessions
 
-WAITING = 40  # requests that wait in a thread for their turn; others wait for a thread
+WAITING = 40  # threads in which requests wait for the model
 KNOWN = ("messages", "model", "stream", *(f.name for f in dataclasses.fields(ChatSettings)))
 
 
 def routes(sessions: Sessions) -> list[BaseRoute]:
-    """What to hang into a FastAPI app."""
+    """The routes of the API, for a FastAPI app."""
 
     watches: set[asyncio.Task[None]] = set()  # the event loop holds only weak references
-    waiting = CapacityLimiter(WAITING)  # of their own: in the threads that all share they would starve who is answered
+    waiting = CapacityLimiter(WAITING)  # not the shared threads, which the running answer needs
 
     def models() -> list[dict[str, str]]:
         return [{"key": m.key, "label": m.label, "facts": m.facts} for m in sessions.models]
@@ -66,7 +66,7 @@ def routes(sessions: Sessions) -> list[BaseRoute]:
 
 
 def _left(request: Request, watches: set[asyncio.Task[None]]) -> Callable[[], bool]:
-    """Return a function that tells if the client is gone, which nothing else notices before something is sent."""
+    """A function that returns True once the client is gone, which is otherwise noticed only when something is sent."""
     gone = threading.Event()
 
     async def watch() -> None:
@@ -81,23 +81,23 @@ def _left(request: Request, watches: set[asyncio.Task[None]]) -> Callable[[], bo
 
 
 def _check(sent: bytes) -> dict[str, Any]:
-    """Raises UserError for a malformed request, JSON that is nested too deeply included."""
+    """The body as an object. Raises UserError for a malformed request, including JSON that is nested too deeply."""
     try:
         body = from_json(sent)
     except ValueError as error:
         raise UserError(f"the request is not JSON: {error}") from None
     if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
-        raise UserError("send a JSON object with a list of messages")
+        raise UserError("the request is not a JSON object with a list of messages")
     for name in body:
         if name not in KNOWN:
             raise typed.unknown(name[:100], list(KNOWN), "")
     if not isinstance(body.get("model"), str | None):
-        raise UserError("is the key of a model, or left out", "model")
+        raise UserError("is not a string", "model", "Send the key of a model, or leave it out.")
     return body
 
 
 def _begin(sessions: Sessions, body: dict[str, Any], left: Callable[[], bool]) -> Generator[str]:
-    """The lines of the answer. What is wrong with the request is raised here, before the first line is out."""
+    """The lines of the answer. Errors in the request are raised here, before the first line is sent."""
     settings = typed.build(ChatSettings, {k: body[k] for k in body.keys() & ChatSettings.__dataclass_fields__.keys()})
     events = sessions.get(body.get("model")).reply(body["messages"], settings, left)
     return _lines(next(events), events)
@@ -112,7 +112,7 @@ def _lines(first: Event, rest: Generator[Event]) -> Generator[str]:
 
 
 async def _until_left(lines: Generator[str]) -> AsyncIterator[str]:
-    """The lines, one by one; when the reader has gone the answer is ended, which frees the model for others."""
+    """The lines, one by one. When the reader leaves, the answer ends, which frees the model for others."""
     with closing(lines):
         async for line in iterate_in_threadpool(lines):
             yield line

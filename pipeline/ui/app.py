@@ -2,11 +2,13 @@
 
 import errno
 import logging
+import secrets
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from types import FrameType
+from typing import Any
 from urllib.parse import urlsplit
 
 import gradio as gr
@@ -16,21 +18,23 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
+from gradio.components import Component
+from pydantic_core import from_json
 
 from pipeline.config.compose import AppConfig
 from pipeline.errors import UserError
-from pipeline.ui.access import Access
 from pipeline.ui.api import routes
 from pipeline.ui.chat import ChatSession
-from pipeline.ui.events import find_mistake
-from pipeline.ui.gate import Gate
+from pipeline.ui.gate import Access, Gate
 from pipeline.ui.look import CSS, HEAD, theme
-from pipeline.ui.models import ModelChoice
+from pipeline.ui.models import ModelChoice, Sessions
 from pipeline.ui.page import build_page
-from pipeline.ui.sessions import Sessions
 
-CONNECTIONS = 512  # at a time; others are answered 503
+CONNECTIONS = 512  # at once; further ones are answered with 503
 EVERYWHERE = ("0.0.0.0", "::")  # addresses to listen on, but not to open
+
+# Events whose handlers are passed a value of this type besides the values of components.
+DETAILS = {"example_select": gr.SelectData, "retry": gr.RetryData, "undo": gr.UndoData, "edit": gr.EditData}
 
 
 def launch_app(
@@ -40,9 +44,9 @@ def launch_app(
     load: Callable[..., ChatSession] = ChatSession.load,
     on_ready: Callable[[str], None] = print,
 ) -> None:
-    """Serve until Ctrl-C. The first model is loaded before anything is served; `on_ready` is passed the link to open.
+    """Serve until Ctrl-C. The first model is loaded before anything is served; then `on_ready` is passed the link.
 
-    Raises UserError when the port is taken or the address is not this machine's.
+    Raises UserError if the port is in use or the address is not this machine's.
     """
     access = Access.of(settings)
     with _listen(settings) as listening:
@@ -54,7 +58,7 @@ def launch_app(
                 build_app(sessions, access, f"chatmill-{port}"),
                 log_level="error",
                 ws="none",
-                proxy_headers=False,  # or clients could choose the address that their wrong secrets count for
+                proxy_headers=False,  # or clients could choose the address that their wrong secrets are counted for
                 server_header=False,
                 limit_concurrency=CONNECTIONS,
                 timeout_graceful_shutdown=1,
@@ -68,7 +72,7 @@ def launch_app(
 
 
 def build_app(sessions: Sessions, access: Access, cookie_name: str) -> FastAPI:
-    """The page at /, the API at /api, and the gate before both."""
+    """The page at /, the API at /api, and the gate around both."""
     app, page = FastAPI(routes=routes(sessions), openapi_url=None), build_page(sessions)
     gr.mount_gradio_app(
         app, page, "/", footer_links=[], run_history=False, show_error=False, ssr_mode=False, enable_monitoring=False,
@@ -83,12 +87,12 @@ def build_app(sessions: Sessions, access: Access, cookie_name: str) -> FastAPI:
 
 
 def _refuse(request: Request, error: Exception) -> JSONResponse:
-    """FastAPI's own answer repeats what was sent, and fails for what JSON cannot express, such as infinity."""
+    """Replaces FastAPI's own answer, which repeats what was sent and fails for values such as infinity."""
     return JSONResponse({"error": "not a request of this page"}, status_code=422)
 
 
 class _Server(uvicorn.Server):
-    """Logs errors of this program, but not those of clients."""
+    """Logs errors of this program, but not of clients."""
 
     log = logging.getLogger("uvicorn.error")
 
@@ -107,7 +111,7 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 
 def _listen(settings: AppConfig) -> socket.socket:
-    """A socket at the address, so that nobody else can take it while a model is loaded."""
+    """A listening socket, opened first so that the port stays ours while a model is loaded."""
     host, port = settings.host, settings.port
     found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -131,15 +135,46 @@ def _address(host: str, port: int) -> str:
 
 def _share(listening: socket.socket, access: Access) -> str:
     """A public address that leads here. Raises UserError."""
-    import secrets
-
     from gradio.networking import setup_tunnel
 
     port = listening.getsockname()[1]
     try:
         found = urlsplit(setup_tunnel("127.0.0.1", port, secrets.token_urlsafe(32), None, None))
-    except Exception as error:  # a program from elsewhere and three servers may raise anything
+    except Exception as error:  # a downloaded program and three servers are involved
         raise UserError(f"no public link could be made ({error})", "app.share", "Use `ssh -L` instead.") from error
     if access.hosts is not None:
         access.hosts.add(str(found.hostname))
     return f"https://{found.netloc}"
+
+
+def find_mistake(blocks: gr.Blocks, sent: bytes) -> str | None:
+    """What is wrong with an event for Gradio; None if the page could have sent it.
+
+    Gradio answers a malformed event with a traceback, so that events are checked before it sees them.
+    """
+    try:
+        event = from_json(sent)
+        function, values = blocks.fns[event["fn_index"]], event["data"]
+        if function.fn is None:
+            return "the server does not handle this event"
+        if len(values) != len(function.inputs) or event.get("batched"):
+            return f"expected {len(function.inputs)} values"
+        for component, value in zip(function.inputs, values, strict=True):
+            # The value of a State never leaves the server.
+            if isinstance(component, Component) and not isinstance(component, gr.State):
+                component.preprocess(value)
+        for _, name in function.targets:
+            if name in DETAILS:
+                _check_detail(name, DETAILS[name](None, event.get("event_data")))
+    except Exception as error:  # components raise any type for an unexpected value
+        return f"not an event of this page ({type(error).__name__}: {str(error)[:200]})"
+    return None
+
+
+def _check_detail(name: str, detail: Any) -> None:
+    """Raises TypeError, KeyError."""
+    index = detail.index[0] if isinstance(detail.index, list) else detail.index
+    if not isinstance(index, int):
+        raise TypeError("the index is not a number")
+    if name == "example_select":
+        detail.value["text"].strip()

@@ -1,16 +1,20 @@
-"""A conversation with one model, whatever shows it: the app, the HTTP API and the terminal all talk through here."""
+"""A conversation with one model. The app, the HTTP API and the terminal all use it."""
 
 import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from data.chat.conversation import BOS, Encoder, check, render, render_prompt, text_of
 from pipeline.errors import UserError
+from pipeline.numbers import plural
+
+if TYPE_CHECKING:
+    from data.tokens.tokenizer import Tokenizer
 
 MOST_MESSAGES = 10_000  # of a conversation
 MOST_CHARACTERS = 100_000  # of a message
@@ -22,7 +26,7 @@ Message = dict[str, Any]  # {"role", "content"} as in data.chat.conversation
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """How an answer is drawn. temperature 0 takes the likeliest token; top_k 0 and top_p 1 leave all tokens in."""
+    """How an answer is sampled. temperature 0 takes the likeliest token; top_k 0 and top_p 1 exclude no token."""
 
     temperature: float = 0.6
     top_k: int = 50
@@ -31,7 +35,7 @@ class ChatSettings:
     seed: int | None = None  # None: another answer each time
 
     def check(self) -> None:
-        """Raises UserError for a value that means nothing."""
+        """Raises UserError for a value out of range."""
         if not 0.0 <= self.temperature <= 10.0:
             raise UserError(f"is {self.temperature:g}", "temperature", "It must be between 0 and 10.")
         if self.top_k < 0:
@@ -51,23 +55,23 @@ class Text:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """The model asked the calculator."""
+    """What the model asked the calculator."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class ToolOutput:
-    """What the calculator said."""
+    """What the calculator answered."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class End:
-    """reason: end (the model was done) | length (max_tokens or the context was full) | stop (somebody stopped it).
+    """reason: end (of the model's answer) | length (max_tokens or the context was reached) | stop (by the user).
 
-    forgotten: turns at the beginning of the conversation that no longer fitted in the context.
+    forgotten: messages at the beginning of the conversation that no longer fit in the context.
     """
 
     reason: Literal["end", "length", "stop"]
@@ -81,7 +85,7 @@ class End:
 
     def describe(self) -> str:
         """One line for the person who reads the answer."""
-        parts = [f"{self.tokens:,} token{'s' * (self.tokens != 1)}", f"{self.tokens_per_second:,.0f} tokens/s"]
+        parts = [plural(self.tokens, "token"), f"{self.tokens_per_second:,.0f} tokens/s"]
         parts += {"length": ["cut off at the limit"], "stop": ["stopped"], "end": []}[self.reason]
         if self.forgotten:
             parts.append(f"the first {self.forgotten} messages no longer fit in the context")
@@ -94,14 +98,12 @@ Event = Text | ToolCall | ToolOutput | End
 class Generate(Protocol):
     """What a session needs of an engine: the answer to a prompt of token ids, ending with exactly one End."""
 
-    def __call__(
-        self, prompt: list[int], settings: ChatSettings, should_stop: Callable[[], bool]
-    ) -> Iterator[Event]: ...
+    def __call__(self, prompt: list[int], settings: ChatSettings, stop: Callable[[], bool]) -> Iterator[Event]: ...
 
 
 @dataclass
 class Draft:
-    """An answer as it comes in, in the form in which it then belongs to the conversation."""
+    """An answer as it arrives, in the form in which it joins the conversation."""
 
     parts: list[dict[str, str]] = field(default_factory=list)
     end: End | None = None
@@ -117,7 +119,7 @@ class Draft:
 
     @property
     def text(self) -> str:
-        """What is said, without tool calls and their results."""
+        """The answer without tool calls and their results."""
         return "".join(part["text"] for part in self.parts if part["type"] == "text")
 
     @property
@@ -129,7 +131,7 @@ class Draft:
 class ChatSession:
     """One loaded model. Answers one conversation at a time; others wait.
 
-    continues: a base model, which was not taught to chat; it goes on with the text of the last message alone.
+    continues: a base model, which was not trained to chat. It continues the text of the last message alone.
     """
 
     def __init__(self, generate: Generate, tokenizer: Encoder, context: int, continues: bool = False):
@@ -139,9 +141,7 @@ class ChatSession:
     @classmethod
     def load(cls, model: Path, tokenizer: Path, device: str = "auto") -> "ChatSession":
         """The model artifact in `model` with the tokenizer artifact in `tokenizer`. Raises ModelError, DataError."""
-        from pipeline.ui.loading import load
-
-        return cls(*load(model, tokenizer, device))
+        return cls(*_load(model, tokenizer, device))
 
     def reply(
         self,
@@ -149,22 +149,17 @@ class ChatSession:
         settings: ChatSettings | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Generator[Event]:
-        """The next answer of a conversation that ends with a user's message, piece by piece; the last event is End.
+        """Stream the answer to a conversation that ends with a user's message. The last event is End.
 
-        Closing the iterator, or `should_stop`, ends the answer, and the wait for earlier ones. Raises UserError for
+        Closing the iterator ends the answer; `should_stop` also ends the wait for earlier answers. Raises UserError for
         a message that does not fit by itself, and for a conversation above MOST_MESSAGES or MOST_CHARACTERS.
         """
         settings = settings or ChatSettings()
         settings.check()
         prompt, forgotten = self._fit(list(messages), settings)
         room = self.context - len(prompt)
-        limits = ChatSettings(
-            settings.temperature,
-            settings.top_k,
-            settings.top_p,
-            min(settings.max_tokens, room),
-            secrets.randbits(31) if settings.seed is None else settings.seed,
-        )
+        seed = secrets.randbits(31) if settings.seed is None else settings.seed
+        limits = replace(settings, max_tokens=min(settings.max_tokens, room), seed=seed)
         while not self._busy.acquire(timeout=POLL_SECONDS):
             if should_stop():
                 yield End("stop", 0, 0.0, forgotten)
@@ -173,15 +168,15 @@ class ChatSession:
             started = time.monotonic()
             for event in self._generate(prompt, limits, should_stop):
                 if isinstance(event, End):
-                    event = End(event.reason, event.tokens, time.monotonic() - started, forgotten)
+                    event = replace(event, seconds=time.monotonic() - started, forgotten=forgotten)
                 yield event
         finally:
             self._busy.release()
 
     def _fit(self, messages: list[Message], settings: ChatSettings) -> tuple[list[int], int]:
-        """(prompt ids, messages left out): the oldest turns go until an answer has room; the system message stays.
+        """(prompt ids, messages left out). The oldest turns are dropped until an answer fits; the system message stays.
 
-        Counted from the end, so that of a long conversation only the part that fits is encoded.
+        Works from the end, so that only the part of a long conversation that fits is encoded.
         """
         _check_size(messages)
         if messages:
@@ -189,7 +184,7 @@ class ChatSession:
         system = messages[:1] if messages and messages[0]["role"] == "system" else []
         turns = messages[-1:] if self.continues else messages[len(system) :]
         if not turns or turns[-1]["role"] != "user":
-            raise UserError("there is no message to answer")
+            raise UserError("there is no message to answer", "messages")
         encoder = _Once(self._tokenizer)
         room = self.context - min(settings.max_tokens, self.context // 4)
         start = len(turns) - 1
@@ -202,10 +197,8 @@ class ChatSession:
             start += 2
             prompt = self._prompt(system, turns[start:], encoder)
         if len(prompt) >= self.context:
-            raise UserError(
-                f"the message takes {len(prompt)} tokens with the system prompt, the model reads {self.context}",
-                fix="Shorten it.",
-            )
+            what = f"the message and the system prompt take {len(prompt)} tokens, but the context has {self.context}"
+            raise UserError(what, fix="Shorten it.")
         return prompt, start
 
     def _prompt(self, system: list[Message], turns: list[Message], encoder: Encoder) -> list[int]:
@@ -233,7 +226,47 @@ def _check_size(messages: list[Message]) -> None:
 
 
 def _length(content: Any) -> int:
-    """Characters of a content, each part of a list counted as one at least."""
+    """Characters of a content. Each part of a list counts as at least one."""
     if isinstance(content, list):
         return sum(max(1, _length(part.get("text")) if isinstance(part, dict) else 1) for part in content)
     return len(content) if isinstance(content, str) else 0
+
+
+def _load(model: Path, tokenizer: Path, device: str) -> "tuple[Generate, Tokenizer, int, bool]":
+    """The arguments of a ChatSession. Only this function knows the engine."""
+    from data.chat.calculator import calculate
+    from data.tokens.tokenizer import Tokenizer
+    from model.decoding.engine import Engine
+    from model.decoding.sampling import Sampling
+    from model.kernels.decoder import decoder_of
+    from model.precision import resolve_dtype
+    from model.saved import load_model
+    from model.training.distributed import choose_device
+    from pipeline.artifacts.store import Store
+    from pipeline.commands.exported import read_marker
+
+    vocabulary = Tokenizer.load(tokenizer)
+    where = choose_device(device)
+    network = load_model(model, where, resolve_dtype("auto", where))
+    codec = vocabulary.decode_bytes, vocabulary.encode
+    engine = Engine(network, vocabulary.special, *codec, calculate, rows=1, decoder=decoder_of(network, in_place=True))
+    kinds = {"text": Text, "tool_call": ToolCall, "tool_output": ToolOutput}
+
+    def generate(prompt: list[int], settings: ChatSettings, stop: Callable[[], bool]) -> Iterator[Event]:
+        sampling = Sampling(
+            temperature=settings.temperature,
+            top_k=settings.top_k or None,
+            top_p=settings.top_p if settings.top_p < 1 else None,
+            seed=settings.seed or 0,
+            max_tokens=settings.max_tokens,
+        )
+        for event in engine.stream(prompt, sampling, stop):
+            if event.kind in kinds:
+                yield kinds[event.kind](event.text)
+            else:
+                reason = {"cancelled": "stop", "length": "length"}.get(event.finish, "end")
+                yield End(reason, event.tokens, 0.0)  # type: ignore[arg-type]
+
+    context = int(network.config.sequence_len)  # type: ignore[union-attr, arg-type]
+    origin = Store.read(model) or read_marker(model)
+    return generate, vocabulary, context, origin is not None and origin.module == "pretrain"

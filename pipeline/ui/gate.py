@@ -1,10 +1,18 @@
-"""The door of the chat app: ASGI middleware around everything that is served, Gradio's own routes included.
+"""Access to the chat app: ASGI middleware around everything that is served, including Gradio's own routes.
 
 Checked in this order: Host and Origin, the route, the announced length, the secret, the length of what arrives.
 """
 
+import hmac
+import ipaddress
 import re
-from collections.abc import Callable
+import secrets
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import parse_qs
 
 import anyio
@@ -14,13 +22,14 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from data.trust import shown
-from pipeline.ui.access import Access, same
+from pipeline.config.compose import AppConfig
+from pipeline.errors import UserError
 
 BODY_BYTES = 1 << 20  # of a request
 LOGIN_BYTES = 1 << 12  # of the login form, which anybody may send
-LEFT_BYTES, LEFT_SECONDS = 1 << 28, 30.0  # of a refused request, which are received and thrown away
+LEFT_BYTES, LEFT_SECONDS = 1 << 28, 30.0  # of a refused request, received and discarded
 
-# Of what Gradio offers, what a chat needs: no uploads, no files, no proxy, no recordings, no page about itself.
+# The routes of Gradio that a chat needs: no uploads, files, proxy, recordings or page about itself.
 READ = re.compile(
     r"/|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static)/[\w./-]+"
     r"|/gradio_api/(heartbeat/\w+|queue/data|app_id)|/api/\w+"
@@ -29,10 +38,11 @@ SENT = re.compile(r"/gradio_api/(queue/join|cancel|reset)|/api/\w+|/login")
 EVENT = "/gradio_api/queue/join"
 OPEN = ("/login", "/favicon.ico", "/manifest.json")  # a browser asks for the last two without any cookie
 
+HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([\w.-]+))(?::\d*)?", re.ASCII | re.IGNORECASE)  # [address] or name, port
 FORM = "application/x-www-form-urlencoded"
 
-# Images, fonts, scripts and forms that a model's text names reach no other server. Gradio's page has scripts in it
-# and builds functions from text.
+# Images, fonts, scripts and forms in a model's text must not reach other servers. Gradio's page contains inline scripts
+# and builds functions from text, hence the two "unsafe" words.
 HEADERS = {
     "content-security-policy": (
         "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -43,31 +53,103 @@ HEADERS = {
     "referrer-policy": "same-origin",  # under no-referrer the login form would have the origin "null"
 }
 
-LOGIN = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Chatmill</title>
-<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="robots" content="noindex">
-<style>:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;display:grid;place-items:center;
-min-height:100dvh;margin:0}form{width:min(22rem,88vw)}h1{font-size:1.3rem}p{opacity:.75}
-input,button{font:inherit;padding:.6rem .9rem;border-radius:.7rem;border:1px solid #8886;box-sizing:border-box;
-width:100%;margin:.25rem 0}button{background:#0d9488;color:#fff;border:0}</style>
-<form method="post" action="login"><h1>Chatmill</h1><p>SAID</p>
-<input type="password" name="password" aria-label="Password" autocomplete="current-password" autofocus required>
-<button>Open</button></form></html>"""
+LOGIN = Path(__file__).with_name("login.html").read_text()  # SAID stands for a message
 ASK = "Enter the password, or open the link that <code>flows.py chat</code> printed."
 # Not a redirect: after a click in another site's page (a chat, a mail) that would be sent without the new cookie.
 OPENED = '<!doctype html><title>Chatmill</title><meta http-equiv="refresh" content="0; url=./">'
 
 
-class Gate:
-    """cookie_name: cookies do not know ports, so that two apps on one host need two names.
+class Tries:
+    """Limits how many wrong secrets are accepted per minute, from one address and in total."""
 
-    mistake_of: what is wrong with the body of a Gradio event, or None.
+    EACH, TOTAL, SECONDS = 10, 100, 60.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._wrong: deque[tuple[float, str]] = deque()
+
+    def record(self, address: str) -> None:
+        self._wrong.append((self._clock(), address))
+
+    def used_up(self, address: str) -> bool:
+        while self._wrong and self._wrong[0][0] <= self._clock() - self.SECONDS:
+            self._wrong.popleft()
+        return len(self._wrong) >= self.TOTAL or sum(who == address for _, who in self._wrong) >= self.EACH
+
+
+@dataclass
+class Access:
+    """secret: None lets everybody in. hosts: host names to answer to besides loopback; None answers to any."""
+
+    secret: str | None
+    hosts: set[str] | None
+    origins: Collection[str] = ()
+    addresses: bool = False  # also answer to any IP address: DNS rebinding needs a name
+    delay: float = 1.0  # seconds until a wrong secret is answered
+    tries: Tries = field(default_factory=Tries)
+    cookie: str = field(default_factory=lambda: secrets.token_urlsafe(32))  # what a browser sends afterwards
+
+    @classmethod
+    def of(cls, app: AppConfig) -> "Access":
+        """The access that the settings ask for. Raises UserError for settings that contradict each other."""
+        if app.insecure and app.password:
+            raise UserError("needs app.password to be empty", "app.insecure", "Set only one of them.")
+        secret = None if app.insecure else app.password or secrets.token_urlsafe(24)
+        local = is_loopback(app.host)
+        # With DNS rebinding, a foreign page makes its own host name point here, and sends that name. It does not know
+        # the secret. So with a secret any name is accepted on other addresses, whose names are not known here.
+        named = {name.lower() for name in (app.host, socket.gethostname(), *app.hosts)}
+        hosts = None if secret and not local else named
+        return cls(secret, hosts, tuple(origin.rstrip("/").lower() for origin in app.origins), addresses=not local)
+
+    def knows_host(self, host: str) -> bool:
+        name = _hostname(host)
+        if self.hosts is None or name in self.hosts or is_loopback(name):
+            return True
+        return self.addresses and _address(name) is not None
+
+    def knows_origin(self, origin: str, host: str) -> bool:
+        """Return True for the page's own server and for listed origins."""
+        return origin in self.origins or origin.lower().partition("://")[2] == host.lower()
+
+    def is_secret(self, offered: str) -> bool:
+        return self.secret is None or _same(offered, self.secret)
+
+
+def _same(offered: str, wanted: str) -> bool:
+    """Compare in constant time."""
+    return hmac.compare_digest(offered.encode(errors="replace"), wanted.encode(errors="replace"))
+
+
+def is_loopback(host: str) -> bool:
+    address = _address(host)
+    return host.lower() == "localhost" or (address is not None and address.is_loopback)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _hostname(host: str) -> str:
+    """The name in a Host header, without the port. Empty for anything else, as a path in it would mislead parsers."""
+    found = HOST.fullmatch(host)
+    return (found[1] or found[2]).lower().rstrip(".") if found else ""
+
+
+class Gate:
+    """cookie_name: differs for each app on a host, because cookies ignore ports.
+
+    mistake_of: returns what is wrong with the body of a Gradio event, or None.
     """
 
     def __init__(self, app: ASGIApp, access: Access, cookie_name: str, mistake_of: Callable[[bytes], str | None]):
         self.app, self.access, self.cookie_name, self.mistake_of = app, access, cookie_name, mistake_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":  # nothing here speaks it
+        if scope["type"] == "websocket":  # not used here
             await send({"type": "websocket.close", "code": 1008})
             return
         if scope["type"] != "http":
@@ -102,7 +184,7 @@ class Gate:
             await (refusal or self.app)(scope, receive, guarded)
 
     def _refuse(self, request: Request, limit: int) -> Response | None:
-        """What is wrong with where a request comes from or goes to, or how long it is, or None."""
+        """Check host, origin, route, announced length and content type. None if they are allowed."""
         headers, path = request.headers, request.scope["path"]
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self.access.knows_host(host):
@@ -116,17 +198,17 @@ class Gate:
         if not announced.isdecimal() or int(announced[:20]) > limit:
             return _too_long(limit)
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        # Pages of other hosts can send forms and text here, but JSON only with this server's permission (CORS).
+        # Pages of other hosts can send forms and text, but JSON only with this server's permission (CORS).
         if request.method == "POST" and kind != (FORM if path == "/login" else "application/json"):
             return _error(415, "send application/json")
         return None
 
     async def _ask_secret(self, request: Request) -> Response | None:
-        """None if the request may pass."""
+        """Check the secret. None if the request may pass."""
         token = request.query_params.get("token") if request.scope["path"] == "/" else None
         if self.access.secret is None or request.scope["path"] in OPEN:
             return None
-        if same(request.cookies.get(self.cookie_name, ""), self.access.cookie):
+        if _same(request.cookies.get(self.cookie_name, ""), self.access.cookie):
             return None if token is None else RedirectResponse("./", 303)
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
         offered = token if token is not None else bearer.strip() if scheme.lower() == "bearer" else None
@@ -138,7 +220,7 @@ class Gate:
         return await self._try(request, offered) or self._opened(RedirectResponse("./", 303))
 
     async def _try(self, request: Request, offered: str) -> Response | None:
-        """None for the right secret. A wrong one is answered slowly; after several, every secret is refused."""
+        """None for the right secret. A wrong one is answered after a delay; after several, every secret is refused."""
         address = request.client.host if request.client else ""
         if self.access.tries.used_up(address):
             return _login(request, "Too many wrong passwords. Wait a minute.", 429)
@@ -171,7 +253,7 @@ def _too_long(limit: int) -> Response:
 
 
 async def _read(receive: Receive, limit: int) -> bytes | None:
-    """The whole body; None if it is too long, the rest unread. Raises ClientDisconnect."""
+    """The whole body; None, with the rest unread, if it is too long. Raises ClientDisconnect."""
     body = bytearray()
     while True:
         message = await receive()
@@ -185,8 +267,8 @@ async def _read(receive: Receive, limit: int) -> bytes | None:
 
 
 async def _answer_early(refusal: Response, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer at once, and end the answer when the rest of the body is there or has become too long: many clients look
-    for an answer only after they have sent everything, and find none on a closed connection."""
+    """Answer at once, but end the answer only when the rest of the body has arrived or is too long: many clients read
+    an answer only after they have sent everything, and find none on a closed connection."""
 
     async def unended(message: Message) -> None:
         await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
@@ -201,7 +283,7 @@ async def _answer_early(refusal: Response, scope: Scope, receive: Receive, send:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """A replacement for `receive`: it gives the body that was read, then what comes after it."""
+    """A replacement for `receive` that returns the body that was read, then what follows it."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

@@ -1,6 +1,10 @@
-"""How the chat app looks: system fonts only, so that nothing is fetched from outside, and small pieces of HTML."""
+"""The look of the chat app: theme, pieces of HTML, style.css, and scripts for what must not wait for the server.
+
+Fonts are the system's, so that nothing is fetched from other servers.
+"""
 
 import html
+from pathlib import Path
 
 import gradio as gr
 from gradio.themes.utils import colors, sizes
@@ -10,60 +14,53 @@ from pipeline.ui.models import ModelChoice
 SANS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace")
 
-# The second viewport is the one that counts: the page shrinks for a phone's keyboard.
+# The second viewport takes effect: the page shrinks for a phone's keyboard.
 HEAD = """<meta name="robots" content="noindex">
 <meta name="viewport" content="width=device-width, initial-scale=1, interactive-widget=resizes-content">"""
 
-CSS = """
-/* The page is as high as the window. Of what is in it, the conversation scrolls, and the box stays below it. */
-html { height: 100dvh; min-height: 0 !important; overflow: hidden; overscroll-behavior: none; }
-body, gradio-app, .gradio-container, .gradio-container .main, .gradio-container .wrap.sidebar-parent,
-.gradio-container .contain, .gradio-container .contain > .column, #talk { min-height: 0 !important; }
-.gradio-container .main { padding: 12px 20px 4px; }
-#chat { flex: 1 1 0 !important; height: auto !important; min-height: 0; overflow: hidden !important; }
-#chat .wrapper { min-height: 0; }
-#chat .bubble-wrap { flex: 1 1 0; min-height: 0; overscroll-behavior: contain; }
-#chat .bubble-wrap { scrollbar-width: thin; scrollbar-color: var(--border-color-primary) transparent; }
-#talk > .form, #status { flex: none; }
-#side .sidebar-content { overflow-y: auto; }
-@media (max-width: 640px) {
-  .gradio-container .main { padding: 8px 12px 2px; }
-  #box textarea { font-size: 16px; }
-}
-/* What a model writes stays within its message, and wide words and pictures within its width. */
-#chat .message { contain: paint; overflow-wrap: anywhere; }
-#chat .message :is(img, video, svg) { max-width: 100%; }
-footer { display: none !important; }
-.gradio-container { max-width: none !important; }
-#talk { max-width: 820px; margin: 0 auto; width: 100%; gap: 6px; }
-#chat { border-style: none !important; background: transparent; }
-#chat .bubble-wrap { background: transparent; }
-#chat .placeholder-content { justify-content: safe center; min-height: 100%; }
-#chat .placeholder { flex-grow: 0; height: auto; }
-#chat .examples { display: grid; flex: 0 0 auto; height: auto; width: 100%; max-width: 540px; margin: 0 auto; }
-#chat .examples { grid-template-columns: repeat(auto-fit, minmax(min(220px, 100%), 1fr)); }
-#chat .example { padding: 12px 14px; }
-#chat .user.message { background: color-mix(in srgb, var(--secondary-100) 70%, white); border-color: transparent; }
-.dark #chat .user.message { background: var(--secondary-900); }
-#chat .bot.message { background: transparent; border-color: transparent; box-shadow: none; padding-left: 0; }
-#chat .bot.message > .message { padding-left: 0; }
-#chat .thought-group { margin: 6px 0; border-radius: 10px; }
-#chat .thought-group .title code { font-size: 0.95em; }
-#talk .form { background: transparent; border: none; box-shadow: none; overflow: visible; }
-#box { border: 1px solid var(--border-color-primary) !important; border-radius: 24px !important; }
-#box { padding: 8px 8px 8px 12px; box-shadow: 0 1px 8px rgb(0 0 0 / 8%) !important; }
-#box textarea { background: transparent; }
-#box .submit-button, #box .stop-button { background: var(--primary-600); color: white; }
-#model input { text-overflow: ellipsis; }
-.brand { font-size: 1.3rem; font-weight: 650; letter-spacing: -0.01em; }
-.facts, .status { color: var(--body-text-color-subdued); font-size: 0.8rem; line-height: 1.5; }
-.facts { padding: 0 2px; }
-.facts span { white-space: nowrap; color: inherit; }
-.status { min-height: 1.2rem; text-align: center; padding-bottom: 4px; }
-.welcome { text-align: center; }
-.welcome h2 { font-size: 1.5rem; font-weight: 600; margin: 0 0 4px; }
-.welcome p { color: var(--body-text-color-subdued); margin: 0 0 14px; }
-"""
+CSS = Path(__file__).with_name("style.css").read_text()
+# Side bar: on a narrow screen it would cover the conversation, so it starts closed.
+# Scrolling: the conversation follows its end until somebody scrolls up, and again once they are back at the end.
+# Gradio's own autoscroll pulls readers down again while an answer is being written.
+ON_LOAD = """() => {
+    if (innerWidth < 800) document.querySelector('#side .toggle-button')?.click()
+    const page = window.chatmill = {sent: null, typed: '', follow: true}
+    const panel = () => document.querySelector('#chat .bubble-wrap')
+    let last = 0
+    document.addEventListener('scroll', event => {
+        if (event.target !== panel()) return
+        const {scrollTop, scrollHeight, clientHeight} = event.target
+        if (scrollHeight - scrollTop - clientHeight < 40) page.follow = true
+        else if (scrollTop < last) page.follow = false
+        last = scrollTop
+    }, true)
+    const toEnd = () => { if (page.follow && panel()) panel().scrollTop = panel().scrollHeight }
+    new MutationObserver(toEnd).observe(document.body, {childList: true, subtree: true, characterData: true})
+    addEventListener('resize', toEnd)
+    document.addEventListener('keydown', event => {
+        if (event.key === 'Enter' && event.target.matches('#box textarea')) page.sent = event.target.value
+    }, true)
+    document.addEventListener('click', () => { page.sent = null }, true)
+    document.addEventListener('input', event => {
+        if (event.isTrusted && event.target.matches('#box textarea')) page.typed = event.target.value
+    }, true)
+}"""
+
+# The box is emptied here and not by the server, whose answer may come when the next message is being typed. The text
+# sent is what the box held when Enter was pressed, as Gradio calls this a little later.
+ON_SEND = """(current, ...given) => {
+    const box = document.querySelector('#box textarea'), text = window.chatmill.sent ?? current
+    box.value = box.value.startsWith(text) ? box.value.slice(text.length) : ''
+    box.dispatchEvent(new Event('input', {bubbles: true}))
+    Object.assign(window.chatmill, {sent: null, typed: box.value, follow: true})
+    return [text, ...given]
+}"""
+
+# A message that could not be answered returns to the box and replaces what was typed since: keep both.
+AFTER_SEND = """(text) => {
+    const typed = window.chatmill.typed
+    return typed && !text.includes(typed) ? [text + '\\n' + typed] : []
+}"""
 
 
 def theme() -> gr.themes.Base:
@@ -89,7 +86,7 @@ def model_html(model: ModelChoice) -> str:
 
 def welcome_html(model: ModelChoice) -> str:
     name = html.escape(model.label)
-    return f'<div class="welcome"><h2>What would you like to ask?</h2><p>You talk to {name}</p></div>'
+    return f'<div class="welcome"><h2>What would you like to ask?</h2><p>You are chatting with {name}</p></div>'
 
 
 def status_html(text: str, busy: bool = False) -> str:

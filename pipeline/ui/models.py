@@ -1,8 +1,9 @@
-"""Which models of a store can be talked to, and what to ask them."""
+"""The models of a store to chat with, what to ask them, and which of them is loaded."""
 
 import logging
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from model.config import GPTConfig
 from model.errors import ModelError
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.errors import Corrupt, UserError
+from pipeline.numbers import count
+from pipeline.ui.chat import ChatSession
 
 CHAT_MODULES = ("finetune", "rl")
 MODULES = (*CHAT_MODULES, "pretrain")
@@ -26,7 +29,7 @@ PROMPT_CHARACTERS = 120  # longer ones do not fit on a button
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A model to talk to: its artifact's folder, its tokenizer's, and what to show of it.
+    """A model to chat with: its artifact's folder, its tokenizer's, and what to show of it.
 
     store: the one that the folders belong to; None if they are not artifacts.
     """
@@ -48,7 +51,7 @@ class ModelChoice:
 
 
 def find_models(store: Store) -> list[ModelChoice]:
-    """Every model of the store: the newest chat model first, those that only continue text last."""
+    """Every model of the store: the newest chat model first, base models last."""
     choices, there = [], list(store.all())
     for artifact in sorted(there, key=lambda a: a.module not in CHAT_MODULES):
         if artifact.module in MODULES:
@@ -62,16 +65,16 @@ def find_models(store: Store) -> list[ModelChoice]:
 
 
 def choice(store: Store, artifact: Artifact, there: list[Artifact] | None = None) -> ModelChoice:
-    """there: what is in the store, where that is known.
+    """The artifact as a ModelChoice. there: all artifacts of the store, where they have been read already.
 
-    Raises UserError if the artifact is no model, or its tokenizer is gone; Corrupt if its model.json is damaged.
+    Raises UserError if the artifact is not a model, or its tokenizer is gone; Corrupt if its model.json is damaged.
     """
     where = f"{artifact.module}/{artifact.key}"
     if not (artifact.folder / "model.json").is_file():
-        raise UserError("is no model to talk to", where, "`ls` shows what the store holds.")
+        raise UserError("is not a model", where, "Run `ls` to see what the store holds.")
     tokenizer = store.folder("tokenizer", str(artifact.record["inputs"].get("tokenizer", "")))
     if Store.read(tokenizer) is None:
-        raise UserError(f"its tokenizer {tokenizer} is not there", where, "Run the pipeline once more to make it.")
+        raise UserError(f"its tokenizer {tokenizer} is missing", where, "Run the pipeline again to make it.")
     name = str(artifact.record.get("run_name") or "")
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime(artifact.record["finished"]))
     label = " · ".join(part for part in (artifact.stages[0], name, artifact.key[:8]) if part)
@@ -90,24 +93,17 @@ def _facts(store: Store, artifact: Artifact) -> str:
 
 
 def describe(config: GPTConfig, base: bool) -> str:
-    """A model in one line. base: it was not taught to chat."""
-    size = f"{_count(config.num_params())} parameters"
+    """A model in one line. base: it was not trained to chat."""
+    size = f"{count(config.num_params())} parameters"
     parts = [size, f"{config.depth} layers", f"{config.sequence_len:,} tokens of context"]
     if base:
         parts.append("base model: continues text only")
     return " · ".join(parts)
 
 
-def _count(number: float) -> str:
-    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if number >= unit:
-            return f"{number / unit:.3g} {name}"
-    return f"{number:g}"
-
-
 def _prompts(store: Store, artifact: Artifact, there: list[Artifact]) -> tuple[str, ...]:
-    """What the model was seen to do well: a question of each task that its evaluation saw answered rightly, or the
-    texts that a base model continued there; the usual ones where there is nothing."""
+    """Prompts that show the model at its best: from its evaluation, a correctly answered question of each task, or the
+    texts that a base model continued; else the usual ones."""
     found: dict[str, str] = {}
     base = artifact.module == "pretrain"
     for results in _evaluations(store, artifact.key, there):
@@ -130,3 +126,39 @@ def _evaluations(store: Store, key: str, there: list[Artifact]) -> Iterator[dict
         if artifact.module == "evaluate" and artifact.record["inputs"].get("model") == key:
             with suppress(Corrupt):
                 yield read_fields(store.open(artifact, "results.json") / "results.json", RESULTS)
+
+
+class Sessions:
+    """The models to choose from. One is loaded at a time, since they are large. A replaced one finishes its answer."""
+
+    def __init__(
+        self, models: Sequence[ModelChoice], device: str = "auto", load: Callable[..., ChatSession] = ChatSession.load
+    ):
+        if not models:
+            raise UserError("the store has no model to chat with", fix="Run `python flows.py` to train one.")
+        self.models = list(models)
+        self._device, self._load = device, load
+        self._loaded: tuple[str, ChatSession] | None = None
+        self._lock = threading.Lock()
+
+    def choice(self, key: str | None) -> ModelChoice:
+        """The model whose key starts with `key`; the first one for None. Raises UserError."""
+        if not key:
+            return self.models[0]
+        for model in self.models:
+            if model.key.startswith(key):
+                return model
+        raise UserError(f"there is no model {key!r}", "model")
+
+    def get(self, key: str | None) -> ChatSession:
+        """The session of that model, which replaces another one in memory."""
+        model = self.choice(key)
+        with self._lock:
+            if self._loaded is None or self._loaded[0] != model.key:
+                self._loaded = None
+                try:
+                    folders = model.open()
+                except Corrupt as error:
+                    raise UserError(str(error)) from None
+                self._loaded = (model.key, self._load(*folders, self._device))
+            return self._loaded[1]

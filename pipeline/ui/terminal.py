@@ -11,9 +11,9 @@ from pipeline.errors import UserError
 from pipeline.ui.chat import ChatSession, ChatSettings, Draft, End, Message, Text, ToolCall, ToolOutput
 
 HELP = """\
-/system TEXT   give the model a system prompt, and start again (without TEXT: take it away)
-/temp NUMBER   temperature: 0 is always the same answer, 1 is lively
-/retry         answer the last message once more
+/system TEXT   set the system prompt and start again (without TEXT: remove it)
+/temp NUMBER   temperature: 0 always gives the same answer, 1 varies
+/retry         answer the last message again
 /reset         forget the conversation
 /quit          leave (so does Ctrl-D)
 Ctrl-C stops an answer."""
@@ -22,7 +22,7 @@ Ctrl-C stops an answer."""
 def answer_once(
     session: ChatSession, prompt: str, settings: ChatSettings, system: str = "", out: TextIO | None = None
 ) -> int:
-    """Write the answer to `out` (stdout) as it comes, and nothing else. Returns the exit code: 130 after Ctrl-C."""
+    """Write the answer to `out` (stdout) as it arrives, and nothing else. Returns the exit code: 130 after Ctrl-C."""
     out = out or sys.stdout
     messages = [*_system(system), {"role": "user", "content": prompt}]
     code = 0
@@ -48,9 +48,9 @@ def talk(
     read: Callable[[str], str] = input,
     out: TextIO | None = None,
 ) -> int:
-    """Converse until Ctrl-D or /quit; returns the exit code. `read` asks for a line, or raises EOFError at the end."""
+    """Chat until Ctrl-D or /quit; returns the exit code. `read` reads a line, or raises EOFError at the end."""
     with suppress(ImportError):
-        import readline  # noqa: F401  input() then knows arrows and history
+        import readline  # noqa: F401  gives input() arrow keys and history
     _Talk(session, settings, system, out or sys.stdout).run(title, read)
     return 0
 
@@ -84,7 +84,7 @@ class _Talk:
                 self._answer()
 
     def _answer(self) -> None:
-        """Answer the last message; a stopped answer stays as far as it came."""
+        """Answer the last message. The beginning of a stopped answer stays."""
         draft = Draft()
         events = self.session.reply([*_system(self.system), *self.history], self.settings)
         try:
@@ -115,10 +115,10 @@ class _Talk:
             return False
         if command == "/reset":
             self.history = []
-            self._note("a new conversation")
+            self._note("new conversation")
         elif command == "/system":
             self.system, self.history = rest, []
-            self._note("a new conversation with this system prompt" if rest else "a new conversation, no system prompt")
+            self._note(f"new conversation, {'with this' if rest else 'without a'} system prompt")
         elif command == "/temp":
             self._set_temperature(rest)
         elif command == "/retry" and self.history:
@@ -128,7 +128,7 @@ class _Talk:
         elif command == "/help":
             self._note(HELP)
         else:
-            self._note(f"{command} does nothing here. /help shows commands.")
+            self._note(f"There is no command {command}. /help shows the commands.")
         return True
 
     def _set_temperature(self, text: str) -> None:
@@ -136,7 +136,7 @@ class _Talk:
             changed = dataclasses.replace(self.settings, temperature=float(text))
             changed.check()
         except (ValueError, UserError):
-            self._note(f"temperature is {self.settings.temperature:g}. /temp 0.8 sets it; 0 to 10.")
+            self._note(f"The temperature is {self.settings.temperature:g}. Set it from 0 to 10, for example /temp 0.8.")
             return
         self.settings = changed
         self._note(f"temperature {changed.temperature:g}")

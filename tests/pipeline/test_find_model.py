@@ -248,7 +248,7 @@ def test_an_artifact_near_the_root_of_the_file_system_is_one_line(store, monkeyp
     found = Artifact(Path("/model"), store.find_by_name("sft").record)
     monkeypatch.setattr(Store, "read", staticmethod(lambda folder: found))
 
-    with pytest.raises(UserError, match="is no model to talk to"):
+    with pytest.raises(UserError, match="is not a model"):
         in_folder(store, found.folder)
 
 

@@ -12,8 +12,7 @@ from starlette.testclient import TestClient
 
 from pipeline.config.compose import AppConfig
 from pipeline.errors import UserError
-from pipeline.ui.access import Access, Tries
-from pipeline.ui.gate import Gate
+from pipeline.ui.gate import Access, Gate, Tries
 
 ASK = {"messages": [{"role": "user", "content": "hi"}], "stream": False}
 HTML = {"accept": "text/html"}

@@ -121,7 +121,7 @@ def test_the_length_of_an_answer_is_limited_by_what_is_left_of_the_context(sessi
 
 
 def test_a_message_longer_than_the_context_is_the_users_to_shorten(session):
-    with pytest.raises(UserError, match=r"the message takes 5.. tokens .* the model reads 400. Shorten it"):
+    with pytest.raises(UserError, match=r"take 5.. tokens, but the context has 400. Shorten it"):
         list(session.reply([user("x" * 500)]))
 
 

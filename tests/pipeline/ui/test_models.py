@@ -51,7 +51,7 @@ def test_a_model_whose_tokenizer_is_gone_is_not_offered_and_says_so_when_named(s
 
 
 def test_an_artifact_that_is_no_model_is_refused(store):
-    with pytest.raises(UserError, match="tokenizer/tttt1111: is no model to talk to"):
+    with pytest.raises(UserError, match="tokenizer/tttt1111: is not a model"):
         choice(store, store.read(store.folder("tokenizer", "tttt1111")))
 
 

@@ -7,9 +7,8 @@ import pytest
 from echo_model import ByteTokenizer, EchoModel
 
 from pipeline.ui.chat import ChatSession, End
-from pipeline.ui.models import ModelChoice
+from pipeline.ui.models import ModelChoice, Sessions
 from pipeline.ui.page import Page
-from pipeline.ui.sessions import Sessions
 
 TAB = SimpleNamespace(session_hash="tab")
 GIVEN = ("aaaa", "", 0.6, 50, 1.0, 64, "")

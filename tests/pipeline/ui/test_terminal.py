@@ -61,7 +61,7 @@ def test_temperature_is_set_and_nonsense_is_not(session, model):
     said = converse(session, "/temp 0", "a", "/temp hot", "b", "/temp -3", "c")
 
     assert [s.temperature for s in model.settings] == [0.0, 0.0, 0.0]
-    assert said.count("/temp 0.8 sets it") == 2
+    assert said.count("for example /temp 0.8") == 2
 
 
 @pytest.mark.parametrize("command", ["/help", "/nonsense", "/retry"])

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.ui.transcript import position, shown
+from pipeline.ui.page import position, shown
 
 kinds = st.sampled_from(["text", "python", "python_output"])
 parts = st.lists(st.builds(lambda kind, text: {"type": kind, "text": text}, kinds, st.text()))
