@@ -24,8 +24,8 @@ from prefect.artifacts import (
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 
+from pipeline.numbers import duration
 from pipeline.plan.plan import Step
-from pipeline.report.words import duration
 from pipeline.runner.make import Events
 from pipeline.runner.run import Run
 

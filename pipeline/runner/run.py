@@ -15,10 +15,10 @@ from typing import Any
 from data.durable import keep_json
 from pipeline.artifacts.store import Artifact
 from pipeline.errors import Corrupt, Interrupted, StageFailed
+from pipeline.numbers import duration, money
 from pipeline.plan.aftermath import Aftermath, after, wanted_by_name
 from pipeline.plan.plan import Plan, Step, check_guards
 from pipeline.plan.session import Session, new_run_id
-from pipeline.report.words import duration, money
 from pipeline.runner import environment, make, tracking
 from pipeline.runner import machine as hardware
 from pipeline.runner.make import Events
