@@ -250,7 +250,7 @@ def _load(model: Path, tokenizer: Path, device: str) -> "tuple[Generate, Tokeniz
     network = load_model(model, where, resolve_dtype("auto", where))
     codec = vocabulary.decode_bytes, vocabulary.encode
     engine = Engine(network, vocabulary.special, *codec, calculate, rows=1, decoder=decoder_of(network, in_place=True))
-    kinds = {"text": Text, "tool_call": ToolCall, "tool_output": ToolOutput}
+    kinds: dict[str, Callable[[str], Event]] = {"text": Text, "tool_call": ToolCall, "tool_output": ToolOutput}
 
     def generate(prompt: list[int], settings: ChatSettings, stop: Callable[[], bool]) -> Iterator[Event]:
         sampling = Sampling(
