@@ -13,9 +13,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", help="the same as bench.out=FILE")
     flags = parser.parse_args(argv)
     names = [word for word in flags.words if "=" not in word]
-    settings = [word for word in flags.words if "=" in word]
+    settings = [word for word in flags.words if "=" in word] + ([f"bench.out={flags.out}"] if flags.out else [])
     try:
-        return command.run(names, settings + ([f"bench.out={flags.out}"] if flags.out else []))
+        return command.run(names, settings)
     except Exception as error:
         if not isinstance(getattr(error, "cause", None), str):
             raise

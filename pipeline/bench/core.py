@@ -1,69 +1,80 @@
-"""CORE in batches against one question at a time, on a bundle's own items: items/s of both, and whether they agree.
-
-Both read the same texts, tokenizer included. One at a time is a whole forward pass over the options of each item, with
-all of its logits; in batches is evals.core, as evaluations run it. They take turns. Random weights: only times and
-agreement mean anything.
-"""
+"""CORE as evaluations run it, in batches, against one question at a time. Weights are random."""
 
 import copy
 import statistics
 import tempfile
 import zipfile
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from pipeline.bench import decode
-from pipeline.bench.registry import Result
-from pipeline.bench.settings import Bench, Skipped
-from pipeline.bench.text import Stages
+import torch
+from torch.nn import functional as F
+
+from data.tokens.tokenizer import Tokenizer
+from evals.core import Core, CoreSettings
+from evals.core_prompts import Question, TaskItems, encode
+from evals.ledger import Ledger
+from model.config import GPTConfig
+from model.gpt import GPT
+from pipeline.bench.data import Stages
+from pipeline.bench.decoding import build
+from pipeline.bench.registry import Bench, Result, Skipped
 from pipeline.bench.timing import seconds_of
 from pipeline.runner.environment import user_path
 
-if TYPE_CHECKING:
-    from data.tokens.tokenizer import Tokenizer
-    from evals.core import Core
-    from evals.core_prompts import Question, TaskItems
-    from evals.ledger import Ledger
-    from model.gpt import GPT
+Answers = dict[int, bool]  # by item
 
 
-BATCH_TOKENS = {"cuda": 65_536}  # as evaluations take
-CPU_BATCH_TOKENS = 2_048
-Answers = dict[str, dict[int, bool]]  # by task and item
+def core(bench: Bench) -> Result:
+    """items/s by task and of all, bench.items of each. same_answers: the share of items on which both ways agree.
 
-
-def measure(bench: Bench) -> Result:
-    """By task, and of all. bench.items: of each task."""
-    from data.tokens.tokenizer import Tokenizer
-    from evals.core import Core, CoreSettings
-
+    Both read the same items and take turns. One at a time is a whole forward pass over the options of each item, with
+    all of its logits.
+    """
     settings = bench.settings
     if settings.bundle is None:
         raise Skipped("needs bench.bundle=FOLDER, or the path of eval_bundle.zip")
+    rounds = 1 if settings.tiny else max(1, settings.repeats // 2)
+    seconds: dict[str, list[tuple[float, float]]] = {}  # by task and round: in batches, one at a time
+    agreeing: dict[str, list[bool]] = {}  # by task and item
     with tempfile.TemporaryDirectory(prefix="chatmill-bench-") as folder:
         stages = Stages(Path(folder))
-        params = {"vocab_size": 512, "max_chars": 200_000} if settings.tiny else {"vocab_size": settings.vocab_size}
-        tok = Tokenizer.load(stages.run("tokenizer", params, {"text": stages.text(settings.data)}))
-        batch_tokens = BATCH_TOKENS.get(bench.device.type, CPU_BATCH_TOKENS)
+        tok = Tokenizer.load(stages.tokenizer(settings, stages.text(settings.data)))
+        batch_tokens = bench.choose(tiny=2_048, cpu=2_048, cuda=65_536)  # on GPUs as evaluations use
         core_settings = CoreSettings(settings.items, batch_tokens, settings.threads or 1)
-        core = Core(unpacked(user_path(settings.bundle), Path(folder)), core_settings)
-        model = decode.build(case(tok, settings.tiny), bench.device)
-        paths = Paths(core, model, tok, Path(folder))
-        rounds = [paths.round(bench, number) for number in range(1 if settings.tiny else max(1, settings.repeats // 2))]
-    result: Result = {label: rates(paths, rounds, [label]) for label in rounds[0]}
-    result["all tasks"] = rates(paths, rounds, list(rounds[0]))
+        whole = Core(_unpacked(user_path(settings.bundle), stages.root), core_settings)
+        usual = GPTConfig(depth=4, vocab_size=tok.vocab_size)
+        tiny = GPTConfig(depth=2, width=32, head_dim=16, vocab_size=tok.vocab_size, sequence_len=256)
+        model = build(bench.choose(tiny, usual, usual), bench.device)
+        for number in range(rounds):
+            for items in whole.tasks:
+                label, one_task, alone = items.task.label, copy.copy(whole), Answers()
+                one_task.tasks = [items]
+                ledger = Ledger(stages.root / f"ledger-{number}-{label}")
+                in_batches = partial(one_task.measure, model, tok, ledger, lambda: None, lambda count, what: None)
+                batched = seconds_of(in_batches, bench.device)
+                single = seconds_of(partial(_one_at_a_time, model, tok, items, alone), bench.device)
+                seconds.setdefault(label, []).append((batched, single))
+                answers = dict(
+                    pair for record in ledger.records[f"core/{label}"].values() for pair in record["answers"]
+                )
+                agreeing[label] = [answers[index] == right for index, right in alone.items()]
+    result: Result = {}
+    for name, labels in [*((label, [label]) for label in seconds), ("all tasks", list(seconds))]:
+        sums = [[sum(seconds[label][number][way] for label in labels) for number in range(rounds)] for way in (0, 1)]
+        batched, single = map(statistics.median, sums)
+        agree = [same for label in labels for same in agreeing[label]]
+        result[name] = {
+            "items": len(agree),
+            "items_s": len(agree) / batched,
+            "one_at_a_time_items_s": len(agree) / single,
+            "times_one": single / batched,
+            "same_answers": sum(agree) / len(agree),
+        }
     return result
 
 
-def case(tok: "Tokenizer", tiny: bool) -> decode.Case:
-    if tiny:
-        return decode.Case(2, tok.vocab_size, 256, (1,), 1, width=32, head_dim=16)
-    return decode.Case(4, tok.vocab_size, 2048, (1,), 1)
-
-
-def unpacked(bundle: Path, folder: Path) -> Path:
+def _unpacked(bundle: Path, folder: Path) -> Path:
     if bundle.suffix != ".zip":
         return bundle
     with zipfile.ZipFile(bundle) as archive:
@@ -71,79 +82,23 @@ def unpacked(bundle: Path, folder: Path) -> Path:
     return folder / "bundle"
 
 
-@dataclass
-class Paths:
-    """Both ways through the same items, and what they answered last."""
-
-    core: "Core"
-    model: "GPT"
-    tok: "Tokenizer"
-    folder: Path
-
-    def __post_init__(self) -> None:
-        self.batched: Answers = {}
-        self.single: Answers = {}
-
-    def round(self, bench: Bench, number: int) -> dict[str, tuple[float, float]]:
-        """Seconds by task: in batches, one at a time."""
-        from evals.ledger import Ledger
-
-        found = {}
-        for items in self.core.tasks:
-            label = items.task.label
-            ledger = Ledger(self.folder / f"ledger-{number}-{label}")
-            batched = seconds_of(partial(self.in_batches, label, ledger), bench.device)
-            single = seconds_of(partial(self.one_at_a_time, items), bench.device)
-            found[label] = (batched, single)
-        return found
-
-    def in_batches(self, label: str, ledger: "Ledger") -> None:
-        one = copy.copy(self.core)
-        one.tasks = [items for items in self.core.tasks if items.task.label == label]
-        one.measure(self.model, self.tok, ledger, lambda: None, lambda count, what: None)
-        records = ledger.records[f"core/{label}"].values()
-        self.batched[label] = {index: bool(right) for record in records for index, right in record["answers"]}
-
-    def one_at_a_time(self, items: "TaskItems") -> None:
-        from evals.core_prompts import encode
-
-        exact = items.task.kind == "language_modeling"
-        answers = {}
-        for index in range(items.count):
-            (question,) = encode(items, [index], self.tok, self.model.config.sequence_len)
-            answers[index] = answer_alone(self.model, question, exact)
-        self.single[items.task.label] = answers
-
-    def agreeing(self, labels: list[str]) -> float:
-        same = [self.batched[label][i] == right for label in labels for i, right in self.single[label].items()]
-        return sum(same) / len(same)
+def _one_at_a_time(model: GPT, tok: Tokenizer, items: TaskItems, answers: Answers) -> None:
+    for index in range(items.count):
+        (question,) = encode(items, [index], tok, model.config.sequence_len)
+        answers[index] = _is_right(model, question, exact=items.task.kind == "language_modeling")
 
 
-def answer_alone(model: "GPT", question: "Question", exact: bool) -> bool:
-    """Whether the model answers one question right, by a forward pass over its options."""
-    import torch
-
+@torch.inference_mode()
+def _is_right(model: GPT, question: Question, exact: bool) -> bool:
+    """Return True if the model answers right, by one forward pass over the question's options."""
     width = max(len(option.ids) for option in question.options)
     tokens = torch.tensor([option.ids + [0] * (width - len(option.ids)) for option in question.options])
+    logits = model(tokens.to(model.lm_head.weight.device)).cpu()
     losses = []
-    with torch.inference_mode():
-        logits = model(tokens.to(model.lm_head.weight.device)).cpu()
-        for row, option in enumerate(question.options):
-            said = logits[row, option.start - 1 : option.end - 1].float()
-            targets = tokens[row, option.start : option.end]
-            if exact:
-                return bool((said.argmax(-1) == targets).all())
-            losses.append(float(torch.nn.functional.cross_entropy(said, targets)))
+    for row, option in enumerate(question.options):
+        predicted = logits[row, option.start - 1 : option.end - 1].float()
+        targets = tokens[row, option.start : option.end]
+        if exact:
+            return bool((predicted.argmax(-1) == targets).all())
+        losses.append(float(F.cross_entropy(predicted, targets)))
     return losses.index(min(losses)) == question.gold
-
-
-def rates(paths: Paths, rounds: list[dict[str, tuple[float, float]]], labels: list[str]) -> dict[str, Any]:
-    batched, single = (statistics.median(sum(one[label][way] for label in labels) for one in rounds) for way in (0, 1))
-    items = sum(len(paths.single[label]) for label in labels)
-    return {
-        "items": items,
-        "items_s": items / batched,
-        "one_at_a_time_items_s": items / single,
-        "times_one": single / batched,
-        "same_answers": paths.agreeing(labels),
-    }

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from data.text.shards import write_shard
-from pipeline.bench import command, configs, registry, table
-from pipeline.bench.checkpoint import stall
-from pipeline.bench.phases import kind_of
-from pipeline.bench.settings import Bench, Skipped, parse
-from pipeline.bench.text import find_shards
+from pipeline import typed
+from pipeline.bench import command, jobs, registry
+from pipeline.bench.data import find_shards
+from pipeline.bench.registry import Bench, Skipped, parse
+from pipeline.bench.tables import print_table
+from pipeline.bench.training import kind_of, stall
 from pipeline.errors import UserError
+from pipeline.stages import pretrain
 from tests.pipeline.test_evaluate import write_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,8 +48,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measured(name: str, *settings: str) -> registry.Result:
-    made, overrides = parse([*QUICK, *settings])
-    return registry.find(name)(Bench(made, overrides, command.set_up_machine(made)))
+    return registry.find(name)(command.prepare(*parse([*QUICK, *settings])))
 
 
 QUANTITIES = {
@@ -153,12 +154,11 @@ def test_measurements_run_where_only_torch_and_numpy_are(tmp_path: Path) -> None
     assert json.loads(out.read_text())["train_step"]["tiny eager"]["tok_s"] > 0
 
 
-@pytest.mark.parametrize("name", configs.JOBS)
+@pytest.mark.parametrize("name", jobs.JOBS)
 def test_a_job_is_the_same_with_hydra_and_without(name: str) -> None:
     bench = Bench(*parse(["bench.tiny=true"]), torch.device("cpu"))
-    composed = configs.compose(bench, configs.JOBS[name]).params
-    plain = configs.params_of(configs.read_plainly(configs.JOBS[name].split())["params"])
-    assert composed == plain
+    plain = jobs.read_plainly(jobs.JOBS[name].split())["params"]
+    assert jobs.compose(bench, jobs.JOBS[name]).params == typed.build(pretrain.Params, plain)
 
 
 def sample_efficiency(hub: Path, out: Path, *settings: str) -> dict:
@@ -208,8 +208,18 @@ def test_operators_are_told_apart_by_their_names() -> None:
     assert kind_of("aten::mul") == "elementwise"
 
 
-def test_a_wide_table_stands_upright() -> None:
-    narrow = table.lines({"a": {"x": 1, "y": 2.34567}, "b": {"x": 1000}})
-    assert narrow[0].split() == ["x", "y"] and narrow[1].split() == ["a", "1", "2.346"]
-    wide = table.lines({"a": {f"q{n}": {"z": n} for n in range(12)}})
-    assert len(wide) == 13 and wide[1].split() == ["q0.z", "0"]
+def test_a_table_that_is_too_wide_has_a_row_per_quantity(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    print_table({"a": {"x": 1, "y": 2.34567}, "b": {"x": 1000}})
+    narrow = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in narrow] == [["x", "y"], ["a", "1", "2.346"], ["b", "1,000"]]
+    print_table({"a": {f"quantity_{n}": {"z": n} for n in range(12)}})
+    wide = capsys.readouterr().out.splitlines()
+    assert len(wide) == 13 and wide[1].split() == ["quantity_0.z", "0"]
+    assert all(len(line) <= 80 for line in narrow + wide)
+
+
+def test_results_are_printed_as_json_where_rich_is_missing(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich.table", None)
+    print_table(result := {"copy": {"gb_s": 7.0}})
+    assert json.loads(capsys.readouterr().out) == result

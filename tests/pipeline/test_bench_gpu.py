@@ -14,9 +14,10 @@ import torch
 
 from model.attention import BACKENDS
 from model.kernels import fp8
-from pipeline.bench import command, configs, equality, gpu, registry, train_step
+from pipeline.bench import command, equality, gpu, registry, training
 from pipeline.bench.gpu import BARS, PARTS, Child, Part
-from pipeline.bench.settings import Bench, parse
+from pipeline.bench.jobs import MODERN
+from pipeline.bench.registry import Bench, parse
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,15 +45,14 @@ def same_threads():
 
 
 def make_bench(*words: str, save=lambda result: None) -> Bench:
-    settings, overrides = parse([*words, *QUICK])
-    return Bench(settings, overrides, command.set_up_machine(settings), save)
+    bench = command.prepare(*parse([*words, *QUICK]))
+    bench.save = save
+    return bench
 
 
-DIFFERENT = [part for part in PARTS if not part.name.startswith("d12")]  # in small, d12 is d20
-
-
-@pytest.mark.parametrize("part", DIFFERENT, ids=lambda part: part.name)
-def test_every_part_runs_in_small_on_a_cpu(part: Part) -> None:
+@pytest.mark.parametrize("name", [name for name in PARTS if not name.startswith("d12")])  # in small, d12 is d20
+def test_every_part_runs_in_small_on_a_cpu(name: str) -> None:
+    part = PARTS[name]
     found = command.measure(part.measurement, make_bench(*part.words.split()))
     assert found and not command.wrong(found)
     if part.measurement == "train_step":
@@ -65,15 +65,16 @@ def test_every_part_runs_in_small_on_a_cpu(part: Part) -> None:
 
 @pytest.mark.full
 def test_compiled_steps_are_those_of_eager_ones() -> None:
-    settings, overrides = parse([word for word in QUICK if "compile" not in word])
-    found = command.measure("equal_compiled", Bench(settings, overrides, command.set_up_machine(settings)))
+    found = command.measure(
+        "equal_compiled", command.prepare(*parse([word for word in QUICK if "compile" not in word]))
+    )
     if "skipped" in found:
         pytest.skip(found["skipped"]["why"])
     assert found["modern float32 steps"]["within"]
 
 
 def test_bars_belong_to_parts() -> None:
-    assert BARS.keys() <= {part.name for part in PARTS}
+    assert BARS.keys() <= PARTS.keys()
 
 
 # What is not equal is seen.
@@ -109,10 +110,10 @@ def test_a_wrong_scale_of_8_bit_products_is_seen(monkeypatch: pytest.MonkeyPatch
 
 def test_steps_at_another_rate_are_beyond_every_bound() -> None:
     bench = make_bench()
-    for words in (equality.EXACT, equality.EIGHT_BITS):
-        usual = equality.losses(bench, "", words)
-        faster = equality.losses(bench, "optim.init_lr_frac=0.024", words)
-        assert equality.difference(faster, usual) > equality.EIGHT_BITS_BOUND > equality.BOUNDS["float32"]["steps"]
+    for words in (equality.FLOAT32, equality.FP8):
+        usual = equality.observe(bench, "", words)["steps"]
+        faster = equality.observe(bench, "optim.init_lr_frac=0.024", words)["steps"]
+        assert equality.difference(faster, usual) > equality.FP8_BOUND > equality.BOUNDS["float32"]["steps"]
 
 
 def test_decoding_that_draws_other_tokens_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,10 +131,10 @@ WRITE = "import json, sys; json.dump({%r: %r}, open(sys.argv[1], 'w'))"
 
 def run_parts(monkeypatch: pytest.MonkeyPatch, programs: dict[str, str], *words: str) -> tuple[dict, list[dict]]:
     """The result of parts that are these programs, called with the file they write to, and all that was saved."""
-    monkeypatch.setattr(gpu, "PARTS", [Part(name, "memory", 60) for name in programs])
-    monkeypatch.setattr(gpu, "command", lambda bench, part, out: [sys.executable, "-c", programs[part.name], str(out)])
+    monkeypatch.setattr(gpu, "PARTS", {name: Part("memory", 60) for name in programs})
+    monkeypatch.setattr(gpu, "command", lambda bench, part, out: [sys.executable, "-c", programs[out.stem], str(out)])
     saved: list[dict] = []
-    result = gpu.measure(make_bench(*words, save=lambda found: saved.append(copy.deepcopy(found))))
+    result = gpu.gpu(make_bench(*words, save=lambda found: saved.append(copy.deepcopy(found))))
     return result, saved
 
 
@@ -154,7 +155,7 @@ def test_a_part_that_crashes_costs_no_other_and_all_are_saved_as_they_end(monkey
     assert "illegal memory access" in result["raises"]["failed"]["output"][-1]
     assert "CUDA out of memory" in result["out of memory"]["failed"]["error"]
     assert command.wrong(result) and not command.wrong({"first": result["first"]})
-    assert "failed: ended by SIGSEGV" in "\n".join(gpu.lines(result))
+    assert gpu.summary(result)["killed"] == {"measured": "failed: ended by SIGSEGV"}
 
 
 def test_a_part_that_takes_too_long_is_ended_and_keeps_what_it_had(monkeypatch, tmp_path: Path) -> None:
@@ -164,7 +165,8 @@ def test_a_part_that_takes_too_long_is_ended_and_keeps_what_it_had(monkeypatch, 
         "os.rename(file.name, sys.argv[1]); time.sleep(999)"
     )
     monkeypatch.setattr(gpu, "command", lambda bench, part, out: [sys.executable, "-c", program, str(out)])
-    child = Child(make_bench(), Part("hangs", "memory", 60), tmp_path, limit=0)
+    monkeypatch.setitem(gpu.PARTS, "hangs", Part("memory", 60))
+    child = Child(make_bench(), "hangs", tmp_path, limit=0)
     while not child.out.exists():
         assert child.process.poll() is None
         time.sleep(0.01)
@@ -177,9 +179,9 @@ def test_parts_end_with_the_command(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     sleep = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(999)"
     program = (
-        "import sys, torch; from pipeline.bench import gpu; from pipeline.bench.settings import Bench, parse\n"
+        "import sys, torch; from pipeline.bench import gpu; from pipeline.bench.registry import Bench, parse\n"
         f"gpu.command = lambda *_: [sys.executable, '-c', {sleep!r}]\n"
-        "gpu.measure(Bench(parse(['bench.tiny=true', 'bench.parts=[d32 memory]'])[0], [], torch.device('cpu')))"
+        "gpu.gpu(Bench(parse(['bench.tiny=true', 'bench.parts=[d32 memory]'])[0], [], torch.device('cpu')))"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
     while not (pid.exists() and pid.read_text()):
@@ -193,26 +195,19 @@ def test_parts_end_with_the_command(tmp_path: Path) -> None:
 
 def test_what_is_not_expected_to_fit_into_the_budget_is_skipped_by_name(monkeypatch, capsys) -> None:
     monkeypatch.setattr(gpu, "Child", None)  # no process is started
-    result = gpu.measure(make_bench("bench.budget_seconds=5"))
-    assert list(result) == [part.name for part in PARTS]
+    result = gpu.gpu(make_bench("bench.budget_seconds=5"))
+    assert list(result) == list(PARTS)
     assert all("expected to take 20 s" in found["skipped"]["why"] for found in result.values())
-    assert gpu.lines(result)[-1].endswith("d12 base fp8,d12 modern fp8]'.")
     said = capsys.readouterr().out
-    assert all(part.name in said for part in PARTS) and not command.wrong(result)
+    assert all(name in said for name in PARTS) and not command.wrong(result)
+    gpu.print_summary(result)
+    assert capsys.readouterr().out.endswith("d12 base fp8,d12 modern fp8]'.\n")
 
 
-def test_parts_that_are_timed_run_alone(tmp_path: Path) -> None:
-    timed, other = Part("timed", "memory", 1), Part("other", "memory", 1, alone=False)
-
-    class Running:
-        def __init__(self, part: Part) -> None:
-            self.part = part
-
-    def may_start(part: Part, *running: Part) -> bool:
-        return gpu.may_start(part, [Running(one) for one in running])  # type: ignore[list-item]
-
-    assert may_start(timed) and may_start(other) and may_start(other, other)
-    assert not may_start(timed, other) and not may_start(other, timed) and not may_start(timed, timed)
+def test_parts_that_are_timed_run_alone() -> None:
+    timed, other = Part("memory", 1), Part("memory", 1, alone=False)
+    assert gpu.may_start(timed, []) and gpu.may_start(other, []) and gpu.may_start(other, [other])
+    assert not any(gpu.may_start(*pair) for pair in ((timed, [other]), (other, [timed]), (timed, [timed])))
 
 
 def test_a_bar_is_shown_beside_what_was_measured_and_fails_nothing(monkeypatch) -> None:
@@ -225,32 +220,33 @@ def test_a_bar_is_shown_beside_what_was_measured_and_fails_nothing(monkeypatch) 
         "mfu_bar": 0.53,
     }
     assert not command.wrong(result)
-    shown = [line.split()[-2:] for line in gpu.lines(result)[1:]]
-    assert shown == [["140,000", "150,000"], ["0.5", "0.53"]]
+    assert list(gpu.summary(result).values()) == [
+        {"measured": 140_000.0, "bar": 150_000},
+        {"measured": 0.5, "bar": 0.53},
+    ]
 
 
 def test_of_cases_that_are_equal_the_worst_is_shown_and_all_that_are_not() -> None:
     cases = {name: equality.judged(error, 0.01) for name, error in (("a", 1e-9), ("b", 0.02), ("c", 1e-3), ("d", 0.03))}
-    shown = "\n".join(gpu.lines({"equal_steps": {"seconds": 1.0} | cases}))
-    assert [f"equal_steps: {name} error" in shown for name in "abcd"] == [False, True, True, True]
+    shown = gpu.summary({"equal_steps": {"seconds": 1.0} | cases})
+    assert list(shown) == [f"equal_steps: {name} error" for name in "bcd"]
 
 
 def test_a_part_gets_its_settings_and_those_of_the_user_which_count(tmp_path: Path) -> None:
-    settings, overrides = parse(
-        ["bench.repeats=3", "bench.budget_seconds=99", "bench.parts=[decode d20]", "model.depth=2"]
-    )
-    line = gpu.command(Bench(settings, overrides, torch.device("cpu")), PARTS[-1], tmp_path / "a part.json")
+    words = ["bench.repeats=3", "bench.budget_seconds=99", "bench.parts=[decode d20]", "model.depth=2"]
+    bench = Bench(*parse(words), torch.device("cpu"))
+    line = gpu.command(bench, PARTS["d12 modern fp8"], tmp_path / "a part.json")
     given, others = parse(line[4:])
     assert (
         line[3] == "train_step" and given.repeats == 3 and given.jobs == ["d12"] and given.out.endswith("a part.json")
     )
     assert given.parts is None and given.budget_seconds == 520
-    assert others == [*configs.MODERN.split(), "pretrain.params.fp8=true", "model.depth=2"]
+    assert others == [*MODERN.split(), "pretrain.params.fp8=true", "model.depth=2"]
 
 
 def test_a_part_or_model_there_is_not_is_the_users_mistake() -> None:
     with pytest.raises(UserError, match=r"Did you mean bench\.parts\.decode d20"):
-        registry.check("gpu", make_bench("bench.parts=[decode d2]"))
+        gpu.check(make_bench("bench.parts=[decode d2]"))
     settings, overrides = parse(["bench.device=cpu", "bench.models=[d21]"])
     with pytest.raises(UserError, match=r"Did you mean bench\.models\.d20"):
         registry.find("decode")(Bench(settings, overrides, torch.device("cpu")))
@@ -290,17 +286,17 @@ def test_it_runs_where_only_torch_and_a_few_packages_are(tmp_path: Path) -> None
 
 
 def out_of_memory_above(rows: int, tried: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    right, trainings = train_step.run_trainer, []
+    right, trainers = training.run_trainer, []
 
-    def run(training, watch) -> None:
-        assert all(not vars(earlier) for earlier in trainings)  # the memory of an attempt is free before the next
-        trainings.append(training)
-        tried.append(training.settings.micro_batch)
-        if training.settings.micro_batch > rows:
+    def run(trainer, timer) -> None:
+        assert all(not vars(earlier) for earlier in trainers)  # the memory of an attempt is free before the next
+        trainers.append(trainer)
+        tried.append(trainer.settings.micro_batch)
+        if trainer.settings.micro_batch > rows:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        right(training, watch)
+        right(trainer, timer)
 
-    monkeypatch.setattr(train_step, "run_trainer", run)
+    monkeypatch.setattr(training, "run_trainer", run)
 
 
 def test_a_step_that_does_not_fit_is_measured_with_fewer_rows_a_pass(monkeypatch, capsys) -> None:

@@ -15,7 +15,7 @@ import pytest
 import pipeline.stages
 from model.config import GPTConfig
 from pipeline import typed
-from pipeline.bench.settings import BenchSettings
+from pipeline.bench.registry import BenchSettings
 from pipeline.config import compose as config
 from pipeline.job import Launch
 
