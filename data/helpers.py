@@ -1,4 +1,4 @@
-"""Work spread over helper processes, which end with the process that started them, however that ends."""
+"""Work distributed over helper processes, which end with the process that started them, however that ends."""
 
 import signal
 import traceback
@@ -9,15 +9,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
+from data.errors import HelperDied
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Report = Callable[[Any], None]
-
-
-class HelperDied(Exception):
-    """A helper process was ended from outside."""
-
-    cause = "oom"
 
 
 class _Stop(Exception):
@@ -33,12 +29,11 @@ def run_in_helpers(
 ) -> list[Result] | None:
     """function(item, report) of each item, in order; None if stopped before all were done.
 
-    Up to `workers` processes; one needs no process of its own. What the function reports, which it should do every
-    second or so, reaches on_report here. Raises what the function raises, and HelperDied.
+    Uses up to `workers` processes; a single one is this process. What the function reports, which it should do about
+    once a second, is passed to on_report here. Raises what the function raises, and HelperDied.
     """
-    workers = min(workers, len(items))
-    if workers > 1:
-        return _run(function, items, workers, on_report, should_stop)
+    if min(workers, len(items)) > 1:
+        return _run(function, items, min(workers, len(items)), on_report, should_stop)
 
     def report(value: Any) -> None:
         on_report(value)
@@ -58,19 +53,24 @@ def _run(
     on_report: Report,
     should_stop: Callable[[], bool],
 ) -> list[Result] | None:
+    context = get_context("spawn")  # a fork would copy the locks of running threads
     results: dict[int, Result] = {}
     waiting = deque(range(len(items)))
     busy: dict[Connection, int] = {}
     processes: list[BaseProcess] = []
     try:
         for _ in range(workers):
-            connection = _start(function, processes)
+            connection, theirs = context.Pipe()
+            process = context.Process(target=_help, args=(function, theirs), daemon=True)
+            process.start()
+            processes.append(process)
+            theirs.close()
             busy[connection] = waiting.popleft()
             connection.send(items[busy[connection]])
         while busy:
             if should_stop():
                 return None
-            for connection in _ready(busy):
+            for connection in [c for c in wait(list(busy), timeout=0.3) if isinstance(c, Connection)]:
                 kind, value = _receive(connection)
                 if kind == "report":
                     on_report(value)
@@ -82,25 +82,11 @@ def _run(
                     busy[connection] = waiting.popleft()
                     connection.send(items[busy[connection]])
     finally:
-        for process in processes:
-            process.kill()
-        for process in processes:
-            process.join()
+        for started in processes:
+            started.kill()
+        for started in processes:
+            started.join()
     return [results[i] for i in range(len(items))]
-
-
-def _start(function: Callable[[Any, Report], Any], processes: list[BaseProcess]) -> Connection:
-    context = get_context("spawn")  # a fork would copy the locks of running threads
-    here, there = context.Pipe()
-    process = context.Process(target=_help, args=(function, there), daemon=True)
-    process.start()
-    there.close()
-    processes.append(process)
-    return here
-
-
-def _ready(busy: dict[Connection, int]) -> list[Connection]:
-    return [connection for connection in wait(list(busy), timeout=0.3) if isinstance(connection, Connection)]
 
 
 def _receive(connection: Connection) -> tuple[str, Any]:
@@ -109,12 +95,12 @@ def _receive(connection: Connection) -> tuple[str, Any]:
     except (EOFError, ConnectionResetError):
         raise HelperDied(
             "a helper process was killed from outside, as the system does when memory is short. "
-            "Lower launch.workers and run the same again; what is done is kept."
+            "Lower launch.workers and run the same command again; finished work is kept."
         ) from None
 
 
 def _help(function: Callable[[Any, Report], Any], connection: Connection) -> None:
-    """One helper: items in, reports and results out, until the other end is closed."""
+    """One helper: receives items, sends reports and results, until the other end is closed."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the process that started this one decides
     try:

@@ -1,5 +1,5 @@
-"""Checks of what comes from outside: names, digests and sizes that a server, an archive or a manifest announces, and
-text that reaches a terminal."""
+"""Checks of foreign input: names, digests and sizes that a server, an archive or a manifest announces, and text that is
+printed."""
 
 import re
 from pathlib import Path
@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from data.errors import DataError, DataMistake
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
+HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair, which is not a character
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")  # bidirectional overrides included
 LARGEST = 1e15  # above all times in seconds and sizes in bytes
 LONGEST_NAME = 1024  # characters of a path
@@ -25,7 +26,7 @@ def check_name(name: Any, where: str) -> str:
         or len(name) > LONGEST_NAME
         or "\\" in name
         or CONTROL.search(name)
-        or any("\ud800" <= character <= "\udfff" for character in name)
+        or HALF.search(name)
         or any(part in ("", ".", "..") for part in name.split("/"))
     )
     if wrong:
@@ -34,7 +35,7 @@ def check_name(name: Any, where: str) -> str:
 
 
 def below(folder: Path, name: Any, where: str) -> Path:
-    """`folder`/`name`, for a checked `name`. Raises DataError."""
+    """`folder`/`name`, once `name` has been checked. Raises DataError."""
     return folder / check_name(name, where)
 
 
@@ -50,15 +51,16 @@ def check_sha256(value: Any, where: str) -> str:
     return str(value)
 
 
+def is_size(value: Any) -> bool:
+    """Return True for a whole number of bytes, zero or more."""
+    return type(value) is int and value >= 0
+
+
 def check_size(value: Any, where: str) -> int:
-    """Return `value` if it is a whole number of bytes, zero or more. Raises DataError."""
-    if not _is_size(value):
+    """Return `value` if it is a whole number of bytes. Raises DataError."""
+    if not is_size(value):
         raise DataError(f"{where} announces a size of {shown(value)}, expected a whole number of bytes. Refused.")
     return int(value)
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and value >= 0
 
 
 def origin(url: str) -> tuple[str, str, int]:
@@ -75,7 +77,7 @@ def origin(url: str) -> tuple[str, str, int]:
 
 def described(value: Any) -> bool:
     """Return True for {"sha256", "bytes"} of a file, as a store remembers it."""
-    return isinstance(value, dict) and is_sha256(value.get("sha256")) and _is_size(value.get("bytes"))
+    return isinstance(value, dict) and is_sha256(value.get("sha256")) and is_size(value.get("bytes"))
 
 
 def group(memory: dict[str, Any], name: str) -> dict[str, Any]:
@@ -86,7 +88,7 @@ def group(memory: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def fits(value: Any, usual: Any) -> bool:
-    """Return True if `value` can stand where `usual` usually does: a number, text, a list or an object like it.
+    """Return True if `value` has the type that `usual` has: a number, text, a list or an object like it.
 
     Numbers must be finite and below LARGEST. An object must have the names of `usual` with values that fit, and may
     have more.
@@ -99,19 +101,21 @@ def fits(value: Any, usual: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A foreign value for a message: as Python writes it, shortened, without control characters."""
+    """A foreign value for a message: as Python writes it, in ASCII, at most 100 characters."""
     text = ascii(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    """`text` without what a terminal would obey: control characters other than those in `keep` become visible.
+    """`text` with control characters made visible, so that no terminal obeys them; those in `keep` stay.
 
     ESC becomes U+241B, other C0 characters their symbol in Unicode's Control Pictures block, the rest U+FFFD.
     """
-    return CONTROL.sub(lambda found: found[0] if found[0] in keep else _picture(found[0]), text)
 
+    def picture(found: re.Match[str]) -> str:
+        if found[0] in keep:
+            return found[0]
+        code = ord(found[0])
+        return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
 
-def _picture(character: str) -> str:
-    code = ord(character)
-    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
+    return CONTROL.sub(picture, text)

@@ -8,26 +8,26 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import DataError
-from data.tokens.packing import BatchOrder, split_targets
+from data.tokens.packing import BatchOrder, open_array, split_targets
 
 WINDOW = 1000  # neighbouring conversations that may share a row
 
 
 class Fate(IntEnum):
-    """What became of a conversation."""
+    """The outcome for a conversation."""
 
     WHOLE = 0
-    CUT = 1  # its last turns did not fit
+    CUT = 1  # its last turns do not fit
     TOO_LONG = 2  # dropped: not even its first exchange fits a row
-    UNTRAINED = 3  # dropped: no assistant speaks in it
-    MALFORMED = 4  # dropped: its roles do not take turns
+    UNTRAINED = 3  # dropped: it has no message by the assistant
+    MALFORMED = 4  # dropped: its roles do not alternate
     EMPTY = 5  # dropped: an answer in it is empty
 
 
 def fit(ids: list[int], mask: list[int], row_tokens: int, turn_end: int) -> tuple[int, Fate]:
-    """How many tokens of a rendered conversation go into a row: all, those up to the end of a turn, or none.
+    """Number of tokens of a rendered conversation that go into a row: all, those up to the end of a turn, or none.
 
-    turn_end: the id of <|assistant_end|>. What is kept always has a token to train on.
+    turn_end: the id of <|assistant_end|>. The tokens that are kept always include one to train on.
     """
     if not any(mask):
         return 0, Fate.UNTRAINED
@@ -40,11 +40,11 @@ def fit(ids: list[int], mask: list[int], row_tokens: int, turn_end: int) -> tupl
 
 
 def best_fit_whole(lengths: np.ndarray, row_tokens: int, window: int = WINDOW) -> list[list[int]]:
-    """Which conversations share a row; none is split.
+    """The conversations of each row; none is split.
 
-    lengths: (N,) tokens of each, at most row_tokens; those of length 0 are left out. Neighbours of `window`
-    conversations are packed among themselves: each row takes the longest that still fits until none does, and has
-    them in their own order. O(log window) comparisons a conversation.
+    lengths: (N,) tokens of each, at most row_tokens; those of length 0 are left out. `window` neighbouring
+    conversations are packed among themselves: each row takes the longest that still fits until none does, and keeps
+    them in their own order. O(log window) comparisons per conversation.
     """
     fitting = np.flatnonzero(lengths)
     rows: list[list[int]] = []
@@ -72,8 +72,8 @@ class ConversationRows:
         described = json.loads((folder / "rows.json").read_text())
         self.sequence_len = int(described["sequence_len"])
         self.in_sequence = described["order"] == "sequence"
-        self.tokens = _load(folder / "rows.tokens.npy")
-        self.mask = _load(folder / "rows.mask.npy")
+        self.tokens = open_array(folder / "rows.tokens.npy")
+        self.mask = open_array(folder / "rows.mask.npy")
         shape = (described["rows"], self.sequence_len + 1)
         for name, array in (("tokens", self.tokens), ("mask", self.mask)):
             if array.shape != shape:
@@ -87,15 +87,14 @@ class ConversationRows:
         return self.tokens[i], self.mask[i]
 
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """tokens (B, T) and targets (B, T), int64, of the rows `indices` (B,); a target of -1 is not trained on."""
+        """As data.tokens.packing.Rows.gather."""
         tokens, targets = split_targets(self.tokens[indices].astype(np.int64))
         targets[self.mask[indices][:, 1:] == 0] = -1
         return tokens, targets
 
     def order(self, rows_per_step: int, seed: int) -> BatchOrder:
-        """Which rows each step trains on: shuffled anew each epoch, or as they are for a TaskSequence."""
-        kind = SequenceOrder if self.in_sequence else BatchOrder
-        return kind(len(self), rows_per_step, seed)
+        """The rows that each step trains on: shuffled anew each epoch, or as they are for a TaskSequence."""
+        return (SequenceOrder if self.in_sequence else BatchOrder)(len(self), rows_per_step, seed)
 
 
 class SequenceOrder(BatchOrder):
@@ -103,10 +102,3 @@ class SequenceOrder(BatchOrder):
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         return np.asarray(positions, np.int64) % self.rows
-
-
-def _load(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read ({error}). Remove its artifact; it is made again.") from None

@@ -1,37 +1,86 @@
-"""Fetching files whole, however bad the line is: retried, resumed and checked against their sha256."""
+"""Files fetched completely over any connection: retried, resumed, checked against their SHA-256 and kept under it."""
 
 import hashlib
 import queue
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO
 
+from data.durable import file_sha256, locked, put_in_place
 from data.errors import DataError, DiskFull
-from data.sources.blobs import Blobs
-from data.sources.ratelimit import Turnstile
 from data.sources.web import (
-    Line,
     Pace,
+    RateLimiter,
     Stalled,
-    check,
     head,
     headers,
     http_errors,
-    patiently,
     pause,
     raise_if_final,
+    retried,
     status_of,
     stream,
     unreachable,
 )
 from data.trust import check_sha256, check_size, is_sha256
 
-ATTEMPTS = 8  # in a row without progress; a few bytes in minutes are none
-DAMAGED_ATTEMPTS = 5  # whole files that came with other bytes than announced
-LARGEST_HASHED = 4 << 30  # bytes of a file whose sha256 no server names, so that it must be read to its end
+ATTEMPTS = 8  # in a row without progress; a few bytes in minutes do not count
+DAMAGED_ATTEMPTS = 5  # complete files that differ from what was announced
+LARGEST_HASHED = 4 << 30  # bytes of a file whose sha256 no server announces, so that all of it must be read
+
+
+class Blobs:
+    """Files kept once each under the SHA-256 of their content: `root`/SHA256 are complete and verified, `root`/tmp are
+    being fetched. Several processes may add the same file at the same time: `lock` lets one of them do it."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        (root / "tmp").mkdir(parents=True, exist_ok=True)
+
+    def path(self, sha256: str) -> Path:
+        return self.root / check_sha256(sha256, str(self.root))
+
+    def partial(self, sha256: str) -> Path:
+        """The file as far as it has arrived. It outlives a crash, so that fetching resumes there."""
+        return self.root / "tmp" / check_sha256(sha256, str(self.root))
+
+    def has(self, sha256: str) -> bool:
+        """Return True if the file is complete, after reading all of it; a damaged one is removed."""
+        path = self.path(sha256)
+        if not path.is_file():
+            return False
+        if file_sha256(path) == sha256:
+            return True
+        path.unlink(missing_ok=True)
+        return False
+
+    def publish(self, sha256: str) -> bool:
+        """Turn the partial file into a blob if its content is right; otherwise delete it and return False."""
+        partial = self.partial(sha256)
+        if file_sha256(partial) != sha256:
+            partial.unlink()
+            return False
+        put_in_place(partial, self.path(sha256))
+        return True
+
+    def add(self, source: Path) -> str:
+        """Copy `source` into the blobs; returns its sha256."""
+        sha256 = file_sha256(source)
+        with self.lock(sha256):
+            if not self.has(sha256):
+                shutil.copyfile(source, self.partial(sha256))
+                if not self.publish(sha256):
+                    return self.add(source)  # it changed while it was copied
+        return sha256
+
+    @contextmanager
+    def lock(self, sha256: str) -> Iterator[None]:
+        with locked(self.partial(sha256).with_suffix(".lock")):
+            yield
 
 
 @dataclass(frozen=True)
@@ -53,23 +102,13 @@ class TooLong(DataError):
     """A server sends more than it announced."""
 
 
-class Sink(Protocol):
-    """Where the bytes of a transfer go; `size` bytes have arrived."""
-
-    size: int
-
-    def write(self, chunk: bytes) -> None: ...
-
-    def restart(self) -> None: ...
-
-
 def describe_url(url: str, own_token: bool = False) -> dict[str, Any]:
-    """{"sha256", "bytes"} of what a URL holds: from its ETag where that is a sha256, else by reading it all.
+    """{"sha256", "bytes"} of the file at a URL: from its ETag where that is a sha256, else by reading all of it.
 
     Raises DataError when it is not available, or would have to be read and exceeds LARGEST_HASHED.
     """
     try:
-        response = patiently(lambda: head(url, own_token), url)
+        response = retried(lambda: head(url, own_token), url)
     except http_errors() as error:
         raise_if_final(error, url)
         raise unreachable(url, error) from None
@@ -79,8 +118,8 @@ def describe_url(url: str, own_token: bool = False) -> dict[str, Any]:
     size = response.headers.get("Content-Length")
     if is_sha256(etag) and size:
         return {"sha256": etag, "bytes": int(size)}
-    sink = _HashSink()
-    _transfer(url, sink, own_token, None, Line())
+    sink = _Sink()
+    _transfer(url, sink, own_token, None, RateLimiter())
     return {"sha256": sink.digest.hexdigest(), "bytes": sink.size}
 
 
@@ -94,7 +133,7 @@ def fetch_all(
 ) -> bool:
     """Bring every wanted file into `blobs`, `workers` at a time; False if stopped before all were there.
 
-    What is there already is checked, not fetched; what was begun goes on where it was. Raises DataError, DiskFull.
+    Files that are there are checked, not fetched; partial ones are resumed. Raises DataError, DiskFull.
     """
     unique = {item.sha256: item for item in wanted}
     _check_room(list(unique.values()), blobs)
@@ -102,10 +141,10 @@ def fetch_all(
     for item in unique.values():
         waiting.put(item)
     finished: queue.SimpleQueue[Wanted | BaseException] = queue.SimpleQueue()
-    line = Line(Turnstile(say))
+    limiter = RateLimiter(say)
     for _ in range(min(max(1, workers), len(unique))):
         # Daemons, so that a stalled connection cannot keep the process from ending.
-        threading.Thread(target=_work, args=(waiting, finished, blobs, line), daemon=True).start()
+        threading.Thread(target=_work, args=(waiting, finished, blobs, limiter), daemon=True).start()
     total = sum(item.bytes for item in unique.values())
     running = dict(unique)
     try:
@@ -122,12 +161,12 @@ def fetch_all(
                 del running[outcome.sha256]
             on_progress(total - sum(item.bytes - _arrived(item, blobs) for item in running.values()), total)
     finally:
-        line.stop.set()
+        limiter.stop.set()
     return True
 
 
-def _work(waiting: queue.SimpleQueue, finished: queue.SimpleQueue, blobs: Blobs, line: Line) -> None:
-    while not line.stop.is_set():
+def _work(waiting: queue.SimpleQueue, finished: queue.SimpleQueue, blobs: Blobs, limiter: RateLimiter) -> None:
+    while not limiter.stop.is_set():
         try:
             item = waiting.get_nowait()
         except queue.Empty:
@@ -135,20 +174,20 @@ def _work(waiting: queue.SimpleQueue, finished: queue.SimpleQueue, blobs: Blobs,
         try:
             with blobs.lock(item.sha256):
                 if not blobs.has(item.sha256):
-                    _fetch(item, blobs, line)
+                    _fetch(item, blobs, limiter)
             finished.put(item)
-        except BaseException as error:  # handed to the thread that waits, which raises it
+        except BaseException as error:  # passed to the waiting thread, which raises it
             finished.put(error)
 
 
-def _fetch(item: Wanted, blobs: Blobs, line: Line) -> None:
+def _fetch(item: Wanted, blobs: Blobs, limiter: RateLimiter) -> None:
     for _ in range(DAMAGED_ATTEMPTS):
         try:
-            with _FileSink(blobs.partial(item.sha256)) as sink:
-                _transfer(item.url, sink, item.own_token, item.bytes, line)
+            with open(blobs.partial(item.sha256), "ab") as file:  # resumes what an earlier process has begun
+                _transfer(item.url, _Sink(file), item.own_token, item.bytes, limiter)
         except TooLong:
             continue
-        if line.stop.is_set() or blobs.publish(item.sha256):
+        if limiter.stop.is_set() or blobs.publish(item.sha256):
             return
     raise DataError(
         f"{item.name} from {item.url} came {DAMAGED_ATTEMPTS} times with other bytes than its sha256 "
@@ -156,18 +195,37 @@ def _fetch(item: Wanted, blobs: Blobs, line: Line) -> None:
     )
 
 
-def _transfer(url: str, sink: Sink, own_token: bool, size: int | None, line: Line) -> None:
-    """Bring all of `url` into `sink`, going on after each failure; returns early, incomplete, once it is to stop.
+class _Sink:
+    """Receives the bytes of a transfer: appends them to `file`, or keeps nothing but their digest."""
+
+    def __init__(self, file: BinaryIO | None = None):
+        self.file, self.size, self.digest = file, file.tell() if file else 0, hashlib.sha256()
+
+    def write(self, chunk: bytes) -> None:
+        if self.file:
+            self.file.write(chunk)
+        else:
+            self.digest.update(chunk)
+        self.size += len(chunk)
+
+    def restart(self) -> None:
+        if self.file:
+            self.file.truncate(0)
+        self.size, self.digest = 0, hashlib.sha256()
+
+
+def _transfer(url: str, sink: _Sink, own_token: bool, size: int | None, limiter: RateLimiter) -> None:
+    """Bring all of `url` into `sink`, resuming after each failure; returns early, incomplete, when asked to stop.
 
     Empties the sink and raises TooLong once more than `size` bytes arrive, or LARGEST_HASHED if that is None.
     """
     failures = refusals = 0
     most = LARGEST_HASHED if size is None else size
-    while not line.stop.is_set() and sink.size != size:
+    while not limiter.stop.is_set() and sink.size != size:
         before = sink.size
-        line.turnstile.pass_through(line.stop)
+        limiter.wait()
         try:
-            announced = _attempt(url, sink, own_token, most, line.stop)
+            announced = _attempt(url, sink, own_token, most, limiter.stop)
             size = announced if size is None else size
             if size is None or sink.size == size:
                 return
@@ -177,25 +235,25 @@ def _transfer(url: str, sink: Sink, own_token: bool, size: int | None, line: Lin
             reason = error
         if sink.size > before and not isinstance(reason, Stalled):
             failures = refusals = 0
-        elif line.refused(reason, refusals, url):
+        elif limiter.refused(reason, refusals, url):
             refusals += 1
             continue
         else:
             failures += 1
         if failures >= ATTEMPTS or status_of(reason) == 429:
             raise unreachable(url, reason)
-        line.stop.wait(pause(failures))
+        limiter.stop.wait(pause(failures))
 
 
-def _attempt(url: str, sink: Sink, own_token: bool, most: int, stop: threading.Event) -> int | None:
-    """One connection, from where the sink is; returns the whole size if the server says it."""
+def _attempt(url: str, sink: _Sink, own_token: bool, most: int, stop: threading.Event) -> int | None:
+    """One connection, from the sink's size on; returns the size of the file if the server announces it."""
     request = headers(own_token)
     if sink.size:
         request["Range"] = f"bytes={sink.size}-"
     with stream(url, request) as response:
         if response.status_code == 416 or (sink.size and response.status_code == 200):
-            sink.restart()  # the server knows no such range, or begins again
-        check(response)
+            sink.restart()  # the server does not have this range, or starts at the beginning
+        response.raise_for_status()
         length = response.headers.get("Content-Length")
         size = sink.size + int(length) if length else None
         if size is not None and size > most:
@@ -213,42 +271,6 @@ def _attempt(url: str, sink: Sink, own_token: bool, most: int, stop: threading.E
     return size
 
 
-class _FileSink:
-    """Appends to a file that an earlier process may have begun."""
-
-    def __init__(self, path: Path):
-        self.file = open(path, "ab")  # noqa: SIM115 - closed by __exit__
-        self.size = self.file.tell()
-
-    def __enter__(self) -> "_FileSink":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.file.close()
-
-    def write(self, chunk: bytes) -> None:
-        self.file.write(chunk)
-        self.size += len(chunk)
-
-    def restart(self) -> None:
-        self.file.truncate(0)
-        self.size = 0
-
-
-class _HashSink:
-    """Keeps nothing but the digest."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def write(self, chunk: bytes) -> None:
-        self.digest.update(chunk)
-        self.size += len(chunk)
-
-    def restart(self) -> None:
-        self.digest, self.size = hashlib.sha256(), 0
-
-
 def _arrived(item: Wanted, blobs: Blobs) -> int:
     try:
         return min(item.bytes, blobs.partial(item.sha256).stat().st_size)
@@ -262,5 +284,5 @@ def _check_room(wanted: list[Wanted], blobs: Blobs) -> None:
     if needed > free:
         raise DiskFull(
             f"{blobs.root}: {needed / 1e6:,.0f} MB are still to be fetched, but {free / 1e6:,.0f} MB are free. "
-            "Make room, ask for fewer shards, or put store.root on a larger disk."
+            "Free some space, ask for fewer shards, or put store.root on a larger disk."
         )

@@ -1,9 +1,8 @@
 """Text of your own: parquet, jsonl or txt files, the latter two also as .gz or .zst, and folders of them.
 
-In a folder, hidden files and those about a data set (LICENSE, README) are not training text.
-
-With `val_shard` naming one of the files, each file is a shard. Without, documents go into shards of even size, and a
-fraction of them, chosen by their own text, is held out.
+In a folder, hidden files and those about a data set (LICENSE, README) are not training text. If `val_shard` names one
+of the files, each file is a shard. Otherwise documents are written to shards of even size, and a fraction of them,
+chosen by their own text, is held out.
 """
 
 import os
@@ -11,18 +10,16 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data.characters import counted
+from data.durable import file_sha256, link
 from data.errors import DataMistake
-from data.sources.blobs import file_sha256, link
 from data.sources.source import Made, Request
-from data.text.files import ABOUT, READ, kind_of, read_text
+from data.text.files import ABOUT, READ, counted, kind_of, open_shard, read_text, write_shard
 from data.text.resplit import VAL, Resplit
-from data.text.shards import check_shard, write_shard
 from data.trust import described, group, printable
 
 VAL_FRACTION = 0.01  # of the documents
 CHECKED_CHARS = 64_000_000  # checked per file while planning, which takes about a second; the stage checks the rest
-NAMED = 5  # ignored files by name; the rest are counted
+NAMED = 5  # ignored files that are named; the rest are counted
 NOT_TEXT = "hidden files, LICENSE, README, COPYING and NOTICE"
 
 
@@ -37,7 +34,7 @@ def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any
 
 
 def make(request: Request) -> Made | None:
-    """Shards with the column `text` in `out`; of a data set, the files as they are."""
+    """Write shards with the column `text` to `out`; of a data set, the files as they are."""
     params = request.params
     found = {name: Path(path) for name, path in request.identity["source"]["paths"].items()}
     for name, path in found.items():
@@ -45,8 +42,8 @@ def make(request: Request) -> Made | None:
             raise DataMistake(f"{path}: has changed since this run was planned. Run again.")
     if ignored := request.identity["source"].get("ignored"):
         named = ", ".join(PurePosixPath(path).name for path in ignored[:NAMED]) + ", ..." * (len(ignored) > NAMED)
-        said = f"files ignored: {len(ignored):,} ({named}). Supported: {READ}, except {NOT_TEXT}."
-        request.say(printable(said, keep=""))
+        line = f"files ignored: {len(ignored):,} ({named}). Supported: {READ}, except {NOT_TEXT}."
+        request.say(printable(line, keep=""))
     if params.what == "dataset":
         for name, path in found.items():
             link(request.blobs.path(request.blobs.add(path)), request.out / name)
@@ -57,13 +54,13 @@ def make(request: Request) -> Made | None:
 
 
 def find_sources(paths: list[str]) -> tuple[dict[str, Path], list[Path]]:
-    """The files that `paths` (files or folders) stand for, by their name below the folder given, in name order; and
-    the files in folders that are not read.
+    """The files in `paths` (files or folders), by their name below the given folder, in name order; and the files in
+    folders that are ignored.
 
-    Raises DataError for a path that is not there, of another kind, or two files of one name.
+    Raises DataError for a path that does not exist or is of another kind, and for two files of one name.
     """
     if not paths:
-        raise DataMistake("data.paths: names no file. Give files or folders of parquet, jsonl or txt.")
+        raise DataMistake("data.paths: names no file. Set files or folders of parquet, jsonl or txt.")
     found: dict[str, Path] = {}
     ignored: list[Path] = []
     for text in paths:
@@ -95,7 +92,7 @@ def _is_text(path: Path) -> bool:
 def _describe(sources: dict[str, Path], column: str | None, memory: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """{name: {"sha256", "bytes"}} of the sources; `memory` keeps digests by path, size and time of change.
 
-    A file that is not in `memory` is read as text up to CHECKED_CHARS, unless column is None: this finds most mistakes
+    A file that is not in `memory` is read as text up to CHECKED_CHARS, unless column is None, which finds most mistakes
     while planning. Raises DataError.
     """
     files = {}
@@ -105,22 +102,18 @@ def _describe(sources: dict[str, Path], column: str | None, memory: dict[str, An
         state = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "column": column}
         if seen is None or not described(seen) or seen | state != seen:
             if column is not None:
-                _check_start(path, column)
+                chars = 0
+                for text in read_text(path, column):
+                    chars += len(text)
+                    if chars > CHECKED_CHARS:
+                        break
             seen = memory[str(path)] = state | {"sha256": file_sha256(path)}
         files[name] = {"sha256": seen["sha256"], "bytes": seen["bytes"]}
     return files
 
 
-def _check_start(path: Path, column: str) -> None:
-    chars = 0
-    for text in read_text(path, column):
-        chars += len(text)
-        if chars > CHECKED_CHARS:
-            return
-
-
 def _file_by_file(found: dict[str, Path], request: Request) -> Made | None:
-    """Each file one shard: parquet as it is, the others converted."""
+    """Write each file as one shard: parquet as it is, the others converted."""
     params = request.params
     shards: dict[str, str] = {}
     for name in found:
@@ -133,15 +126,14 @@ def _file_by_file(found: dict[str, Path], request: Request) -> Made | None:
         raise DataMistake(f"data.val_shard: {params.val_shard} is none of {', '.join(found)}.")
     train = [shard for shard in shards if shard != val][: params.train_shards]
     if len(train) < (params.train_shards or 1):
-        wanted_shards = f"data.train_shards: {params.train_shards} asked for"
-        raise DataMistake(f"{wanted_shards}, but there are {len(train)} beside {val}.")
-    wanted = [*train, *([val] if params.validation else [])]
+        raise DataMistake(f"data.train_shards: is {params.train_shards}, but there are {len(train)} beside {val}.")
+    wanted = [*train, val] if params.validation else train
     for i, shard in enumerate(wanted):
         if request.should_stop():
             return None
         path, target = found[shards[shard]], request.out / shard
         if kind_of(path) == (".parquet", None):
-            check_shard(path, params.column)
+            open_shard(path, params.column)
             link(request.blobs.path(request.blobs.add(path)), target)
         elif not target.exists():
             notes: Counter[str] = Counter()
@@ -172,5 +164,5 @@ def _resplit(found: dict[str, Path], request: Request) -> Made | None:
 
 
 def _say(path: Path, notes: dict[str, int], request: Request) -> None:
-    if said := counted(notes):
-        request.say(printable(f"{path.name}: {said}", keep=""))
+    if line := counted(notes):
+        request.say(printable(f"{path.name}: {line}", keep=""))

@@ -17,7 +17,7 @@ from typing import Any
 
 from data.errors import DataError
 from data.sources.source import Made, Request
-from data.text.shards import held_out, write_shard
+from data.text.files import held_out, write_shard
 from data.trust import group, is_sha256
 
 SHARDS = 4
@@ -68,7 +68,7 @@ def make(request: Request) -> Made | None:
 def _shuffled(texts: list[str], seed: int) -> list[str]:
     import numpy as np  # here, so that a plan need not wait for it
 
-    from data.tokens.permutation import Permutation
+    from data.tokens.packing import Permutation
 
     return [texts[i] for i in Permutation(len(texts), seed)(np.arange(len(texts)))]
 

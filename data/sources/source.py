@@ -1,9 +1,9 @@
-"""What a source of data is: a module with `identity` and `make`, named by import path in the download stage's params.
+"""A source of data: a module with `identity` and `make`, named by its import path in the params of the download stage.
 
     identity(params, memory, online) -> {"files": ..., "source": ...} | None    what the data is, before it is here
     make(request) -> Made | None                                                put it into request.out; None: stopped
 
-`files` says what the data is and enters keys; `source` says where it is and does not.
+`files` describes the data and enters keys; `source` describes where it is and does not.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.sources.blobs import Blobs, link
+from data.durable import link
+from data.sources.fetch import Blobs, Wanted, fetch_all
 from data.trust import below
 
 
 @dataclass
 class Request:
-    """params: the download stage's. identity: as the source's own hook resolved it. workers: connections at once.
+    """params: of the download stage. identity: as the source's own hook returned it. workers: number of connections.
 
-    on_progress(done, total) in bytes; should_stop() is asked often; say(line) reaches the person who watches.
+    on_progress(done, total) in bytes; should_stop() should be called often; say(line) prints a line for the user.
     """
 
     params: Any
@@ -32,16 +33,18 @@ class Request:
     should_stop: Callable[[], bool]
     say: Callable[[str], None] = lambda line: None
 
+    def fetch(self, wanted: list[Wanted]) -> bool:
+        """Fetch files and link them into `out` by name; False if stopped before all were there."""
+        if not fetch_all(wanted, self.blobs, self.workers, self.on_progress, self.should_stop, self.say):
+            return False
+        for item in wanted:
+            link(self.blobs.path(item.sha256), below(self.out, item.name, "the source"))
+        return True
+
 
 @dataclass
 class Made:
-    """Names below request.out: of all files of a data set, or of the shards to train on and the one held out."""
+    """Names below request.out: of all files of a data set, or of the shards to train on and the validation shard."""
 
     files: list[str]
     val: str | None = None
-
-
-def link_all(files: dict[str, str], request: Request) -> None:
-    """Put blobs (name -> sha256) into request.out."""
-    for name, sha256 in files.items():
-        link(request.blobs.path(sha256), below(request.out, name, "the source"))

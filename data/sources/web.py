@@ -1,55 +1,103 @@
-"""Requests to servers that may be slow, busy or hostile: retries on a bad connection, bounds on each answer."""
+"""Requests to servers that may be slow, busy or hostile: retries, a rate limiter, and bounds on each answer."""
 
+import email.utils
 import errno
 import functools
 import importlib
 import json
 import logging
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 from data.errors import DataError, DiskFull
-from data.sources.ratelimit import WAITS, Turnstile, asked_seconds
 from data.trust import origin
 
 Answer = TypeVar("Answer")
 
-
 TIMEOUT_SECONDS = 20.0  # of silence on a connection before it counts as dead
-QUESTIONS = 4  # to a hub before it counts as unreachable
-LONGEST_PAUSE_SECONDS = 20.0
+QUESTIONS = 4  # attempts before a hub counts as unreachable
+LONGEST_PAUSE_SECONDS = 20.0  # between two attempts
 SLOW_SECONDS = 180.0  # in which SLOW_BYTES must arrive, or a connection counts as dead, however busy it looks
 SLOW_BYTES = 64 << 10
 LARGEST_ANSWER = 16 << 20  # bytes of one JSON answer; a page of the hub's file list has about 0.3 MB
 LONGEST_ANSWER_SECONDS = 120.0
+FIRST_WAIT_SECONDS = 10.0  # after a 429 that does not say how long to wait; doubled each further time
+LONGEST_WAIT_SECONDS = 300.0  # whatever the server asks for: the hub counts requests in windows of five minutes
+WAITS = 8  # in a row without a byte of progress
+ANOTHER_ENDPOINT = "Set HF_ENDPOINT to another mirror, or unset it."
 
 
-@dataclass
-class Line:
-    """State that the connections of a download share."""
+# --- waiting
 
-    turnstile: Turnstile = field(default_factory=lambda: Turnstile(logging.getLogger(__name__).warning))
-    stop: threading.Event = field(default_factory=threading.Event)
+
+class RateLimiter:
+    """Shared by the connections of a download: once a server refuses one of them (429), none asks until it may again.
+
+    say: called once per pause, however many connections were refused; None: logged. stop: set it to end all waiting.
+    """
+
+    def __init__(self, say: Callable[[str], Any] | None = None):
+        self.stop = threading.Event()
+        self._say = say or logging.getLogger(__name__).warning
+        self._opens_at = 0.0
+        self._lock = threading.Lock()
 
     def refused(self, error: Exception, refusals: int, url: str) -> bool:
-        """Return True if the server only asks for a pause; nothing passes the turnstile until it is over.
+        """Return True if the server only asks for a pause, which then begins for all connections.
 
-        refusals: how often in a row it has asked before; after WAITS times it is a failure like others.
+        refusals: the number of refusals in a row before this one; after WAITS of them it is a failure like others.
         """
         asked = asked_seconds(error)
         if asked is None or refusals == WAITS:
             return False
-        self.turnstile.close(asked, refusals + 1, url)
+        seconds = min(LONGEST_WAIT_SECONDS, asked or FIRST_WAIT_SECONDS * 2**refusals)
+        with self._lock:
+            closed = time.monotonic() < self._opens_at
+            self._opens_at = max(self._opens_at, time.monotonic() + seconds)
+        if not closed:
+            why = "as it asks" if asked == seconds else f"it asks for {asked:.0f}" if asked else "it does not say more"
+            self._say(f"{urlsplit(url).netloc}: too many requests. Retrying in {seconds:.0f} s ({why}).")
         return True
+
+    def wait(self) -> None:
+        """Return when requests are allowed, or `stop` is set."""
+        while (left := self._opens_at - time.monotonic()) > 0 and not self.stop.wait(left):
+            pass
+
+
+def asked_seconds(error: Exception) -> float | None:
+    """Seconds that the server asks to wait; 0.0 for a 429 that does not say; None for other errors.
+
+    Read from Retry-After (RFC 9110: seconds or a date), else from the hub's `RateLimit: "api";r=0;t=55`.
+    """
+    response = getattr(error, "response", None)
+    if response is None or response.status_code not in (429, 503):
+        return None
+    retry_after = response.headers.get("Retry-After")
+    if not retry_after:
+        reset = re.search(r"\br=0\b.*\bt=(\d+)", response.headers.get("RateLimit", ""))
+        return None if response.status_code == 503 else float(reset[1]) if reset else 0.0
+    if retry_after.strip().isdigit():
+        return float(retry_after)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def pause(failures: int) -> float:
+    """Seconds to wait after `failures` failures in a row: exponential backoff with jitter, so that clients that failed
+    together do not retry together."""
+    return min(LONGEST_PAUSE_SECONDS, 0.25 * 2**failures) * (0.5 + random.random())
 
 
 class Stalled(OSError):
-    """A connection that is open and sends next to nothing."""
+    """A connection that is open and delivers next to nothing."""
 
 
 class Pace:
@@ -59,7 +107,7 @@ class Pace:
         self.since, self.bytes = time.monotonic(), 0
 
     def note(self, size: int) -> None:
-        """Count in what has arrived. Raises Stalled if that was less than SLOW_BYTES in SLOW_SECONDS."""
+        """Count bytes that have arrived. Raises Stalled if they were fewer than SLOW_BYTES in SLOW_SECONDS."""
         self.bytes += size
         if (now := time.monotonic()) - self.since < SLOW_SECONDS:
             return
@@ -68,16 +116,19 @@ class Pace:
         self.since, self.bytes = now, 0
 
 
-def patiently(ask: Callable[[], Answer], url: str) -> Answer:
-    """ask(), again after a while when the line or the server fails; what the last failure raised when none succeeds."""
-    line = Line()
+# --- asking
+
+
+def retried(ask: Callable[[], Answer], url: str) -> Answer:
+    """ask(), repeated after a pause when the connection or the server fails. Raises what the last attempt raised."""
+    limiter = RateLimiter()
     failures = refusals = 0
     while True:
-        line.turnstile.pass_through(line.stop)
+        limiter.wait()
         try:
             return ask()
         except http_errors() as error:
-            if line.refused(error, refusals, url):
+            if limiter.refused(error, refusals, url):
                 refusals += 1
                 continue
             failures += 1
@@ -88,20 +139,20 @@ def patiently(ask: Callable[[], Answer], url: str) -> Answer:
 
 
 def ask_json(url: str, own_token: bool) -> tuple[Any, str]:
-    """The JSON that `url` answers with, and the URL of the next page that its Link header names; "" on the last one.
+    """The JSON answer of `url`, and the URL of the next page according to its Link header; "" on the last page.
 
     Raises DataError for an answer that is larger than LARGEST_ANSWER, slower than LONGEST_ANSWER_SECONDS or not JSON,
     and for a next page on another host. Otherwise what http_errors lists.
     """
     started, body = time.monotonic(), bytearray()
     with stream(url, headers(own_token)) as response:
-        check(response)
+        response.raise_for_status()
         for chunk in response.iter_raw():
             body += chunk
             if len(body) > LARGEST_ANSWER:
                 raise DataError(f"{url}: the answer exceeds {LARGEST_ANSWER >> 20} MB. {ANOTHER_ENDPOINT}")
             if time.monotonic() - started > LONGEST_ANSWER_SECONDS:
-                raise DataError(f"{url}: no whole answer in {LONGEST_ANSWER_SECONDS:.0f} s. {ANOTHER_ENDPOINT}")
+                raise DataError(f"{url}: no complete answer in {LONGEST_ANSWER_SECONDS:.0f} s. {ANOTHER_ENDPOINT}")
         following = response.links.get("next", {}).get("url")
         answered_by = str(response.url)
     try:
@@ -116,18 +167,25 @@ def ask_json(url: str, own_token: bool) -> tuple[Any, str]:
     return answer, following
 
 
-ANOTHER_ENDPOINT = "Set HF_ENDPOINT to another mirror, or unset it."
-
-
 def stream(url: str, request_headers: dict[str, str]) -> Any:
-    """The response as a context manager, its body unread. A redirect to another host does not carry the token."""
+    """The response as a context manager, its body unread. A redirect to another host does not carry the token.
+
+    Its raise_for_status() does not read the body either, which may be endless.
+    """
     return _session().stream("GET", url, headers=request_headers, timeout=TIMEOUT_SECONDS, follow_redirects=True)
 
 
 def head(url: str, own_token: bool) -> Any:
     response = _session().head(url, headers=headers(own_token), timeout=TIMEOUT_SECONDS, follow_redirects=True)
-    check(response)
+    response.raise_for_status()
     return response
+
+
+def headers(own_token: bool) -> dict[str, str]:
+    from huggingface_hub.utils import build_hf_headers
+
+    # Uncompressed: a range of compressed bytes would be a range of something else.
+    return build_hf_headers(token=None if own_token else False) | {"Accept-Encoding": "identity"}
 
 
 def _session() -> Any:
@@ -136,11 +194,7 @@ def _session() -> Any:
     return get_session()
 
 
-def headers(own_token: bool) -> dict[str, str]:
-    from huggingface_hub.utils import build_hf_headers
-
-    # A range of compressed bytes would be a range of something else.
-    return build_hf_headers(token=None if own_token else False) | {"Accept-Encoding": "identity"}
+# --- errors
 
 
 @functools.cache
@@ -150,15 +204,14 @@ def http_errors() -> tuple[type[Exception], ...]:
     return (library.HTTPError, library.InvalidURL, OSError)
 
 
-def check(response: Any) -> None:
-    """Raise the client's own error for any status but success, without reading the body: that may be endless."""
-    response.raise_for_status()
+def status_of(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def raise_if_final(error: Exception, url: str) -> None:
-    """Raise for the user what no second attempt mends."""
+    """Raise an error for the user if another attempt cannot succeed."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise DiskFull(f"no room left on the disk while fetching {url}. Make room and run the same again.") from None
+        raise DiskFull(f"the disk is full: cannot store {url}. Free some space and run the same again.") from None
     status = status_of(error)
     if status in (401, 403):
         raise DataError(
@@ -168,16 +221,6 @@ def raise_if_final(error: Exception, url: str) -> None:
         raise DataError(f"{url}: there is no such file ({status}).") from None
 
 
-def status_of(error: Exception) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def pause(failures: int) -> float:
-    """Seconds to wait after `failures` failures in a row: exponential backoff with jitter, so that clients that failed
-    together do not retry together."""
-    return min(LONGEST_PAUSE_SECONDS, 0.25 * 2**failures) * (0.5 + random.random())
-
-
 def unreachable(what: str, error: Exception) -> DataError:
     status = status_of(error)
     if status == 429:
@@ -185,8 +228,8 @@ def unreachable(what: str, error: Exception) -> DataError:
             f"{what}: too many requests (429), even after waiting. Run the same again later, log in "
             "(`hf auth login`) for a higher limit, or set HF_ENDPOINT to a mirror."
         )
-    said = f"it answers {status}" if status else (str(error).splitlines() or [""])[0].rstrip(".")
-    reason = said or type(error).__name__
+    text = f"it answers {status}" if status else (str(error).splitlines() or [""])[0].rstrip(".")
     return DataError(
-        f"cannot reach {what}: {reason}. Check the network, or set HF_ENDPOINT to a mirror and run the same again."
+        f"cannot reach {what}: {text or type(error).__name__}. Check the network, or set HF_ENDPOINT to a mirror and "
+        "run the same again."
     )

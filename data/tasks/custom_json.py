@@ -4,13 +4,12 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from data.characters import whole_all
 from data.chat.conversation import Conversation
 from data.chat.formats import KNOWN, Unlearnable, conversation_of, is_trained
 from data.errors import DataError, DataMistake
 from data.tasks.draw import Draw
 from data.tasks.task import Task, TaskError
-from data.text.files import numbered_lines
+from data.text.files import numbered_lines, whole_all
 
 
 class CustomJSON(Task):

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.characters import decoded
 from data.errors import DataError
 from data.tasks.draw import Draw
 from data.tasks.task import TaskError
+from data.text.files import whole_all
 from data.text.parquet import open_parquet, read_batches
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Table:
         except UnicodeDecodeError:
             pass
         try:
-            return {name: decoded(_as_binary(row[name])) for name in row.column_names}
+            return {name: whole_all(_as_binary(row[name])) for name in row.column_names}
         except UnicodeDecodeError:
             raise DataError(f"{self._where}: row {self._order[i] + 1} holds text that is not UTF-8.") from None
 

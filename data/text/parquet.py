@@ -1,6 +1,6 @@
-"""Parquet files from outside, decoded batch by batch within bounds on memory.
+"""Parquet files from others, decoded batch by batch within bounds on memory.
 
-A page says in its header what it unpacks to, and the decoder holds it to that. So the headers are read before anything
+A page's header announces its unpacked size, and the decoder enforces it. The headers are therefore read before anything
 is decoded: a few kilobytes of pages, or one text that a dictionary repeats, could otherwise fill the memory.
 """
 
@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from data.errors import DataError
+from data.trust import is_size
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 MOST_EXPANSION = 100  # times the compressed bytes; text shrinks to a third, repeated text to a twentieth
-SMALL_PAGE = 64 << 20  # bytes; a page may have so many whatever its compressed bytes
-SMALL_FILE = 1 << 30  # likewise a file's columns
+SMALL_PAGE = 64 << 20  # bytes that a page may have whatever its compressed bytes
+SMALL_FILE = 1 << 30  # the same for a file's columns
 LARGEST_BATCH = 256 << 20  # bytes of values decoded at a time, unless a single value is larger
 LARGEST_HEADER = 16 << 20
 MOST_LISTED = 1 << 26  # values in the lists of a column chunk: a single row may have all of them
@@ -75,7 +76,7 @@ def read_batches(path: Path, columns: list[str], rows: int) -> Iterator["pa.Reco
 
 
 def _rows_at_once(raw: BinaryIO, leaf: Any, path: Path) -> int:
-    """Number of values of a column chunk to decode together. Raises DataError for a page that expands too much."""
+    """Number of values of a column chunk to decode at once. Raises DataError for a page that expands too much."""
     total = longest = 0
     for page in page_headers(raw, leaf):
         if page["bytes"] > max(SMALL_PAGE, MOST_EXPANSION * page["compressed"]):
@@ -90,17 +91,17 @@ def _rows_at_once(raw: BinaryIO, leaf: Any, path: Path) -> int:
 
 
 def _is_listed(file: Any, leaf: Any) -> bool:
-    """Return True for a column chunk of which one row can have many values."""
+    """Return True for a column chunk in which one row can have many values."""
     columns = (file.schema.column(i) for i in range(len(file.schema)))
     return any(column.path == leaf.path_in_schema and column.max_repetition_level for column in columns)
 
 
 def _rows_of_lists(path: Path, group: int, leaf: Any, rows: int) -> int:
-    """Number of rows, at most `rows`, of a column chunk of lists to decode together. Raises DataError.
+    """Number of rows, at most `rows`, of a column chunk of lists to decode at once. Raises DataError.
 
-    No page header says how many values a row has, so they are counted, while each text is kept only once.
+    No page header announces how many values a row has, so they are counted, with each text in memory only once.
     """
-    if leaf.num_values > MOST_LISTED or "DELTA_BYTE_ARRAY" in leaf.encodings:  # which cannot be kept once
+    if leaf.num_values > MOST_LISTED or "DELTA_BYTE_ARRAY" in leaf.encodings:  # which has no dictionary
         raise DataError(f"{path}: has lists in {leaf.path_in_schema} whose size cannot be known in advance. Refused.")
     while (largest := max(_list_bytes(path, group, leaf.path_in_schema, rows), default=0)) > LARGEST_BATCH:
         if rows == 1:
@@ -110,7 +111,7 @@ def _rows_of_lists(path: Path, group: int, leaf: Any, rows: int) -> int:
 
 
 def _list_bytes(path: Path, group: int, leaf: str, rows: int) -> Iterator[int]:
-    """Bytes of the texts in each `rows` rows of a column of lists, every repetition counted."""
+    """Bytes of the texts in each `rows` rows of a column of lists, repetitions included."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -140,16 +141,12 @@ def page_headers(raw: BinaryIO, leaf: Any) -> Iterator[dict[str, int]]:
         # Fields of PageHeader in the format's parquet.thrift; 5 and 8 describe a data page of version 1 and 2.
         data = header.get(5) or header.get(8)
         counted = data.get(1) if isinstance(data, dict) else 0
-        page = {"bytes": _size(header.get(2)), "compressed": _size(header.get(3)), "values": _size(counted)}
+        page: dict[str, Any] = {"bytes": header.get(2), "compressed": header.get(3), "values": counted}
+        if not all(map(is_size, page.values())):
+            raise ValueError("a page header without sizes")
         yield page
         at += length + page["compressed"]
         values += page["values"]
-
-
-def _size(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError("a page header without sizes")
-    return value
 
 
 def _header_at(raw: BinaryIO, at: int) -> tuple[dict[int, Any], int]:
@@ -167,7 +164,7 @@ def _header_at(raw: BinaryIO, at: int) -> tuple[dict[int, Any], int]:
 
 
 def _struct(content: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
-    """A struct of Thrift's compact protocol: its values by field number, and where it ends. Lists are not kept."""
+    """A struct of Thrift's compact protocol: its values by field number, and its end."""
     found: dict[int, Any] = {}
     field = 0
     while True:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from data.durable import keep_json, read_fields
 from data.errors import DataError
-from data.text.files import read_text
-from data.text.shards import documents, held_out, write_shard
+from data.text.files import documents, held_out, read_text, write_shard
 from data.trust import fits
 
 VAL = "val.parquet"
@@ -29,9 +28,9 @@ class Position:
 class Resplit:
     """sources: files in the order they are read. column: of parquet and jsonl sources.
 
-    shard_chars: a shard is closed once it holds this many characters. val_fraction: of the documents, chosen by their
-    own text; the very first is always held out, wherever it stands again, so that there is one. max_shards: stop after
-    so many; None: never.
+    shard_chars: a shard is closed once it has this many characters. val_fraction: of the documents, chosen by their
+    own text; the first one (and each equal text) is always held out, so that there is one. max_shards: stop after this
+    many; None: never.
     """
 
     sources: list[Path]
@@ -46,8 +45,8 @@ class Resplit:
     def run(self, on_source: Callable[[int], None], should_stop: Callable[[], bool]) -> bool:
         """Write shard_00000.parquet ... and val.parquet into `out`; False if stopped before the end.
 
-        on_source is told how many sources have been read whole. Raises DataError for what cannot be read, and when no
-        document is left to train on.
+        on_source receives the number of sources that have been read completely. Raises DataError for what cannot be
+        read, and when no document is left to train on.
         """
         position = self._load()
         self.notes = position.notes
@@ -75,17 +74,13 @@ class Resplit:
         if position.shards == 0:
             names = ", ".join(map(str, self.sources))
             raise DataError(f"{names}: no document is left to train on beside the one held out. Give more text.")
-        held = [
-            text
-            for part in position.val_parts
-            for texts in documents(self.scratch / part, self.column)
-            for text in texts
-        ]
+        parts = (documents(self.scratch / part, self.column) for part in position.val_parts)
+        held = [text for part in parts for texts in part for text in texts]
         write_shard(self.out / VAL, held, self.column)
         return True
 
     def names(self) -> list[str]:
-        """The training shards that a finished run has written."""
+        """The training shards of a finished run."""
         return [shard_name(i) for i in range(self._load().shards)]
 
     def _read(self, position: Position) -> Iterator[tuple[int, int, str]]:
@@ -102,20 +97,15 @@ class Resplit:
                     yield source, document, text
 
     def _flush(self, before: Position, train: list[str], val: list[str], source: int, document: int) -> Position:
-        """Put what was gathered on disk, then the position: a crash in between writes the same files again."""
+        """Write the documents, then the position: after a crash in between, the same files are written again."""
         parts = list(before.val_parts)
         if val:
             parts.append(f"val-{len(parts):05d}.parquet")
             write_shard(self.scratch / parts[-1], val, self.column)
         if train:
             write_shard(self.out / shard_name(before.shards), train, self.column)
-        after = Position(
-            source,
-            document,
-            before.shards + bool(train),
-            parts,
-            {path: dict(notes) for path, notes in self.notes.items()},
-        )
+        notes = {path: dict(notes) for path, notes in self.notes.items()}
+        after = Position(source, document, before.shards + bool(train), parts, notes)
         keep_json(self._position_file, asdict(after))
         return after
 

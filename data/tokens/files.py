@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.durable import read_fields, remove, write_json
+from data.durable import file_sha256, locked, read_fields, remove, write_json
 from data.errors import DataError
-from data.sources.blobs import file_sha256, locked
-from data.text.shards import documents
+from data.text.files import documents
 from data.tokens.tokenizer import Tokenizer
 
 PARTS = ("tokens.npy", "offsets.npy")

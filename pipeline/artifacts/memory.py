@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data.durable import keep_json, read_fields, read_json
-from data.sources.blobs import file_sha256
+from data.durable import file_sha256, keep_json, read_fields, read_json
 from data.trust import is_sha256
 from pipeline.artifacts.artifact import NAME
 from pipeline.errors import UserError

@@ -87,7 +87,7 @@ def write_nanochat(model: ModelChoice, record: Exported, out: Path) -> None:
 def _write_folder(opened: Opened, layout: "Layout", out: Path) -> None:
     """config.json, the tokenizer and model.safetensors, with the layout's names of weights."""
     from data.chat.conversation import ASSISTANT
-    from data.tokens.huggingface import tokenizer_config
+    from data.chat.template import tokenizer_config
     from model.huggingface import config_json
     from model.saved import write_weights
 

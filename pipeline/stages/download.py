@@ -57,7 +57,7 @@ def _source(params: Params) -> Any:
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
-    from data.sources.blobs import Blobs
+    from data.sources.fetch import Blobs
     from data.sources.source import Request
     from data.trust import below
 

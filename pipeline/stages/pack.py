@@ -53,7 +53,7 @@ def _best_fit(job: Job[Params], span: Any) -> tuple[int, int]:
     """
     import numpy as np
 
-    from data.tokens.bestfit import best_fit
+    from data.tokens.packing import best_fit
 
     firsts, starts, lengths, pieces = [np.zeros(1, np.int64)], [], [], 0
     for i, name in enumerate(span.names):

@@ -43,9 +43,9 @@ def check(params: Params, upstream: dict[str, Any]) -> None:
 
 def main(job: Job[Params]) -> dict[str, Any]:
     """Render in chunks that survive a crash, then pack. Raises DataError for what is no mixture."""
-    from data.characters import counted
     from data.tasks.mixture import TaskMixture, TaskSequence
     from data.tasks.spec import load_tasks
+    from data.text.files import counted
     from data.tokens.tokenizer import Tokenizer
 
     params = job.params

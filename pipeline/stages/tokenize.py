@@ -28,8 +28,8 @@ class _Shard:
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
+    from data.durable import link
     from data.helpers import run_in_helpers
-    from data.sources.blobs import link
     from data.tokens.files import token_dtype
     from data.tokens.tokenizer import Tokenizer
 
@@ -66,7 +66,7 @@ def _flat(name: str) -> str:
 
 def _shards(job: Job[Params]) -> list[_Shard]:
     """What there is to do. Looks at each footer, so that a shard that was cut off is known before any work is done."""
-    from data.text.shards import read_listing, text_bytes
+    from data.text.files import read_listing, text_bytes
 
     folder = job.inputs["shards"]
     train, val, column = read_listing(folder)

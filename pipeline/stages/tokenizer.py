@@ -14,7 +14,7 @@ from pipeline.runner.counted import Counted
 from pipeline.typed import Count
 
 if TYPE_CHECKING:
-    from data.tokens.word_counts import ShardText
+    from data.tokens.bpe import ShardText
 
 
 KEPT = "stopped; the shards whose words are counted are kept"
@@ -46,7 +46,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
     from data.errors import DataError
     from data.helpers import run_in_helpers
     from data.tokens import bpe
-    from data.tokens.word_counts import read_counts
+    from data.tokens.bpe import read_counts
 
     params = job.params
     bpe.check_vocab_size(params.most_tokens)
@@ -96,8 +96,8 @@ class _Shard:
 
 def _shards(job: Job[Params]) -> list[_Shard]:
     """What there is to count; held-out documents are of the first shard."""
-    from data.text.shards import read_listing, text_bytes
-    from data.tokens.word_counts import ShardText
+    from data.text.files import read_listing, text_bytes
+    from data.tokens.bpe import ShardText
 
     params, folder = job.params, job.inputs["text"]
     train, _, column = read_listing(folder)
@@ -113,8 +113,7 @@ def _shards(job: Job[Params]) -> list[_Shard]:
 
 def _count(shard: _Shard, report: Callable[[int], None]) -> None:
     """Runs in a helper process; reports characters."""
-    from data.tokens.bpe import PATTERN
-    from data.tokens.word_counts import count_shard
+    from data.tokens.bpe import PATTERN, count_shard
 
     count_shard(shard.text, PATTERN, shard.kept, lambda chars: report(min(chars, shard.expected_chars)))
 

@@ -6,7 +6,7 @@ import jinja2
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from data.chat.template import CHAT_TEMPLATE
+from data.chat.template import chat_template
 from data.tokens.tokenizer import SPECIAL_TOKENS
 
 START, END = "\ue000", "\ue001"  # around what {% generation %} marks
@@ -55,7 +55,7 @@ def from_template(
         trim_blocks=trim, lstrip_blocks=trim, keep_trailing_newline=True, extensions=[Generation]
     )
     environment.globals["raise_exception"] = refuse
-    written = environment.from_string(CHAT_TEMPLATE).render(messages=messages, add_generation_prompt=prompt, **given)
+    written = environment.from_string(chat_template()).render(messages=messages, add_generation_prompt=prompt, **given)
     text, marked, inside = [], [], False
     for character in written:
         if character in (START, END):

@@ -1,4 +1,4 @@
-"""Files come whole from a bad line, once each, and what cannot be had is said in one line."""
+"""Files come whole from a bad line, once each, and what is not available is reported in one line."""
 
 import os
 import subprocess
@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 from small_hub import SmallHub
 
+from data.durable import file_sha256
 from data.errors import DataError, DiskFull
-from data.sources import hub, ratelimit, url, web
-from data.sources.blobs import Blobs, file_sha256
-from data.sources.fetch import Wanted, fetch_all
+from data.sources import hub, url, web
+from data.sources.fetch import Blobs, Wanted, fetch_all
 from pipeline.stages.download import Params
 
 CONTENT = {name: os.urandom(200_000) for name in ("a.parquet", "b.parquet", "c.parquet")}
@@ -29,7 +29,7 @@ def small_hub(tmp_path):
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
     monkeypatch.setattr(web, "LONGEST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(ratelimit, "LONGEST_WAIT_SECONDS", 1.0)
+    monkeypatch.setattr(web, "LONGEST_WAIT_SECONDS", 1.0)
 
 
 def wanted_files(small_hub: SmallHub) -> list[Wanted]:
@@ -88,15 +88,15 @@ def test_a_killed_fetch_goes_on_where_it_was(small_hub, tmp_path):
 import os, sys
 from pathlib import Path
 from data.sources import fetch, web
-from data.sources.blobs import Blobs
+from data.sources.fetch import Blobs
 web.LONGEST_PAUSE_SECONDS = 0.01
-write = fetch._FileSink.write
+write = fetch._Sink.write
 def die_halfway(sink, chunk):
     write(sink, chunk)
     sink.file.flush()
     if sink.file.name.endswith({wanted[2].sha256!r}) and sink.size >= 100_000:
         os.kill(os.getpid(), 9)
-fetch._FileSink.write = die_halfway
+fetch._Sink.write = die_halfway
 fetch.fetch_all({wanted!r}, Blobs(Path({str(tmp_path / "blobs")!r})), 1)
 """.replace("[Wanted", "[fetch.Wanted").replace(" Wanted", " fetch.Wanted")
     killed = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True)
@@ -162,7 +162,7 @@ def test_a_hub_that_has_had_too_many_requests_is_left_alone_as_it_asks(small_hub
     assert time.monotonic() - started >= 1.0
     ranges = [r for _, path, r in small_hub.requests if path.endswith("a.parquet")]
     assert ranges == [None, *["bytes=100000-"] * 4]  # what had come is kept
-    assert len(said) == 3 and all("has had too many requests: going on in" in line for line in said)
+    assert len(said) == 3 and all("too many requests. Retrying in" in line for line in said)
     assert "in 1 s (as it asks)" in said[0]
     assert "it asks for 9999" in said[1]
     assert "does not say" in said[2]
@@ -170,16 +170,18 @@ def test_a_hub_that_has_had_too_many_requests_is_left_alone_as_it_asks(small_hub
 
 def test_all_connections_wait_together_and_it_is_said_once(small_hub):
     said = []
-    gate = ratelimit.Turnstile(said.append)
+    limiter = web.RateLimiter(said.append)
+    error = OSError()
+    error.response = SimpleNamespace(status_code=429, headers={"Retry-After": "1000"})
     for _ in range(5):
-        gate.close(1000.0, 1, small_hub.url)
-    (stop := threading.Event()).set()
-    gate.pass_through(stop)  # somebody who stops does not wait
+        assert limiter.refused(error, 0, small_hub.url)
+    limiter.stop.set()
+    limiter.wait()  # somebody who stops does not wait
     assert len(said) == 1
 
 
 def test_a_hub_that_stays_at_its_limit_is_given_up(small_hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(ratelimit, "LONGEST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(web, "LONGEST_WAIT_SECONDS", 0.01)
     small_hub.faults["a.parquet"] = ["limit"] * 100
     with pytest.raises(DataError, match=r"too many requests \(429\).*Run the same again later"):
         fetch_all(wanted_files(small_hub)[:1], Blobs(tmp_path / "blobs"), 1)
@@ -201,7 +203,7 @@ def test_a_hub_that_stays_at_its_limit_is_given_up(small_hub, tmp_path, monkeypa
 def test_how_long_a_server_asks_to_be_left_alone(status, headers, seconds):
     error = OSError()
     error.response = SimpleNamespace(status_code=status, headers=headers)
-    assert ratelimit.asked_seconds(error) == seconds
+    assert web.asked_seconds(error) == seconds
 
 
 def test_a_disk_too_small_is_said_before_anything_is_fetched(small_hub, tmp_path):
@@ -266,13 +268,13 @@ def test_globs_take_files_in_name_order_and_small_files_are_known_by_content(rep
     [
         (
             {"train_shards": 4, "val_shard": "shard_00009.parquet"},
-            r"has no file shard_00003.parquet. The nearest are shard_0000\d.parquet",
+            r"has no file shard_00003.parquet. Did you mean shard_0000\d.parquet",
         ),
         ({"val_shard": "shard_00001.parquet"}, "is one of the 2 training shards"),
         ({"repo_id": "org/absent"}, "there is no data set org/absent"),
-        ({"repo_id": "absent"}, "ORG/NAME is needed"),
-        ({"val_shard": None}, "name the shard that is held out"),
-        ({"train_shards": None}, "say how many shards"),
+        ({"repo_id": "absent"}, "expected ORG/NAME"),
+        ({"val_shard": None}, "name the validation shard"),
+        ({"train_shards": None}, "Set the number of shards"),
         ({"what": "dataset", "files": ["shard*", "nothing*"]}, r"has no file nothing\*"),
         ({"what": "dataset"}, "name files of org/text"),
     ],
@@ -294,8 +296,8 @@ def test_a_hub_at_its_limit_is_asked_again_after_the_wait_and_that_is_said(repos
     repository.faults["api"] = ["limit 1", "limit"]
     assert hub.identity(text_params(), {"endpoint": repository.url}, online=True)
     assert [record.message.partition(": ")[2] for record in caplog.records] == [
-        "going on in 1 s (as it asks)",
-        "going on in 1 s (it does not say more)",
+        "too many requests. Retrying in 1 s (as it asks).",
+        "too many requests. Retrying in 1 s (it does not say more).",
     ]
 
 
@@ -323,5 +325,5 @@ def test_a_url_is_known_by_its_etag_or_by_reading_it(small_hub, sha256_etags):
 
 def test_a_url_that_no_place_has_says_what_each_answered(small_hub):
     params = Params("data.sources.url", urls=["http://127.0.0.1:9/words.txt"])
-    with pytest.raises(DataError, match=r"words.txt cannot be had.*no such file \(404\).*cannot reach"):
+    with pytest.raises(DataError, match=r"words.txt is not available.*no such file \(404\).*cannot reach"):
         url.identity(params, {"endpoint": small_hub.url}, online=True)

@@ -13,8 +13,7 @@ from small_hub import COMMIT, SmallHub
 
 from data.errors import DataError
 from data.sources import fetch, hub, url, web
-from data.sources.blobs import Blobs
-from data.sources.fetch import Wanted, describe_url, fetch_all
+from data.sources.fetch import Blobs, Wanted, describe_url, fetch_all
 from pipeline.job import Job, Launch
 from pipeline.stages import download
 from pipeline.stages.download import Params

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.tokens.bestfit import best_fit
-from data.tokens.packing import BatchOrder, PackedRows, TokenSpan, ValidationRows, in_order, window_rows
+from data.tokens.packing import BatchOrder, PackedRows, TokenSpan, ValidationRows, best_fit, in_order, window_rows
 from pipeline.job import Job, Launch
 from pipeline.stages import pack
 

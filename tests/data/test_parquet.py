@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from data.errors import DataError
 from data.tasks.table import Table
 from data.text import parquet
+from data.text.files import documents
 from data.text.parquet import open_parquet, page_headers, read_batches
-from data.text.shards import documents
 
 
 def write(path: Path, texts: list[str | None], **options) -> Path:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.tokens.permutation import Permutation
+from data.tokens.packing import Permutation
 
 
 @given(n=st.integers(1, 3000), key=st.lists(st.integers(-(2**63), 2**64 - 1), max_size=3))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data.sources import python_words
-from data.sources.blobs import Blobs
+from data.sources.fetch import Blobs
 from data.sources.source import Request
 from data.tasks.simple_spelling import SimpleSpelling
 from data.tasks.task import TaskError

@@ -15,8 +15,8 @@ from data.errors import DataError
 from data.sources import local, pydocs
 from data.text import files as text_files
 from data.text import resplit
+from data.text.files import documents, held_out, read_listing, write_shard
 from data.text.resplit import Resplit
-from data.text.shards import documents, held_out, read_listing, write_shard
 from pipeline.job import Job, Launch, Stopped
 from pipeline.stages import download
 from pipeline.stages.download import Params
@@ -188,7 +188,7 @@ def test_no_document_is_lost_or_in_two_shards(tmp_path_factory, texts, shard_cha
         (b'{"text": ', "is not JSON"),
         (b"[1]", "is not an object"),
         (b'{"body": "x"}', "has neither 'text' nor both 'prompt' and 'completion', but body"),
-        (b'{"text": 3}', "something that is not text"),
+        (b'{"text": 3}', "a value that is not text"),
         (b'\xff{"text": "x"}', "is not JSON"),
     ],
 )

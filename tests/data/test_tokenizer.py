@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.text.shards import write_shard
-from data.tokens import bpe, word_counts
+from data.text.files import write_shard
+from data.tokens import bpe
 from data.tokens.tokenizer import LONGEST_SPACE, SPECIAL_TOKENS, Tokenizer
 from pipeline.job import Job, Launch
 from pipeline.stages import tokenizer as stage
@@ -211,22 +211,22 @@ def test_counts_are_shared_out_by_shard_kept_over_a_kill_and_add_up(tmp_path, mo
     texts = some_texts(300)
     for i in range(3):
         write_shard(tmp_path / f"s{i}.parquet", texts[i * 100 : (i + 1) * 100])
-    shards = [word_counts.ShardText(tmp_path / f"s{i}.parquet", "text", 200, 10**9, 500 * (i == 0)) for i in range(3)]
+    shards = [bpe.ShardText(tmp_path / f"s{i}.parquet", "text", 200, 10**9, 500 * (i == 0)) for i in range(3)]
     done: list[int] = []
     for i, shard in enumerate(shards):
-        word_counts.count_shard(shard, bpe.PATTERN, tmp_path / f"{i}.counts.parquet", done.append)
+        bpe.count_shard(shard, bpe.PATTERN, tmp_path / f"{i}.counts.parquet", done.append)
     held_out = list(shards[0].held_out())
     assert held_out == [text[:200] for text in texts[:100:50]] and len(held_out) == 2
     kept = [text[:200] for number, text in enumerate(texts) if number not in (0, 50)]
-    together = sum((word_counts.read_counts(tmp_path / f"{i}.counts.parquet") for i in range(3)), Counter())
-    assert together == word_counts.count_words(kept, bpe.PATTERN) and sum(done) == sum(map(len, kept))
-    monkeypatch.setattr(word_counts, "documents", None)  # a shard whose counts are there is not read again
-    word_counts.count_shard(shards[1], bpe.PATTERN, tmp_path / "1.counts.parquet", done.append)
+    together = sum((bpe.read_counts(tmp_path / f"{i}.counts.parquet") for i in range(3)), Counter())
+    assert together == bpe.count_words(kept, bpe.PATTERN) and sum(done) == sum(map(len, kept))
+    monkeypatch.setattr(bpe, "documents", None)  # a shard whose counts are there is not read again
+    bpe.count_shard(shards[1], bpe.PATTERN, tmp_path / "1.counts.parquet", done.append)
 
 
 def test_a_shard_gives_no_more_text_than_its_share(tmp_path):
     write_shard(tmp_path / "s.parquet", ["a" * 100] * 50)
-    parts = list(word_counts.ShardText(tmp_path / "s.parquet", "text", 60, 600).parts())
+    parts = list(bpe.ShardText(tmp_path / "s.parquet", "text", 60, 600).parts())
     assert parts == [("a" * 60, False)] * 10
 
 

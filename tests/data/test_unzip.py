@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.sources import unzip
+from data.sources import url
 
 
 def archive(*members: tuple[zipfile.ZipInfo | str, bytes]) -> bytes:
@@ -31,7 +31,7 @@ def unpack(tmp_path: Path, content: bytes) -> Path:
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
     (out / "bundle.zip").write_bytes(content)
-    unzip.unzip(out / "bundle.zip", out, "https://example.org/bundle.zip")
+    url.unzip(out / "bundle.zip", out, "https://example.org/bundle.zip")
     return out
 
 
@@ -81,17 +81,17 @@ def test_a_bomb_is_refused_by_what_it_declares_and_by_what_it_writes(tmp_path, m
     # One that declares less: the central directory's size of the member is made small.
     at = bomb.rindex(b"PK\x01\x02") + 24
     unpack_lie = bomb[:at] + (1000).to_bytes(4, "little") + bomb[at + 4 :]
-    with pytest.raises(DataError, match=r"is not a whole zip file"):
+    with pytest.raises(DataError, match=r"is not a complete zip file"):
         unpack(tmp_path, unpack_lie)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["bundle.zip"]
-    monkeypatch.setattr(unzip, "MOST_MEMBERS", 3)
+    monkeypatch.setattr(url, "MOST_MEMBERS", 3)
     with pytest.raises(DataError, match=r"has 4 members"):
         unpack(tmp_path, archive(*[(str(i), b"") for i in range(4)]))
 
 
 def test_a_list_of_members_that_would_fill_the_memory_is_not_read(tmp_path, monkeypatch):
     many = archive(*[("a" * 900 + str(i), b"") for i in range(1200)])
-    monkeypatch.setattr(unzip, "LARGEST_DIRECTORY", 1 << 20)
+    monkeypatch.setattr(url, "LARGEST_DIRECTORY", 1 << 20)
     monkeypatch.setattr(zipfile, "ZipFile", None)  # not even opened
     with pytest.raises(DataError, match="its list of members exceeds 1 MB"):
         unpack(tmp_path, many)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from data.sources.blobs import file_sha256
+from data.durable import file_sha256
 from data.tokens import bpe
 from model.config import GPTConfig
 from model.gpt import new_model

@@ -15,10 +15,10 @@ import psutil
 import pytest
 from small_hub import SmallHub
 
-from data.errors import DataError
-from data.helpers import HelperDied, run_in_helpers
+from data.errors import DataError, HelperDied
+from data.helpers import run_in_helpers
 from data.sources import web
-from data.text.shards import documents, write_shard
+from data.text.files import documents, write_shard
 from data.tokens.packing import BatchOrder, PackedRows, ValidationRows
 from data.tokens.tokenizer import Tokenizer
 from pipeline.job import Job, Launch, Stopped
