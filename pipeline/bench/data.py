@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.text.shards import documents
+from data.text.files import documents
 from data.tokens.packing import BatchOrder, PackedRows, window_rows
 from data.tokens.tokenizer import Tokenizer
 from pipeline import typed

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.text.shards import write_shard
+from data.text.files import write_shard
 from pipeline import typed
 from pipeline.bench import command, jobs, registry
 from pipeline.bench.data import find_shards
