@@ -10,7 +10,7 @@ from torch.nn import attention
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from model.kernels.blocked import attend_in_blocks
+from model.kernels.autograd import attend_in_blocks
 
 BLOCKED_CONTEXT = 1024  # tokens; longer rows would keep more scores than they save time
 

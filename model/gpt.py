@@ -15,8 +15,8 @@ from model.attention import attend
 from model.config import GATE_CHANNELS, SMEAR_CHANNELS, GPTConfig
 from model.decoding.kvcache import KVCache
 from model.errors import ModelError
-from model.functional import norm, rotate, squared_relu
 from model.kernels import fp8
+from model.kernels.autograd import norm, rotate, squared_relu
 from model.kernels.matmul import linear
 from model.loss import softcap_cross_entropy
 

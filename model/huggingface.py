@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from model.config import GPTConfig
 from model.errors import ModelError
-from model.functional import EPS
 from model.gpt import SOFTCAP
+from model.kernels.autograd import EPS
 
 MODEL_TYPE = "nanochat"
 CONFIG = "config.json"

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from model.decoding.kvcache import KVCache
 from model.decoding.sampling import Cap, Sampler, Sampling
-from model.decoding.streaming import Pieces
 from model.kernels.decoder import Decoder
 from model.kernels.graphs import Drawn, rows_for
 
 if TYPE_CHECKING:
-    from model.decoding.engine import Engine
+    from model.decoding.engine import Engine, Pieces
 
 Finish = Literal["end", "length", "stop", "cancelled"]
 
@@ -36,7 +35,7 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     waiting: deque[int] = field(default_factory=deque)  # tool output still to be forced
     call: list[int] | None = None  # tokens of the python call being written
-    pieces: Pieces | None = None  # what looks for stop texts, where there are any
+    pieces: "Pieces | None" = None  # what looks for stop texts, where there are any
     finish: Finish | None = None
 
 

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import random
 import shutil
 import threading
 from collections.abc import Callable
@@ -16,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from model.distributed import World
 from model.optim.optimiser import Optimizer
-from model.training.distributed import World
-from model.training.rng import capture_rng
 
 MARKER = "checkpoint.json"
 CHUNK_BYTES = 1 << 22
@@ -194,3 +195,29 @@ def remove(checkpoint: Path) -> None:
         if (checkpoint / MARKER).is_file():
             (checkpoint / MARKER).unlink()
         shutil.rmtree(checkpoint)
+
+
+def capture_rng(device: torch.device) -> dict[str, Tensor]:
+    version, numbers, _ = random.getstate()
+    _, keys, position, has_gauss, gauss = np.random.get_state()
+    state = {
+        "rng.python": torch.tensor([version, *numbers], dtype=torch.int64),
+        "rng.numpy": torch.from_numpy(keys.astype(np.int64)),
+        "rng.numpy_rest": torch.tensor([position, has_gauss, gauss], dtype=torch.float64),
+        "rng.torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["rng.cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_rng(state: dict[str, Tensor], device: torch.device) -> None:
+    """The device's own generator is restored when it is of the kind that was saved."""
+    version, *numbers = state["rng.python"].tolist()
+    random.setstate((version, tuple(numbers), None))
+    position, has_gauss, gauss = state["rng.numpy_rest"].tolist()
+    keys = state["rng.numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))
+    torch.set_rng_state(state["rng.torch"])
+    if device.type == "cuda" and "rng.cuda" in state:
+        torch.cuda.set_rng_state(state["rng.cuda"], device)

@@ -24,14 +24,14 @@ class Batch:
     counted: list[int]
 
 
-class Feeder:
+class Prefetcher:
     """Iterates over the batches of steps [first, last) in order. close() ends its thread; errors come out of next()."""
 
     def __init__(self, batches: Batches, first: int, last: int, micro_batch: int, device: torch.device) -> None:
         self.batches, self.micro_batch, self.device = batches, micro_batch, device
         self.ready: queue.Queue[Batch | BaseException] = queue.Queue(AHEAD)
         self.closed = threading.Event()
-        self.thread = threading.Thread(target=self._work, args=(first, last), name="feeder", daemon=True)
+        self.thread = threading.Thread(target=self._work, args=(first, last), name="prefetcher", daemon=True)
         self.thread.start()
 
     def next(self) -> Batch:

@@ -14,11 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from model.distributed import World
 from model.errors import ModelError
 from model.optim.optimiser import Optimizer
-from model.training.checkpoint import MARKER, folder_of, sha256, steps_in
-from model.training.distributed import World
-from model.training.rng import restore_rng
+from model.training.checkpoint import MARKER, folder_of, restore_rng, sha256, steps_in
 
 # Fields of a marker, with their types.
 ABOUT = {"step": int, "key": str, "world_size": int, "optimizer_steps": int, "progress": dict, "conditions": dict}

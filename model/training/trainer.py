@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from model.config import TrainConfig
+from model.device import matmul_flops, memory_bytes, peak_flops, tracer
+from model.distributed import World
 from model.errors import Diverged, ModelError
-from model.hardware import matmul_flops, memory_bytes, peak_flops
 from model.optim.optimiser import Optimizer
+from model.optim.schedule import Schedule
 from model.precision import LossScale
 from model.training.checkpoint import Checkpointer
-from model.training.distributed import World
-from model.training.prefetch import Batch, Batches, Feeder
-from model.training.profiling import tracer
-from model.training.schedule import Schedule
+from model.training.prefetch import Batch, Batches, Prefetcher
 from model.training.spikes import STILL_STEPS, NormGuard, is_guessing, is_spike, still_since
 
 SMOOTHING = 0.9  # of the logged loss
@@ -117,14 +116,15 @@ class Trainer:
         self.model.train()
         if progress.step:
             self._repeat_last_words()
-        feeder = Feeder(self.batches, progress.step, self.settings.steps, self.settings.micro_batch, self.world.device)
+        steps, micro_batch = self.settings.steps, self.settings.micro_batch
+        prefetcher = Prefetcher(self.batches, progress.step, steps, micro_batch, self.world.device)
         with ExitStack() as stack:
-            stack.callback(feeder.close)
+            stack.callback(prefetcher.close)
             stack.enter_context(calm_garbage_collection())
             trace = self.settings.trace
             tracing = stack.enter_context(tracer(trace, self.world.rank, self.world.device)) if trace else None
             while progress.step < self.settings.steps:
-                if not self._next_step(feeder):
+                if not self._next_step(prefetcher):
                     return False
                 if tracing:
                     tracing.step()
@@ -138,9 +138,9 @@ class Trainer:
         if self._evaluation_due():
             self._evaluate()
 
-    def _next_step(self, feeder: Feeder) -> bool:
+    def _next_step(self, prefetcher: Prefetcher) -> bool:
         started = time.perf_counter()
-        batch = feeder.next()
+        batch = prefetcher.next()
         flags = [sum(batch.counted), self.hooks.should_stop(), self.world.leads and self._time_to_save()]
         count, stop, save = self.world.sum_host([int(flag) for flag in flags])
         if stop:

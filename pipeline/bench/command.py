@@ -54,8 +54,7 @@ def prepare(settings: registry.BenchSettings, overrides: list[str]) -> Bench:
     """Set up threads and memory as training stages do. Raises ModelError for a device that is not available."""
     import torch
 
-    from model.hardware import keep_freed_memory
-    from model.training.distributed import choose_device
+    from model.device import choose_device, keep_freed_memory
 
     torch.set_num_threads(settings.threads or machine.cores())
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True

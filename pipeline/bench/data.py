@@ -223,21 +223,21 @@ def _seconds_waited(batches: "Batches", rows_per_step: int, steps: int, step_sec
     """Seconds per step spent waiting for the next batch, when the step itself only sleeps for step_seconds."""
     import torch
 
-    from model.training.prefetch import AHEAD, Feeder
+    from model.training.prefetch import AHEAD, Prefetcher
 
-    feeder = Feeder(batches, 0, AHEAD + steps, rows_per_step, torch.device("cpu"))
+    prefetcher = Prefetcher(batches, 0, AHEAD + steps, rows_per_step, torch.device("cpu"))
     waited = 0.0
     try:
         for _ in range(AHEAD):
-            feeder.next()
+            prefetcher.next()
         for _ in range(steps):
             started = time.perf_counter()
-            feeder.next()
+            prefetcher.next()
             waited += time.perf_counter() - started
             time.sleep(step_seconds)
         return waited / steps
     finally:
-        feeder.close()
+        prefetcher.close()
 
 
 def write_tokens(folder: Path, count: int) -> Path:

@@ -17,14 +17,13 @@ import numpy as np
 import torch
 
 from data.tokens.packing import BatchOrder, split_targets
+from model.device import synchronise
+from model.distributed import seed_everything, start
 from model.gpt import new_model
-from model.hardware import synchronise
 from model.kernels.matmul import mm
 from model.optim.optimiser import Optimizer
+from model.optim.schedule import Schedule
 from model.training.checkpoint import Checkpointer, Keep
-from model.training.distributed import start
-from model.training.rng import seed_everything
-from model.training.schedule import Schedule
 from model.training.trainer import Progress, Trainer
 from pipeline import typed
 from pipeline.bench.registry import Bench, QuietJob, check_names, read_value

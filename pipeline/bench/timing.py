@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from model.hardware import synchronise
+from model.device import synchronise
 from pipeline.bench.registry import Bench
 
 LEAST_SECONDS = 0.02

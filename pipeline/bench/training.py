@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.device import DATASHEET, memory_bytes, peak_flops, synchronise
 from model.gpt import SOFTCAP
-from model.hardware import DATASHEET, memory_bytes, peak_flops, synchronise
 from model.loss import softcap_cross_entropy
-from model.training.split import divisors
+from model.training.batch_size import divisors
 from model.training.trainer import Trainer
 from pipeline.bench import jobs
 from pipeline.bench.jobs import JOBS, WARM_STEPS, Config, StepTimer, TimedSaver, prepared, run_trainer

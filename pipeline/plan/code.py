@@ -48,16 +48,13 @@ NEUTRAL = {
     "data.sources.web": True,
     "evals.ledger": True,
     "model.training.checkpoint": True,
-    "model.training.distributed": True,
     "model.checks": True,
+    "model.device": True,
+    "model.distributed": True,
     "model.errors": True,
+    "model.training.batch_size": True,
     "model.training.prefetch": True,
-    "model.training.fit": True,
-    "model.hardware": True,
-    "model.training.profiling": True,
     "model.training.resume": True,
-    "model.training.rng": True,
-    "model.training.split": True,
 }
 
 Ref = tuple[str, str]  # module, definition

@@ -79,11 +79,10 @@ class Bench:
         from data.tokens.tokenizer import Tokenizer
         from evals.ledger import Ledger
         from model.decoding.engine import Engine, rows_that_fit
-        from model.hardware import keep_freed_memory
+        from model.device import choose_device, keep_freed_memory
         from model.kernels.decoder import decoder_of
         from model.precision import resolve_dtype
         from model.saved import load_model
-        from model.training.distributed import choose_device
 
         self.job, params = job, job.params
         self.specs, self.left_out = without_programs(params.tasks, params.programs)

@@ -11,9 +11,9 @@ from pipeline.job import Job, Stopped
 from pipeline.stages.rollouts import accuracy_sums, drop_rollouts, keep_answers, keep_rollouts
 
 if TYPE_CHECKING:
+    from model.distributed import World
     from model.gpt import GPT
     from model.training.checkpoint import Checkpointer
-    from model.training.distributed import World
     from model.training.policy import Rollout, RolloutBatch
     from model.training.resume import Checkpoint
     from pipeline.stages.rl import Params
@@ -61,10 +61,10 @@ class Practice:
         """own: where this very run stopped."""
         from data.tokens.packing import BatchOrder
         from model.optim.optimiser import Optimizer
+        from model.optim.schedule import Schedule
         from model.precision import LossScale
         from model.training.policy import Objective
         from model.training.resume import restore
-        from model.training.schedule import Schedule
         from pipeline.stages.training import find_start
 
         params = job.params
@@ -111,7 +111,7 @@ class Practice:
 
     def run(self) -> None:
         """To the last step. Raises Stopped after saving, Diverged."""
-        from model.training.profiling import tracer
+        from model.device import tracer
 
         progress = self.progress
         if self.world.leads:
@@ -265,7 +265,7 @@ class Practice:
         self, groups: "list[Group]", sums: Sums, generated: float, seconds: float, logs_divergence: bool
     ) -> dict[str, Any]:
         """Metrics of a step, over all ranks."""
-        from model.hardware import memory_bytes
+        from model.device import memory_bytes
 
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         lengths = sum(len(rollout.tokens) for rollout in rollouts)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.config import GPTConfig, TrainConfig
 from model.errors import ModelError
-from model.training.split import check_split
+from model.training.batch_size import check_split
 from pipeline.job import Job, Launch
 from pipeline.stages.expected import training_seconds
 from pipeline.typed import Count, Positive

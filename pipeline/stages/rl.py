@@ -17,8 +17,8 @@ from pipeline.typed import Amount, Count, CountOrOff, Dtype, Natural, Positive, 
 
 if TYPE_CHECKING:
     from evals.sandbox.box import Sandbox
+    from model.distributed import World
     from model.gpt import GPT
-    from model.training.distributed import World
     from model.training.resume import Checkpoint
     from pipeline.stages.practice import Practice
     from pipeline.stages.rollouts import Answerer, Problem
@@ -58,8 +58,7 @@ class Params:
 def main(job: Job[Params]) -> dict[str, Any]:
     """Raises UserError where the programs of a task cannot be confined, DataError for tasks that cannot be practised,
     ModelError, Diverged, Stopped after saving."""
-    from model.training.distributed import start
-    from model.training.rng import seed_everything
+    from model.distributed import seed_everything, start
     from pipeline.stages.training import find_own_checkpoint, set_up_process, write_model
 
     world = start(job.rank, job.local_rank, job.world_size, job.launch.device)

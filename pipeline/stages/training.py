@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from data.tokens.packing import BatchOrder, Rows
+    from model.distributed import World
     from model.gpt import GPT
     from model.training.checkpoint import Checkpointer
-    from model.training.distributed import World
     from model.training.prefetch import Batches
     from model.training.resume import Checkpoint
     from model.training.trainer import Hooks, Progress, Settings, Trainer
@@ -52,11 +52,10 @@ def train(job: Job[Any], work: Work) -> dict[str, Any]:
 
     Raises ModelError for settings that do not fit each other, Diverged, and Stopped after saving.
     """
+    from model.distributed import seed_everything, start
     from model.optim.optimiser import Optimizer
-    from model.training.distributed import start
+    from model.optim.schedule import Schedule, batch_factor
     from model.training.resume import restore
-    from model.training.rng import seed_everything
-    from model.training.schedule import Schedule, batch_factor
     from model.training.trainer import Progress, Trainer
 
     world = start(job.rank, job.local_rank, job.world_size, job.launch.device)
@@ -147,7 +146,7 @@ def set_up_process(job: Job[Any], own: "Checkpoint | None") -> None:
     """Threads (those of the checkpoint, unless launch.threads says otherwise), determinism, memory."""
     import torch
 
-    from model.hardware import keep_freed_memory
+    from model.device import keep_freed_memory
 
     before = own.conditions["threads"] if own and own.conditions["world_size"] == job.world_size else None
     torch.set_num_threads(job.launch.threads or before or max(1, len(os.sched_getaffinity(0)) // job.world_size))
@@ -164,8 +163,7 @@ def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | 
     from model.attention import choose_backend
     from model.kernels.fp8 import has_units
     from model.precision import resolve_dtype
-    from model.training.fit import micro_batch
-    from model.training.split import rows_per_process
+    from model.training.batch_size import micro_batch, rows_per_process
     from model.training.trainer import Settings
 
     launch, model, length = job.launch, work.model, work.rows.sequence_len

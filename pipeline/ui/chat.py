@@ -238,10 +238,10 @@ def _load(model: Path, tokenizer: Path, device: str) -> "tuple[Generate, Tokeniz
     from data.tokens.tokenizer import Tokenizer
     from model.decoding.engine import Engine
     from model.decoding.sampling import Sampling
+    from model.device import choose_device
     from model.kernels.decoder import decoder_of
     from model.precision import resolve_dtype
     from model.saved import load_model
-    from model.training.distributed import choose_device
     from pipeline.artifacts.store import Store
     from pipeline.commands.exported import read_marker
 

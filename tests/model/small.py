@@ -3,8 +3,8 @@
 import torch
 
 from model.config import GPTConfig, OptimConfig
+from model.distributed import World
 from model.gpt import GPT, new_model
-from model.training.distributed import World
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)

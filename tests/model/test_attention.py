@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.attention import BACKENDS, attend, choose_backend, document_edges, has_varlen
-from model.kernels import blocked
+from model.kernels import autograd
 
 
 def dense(q, k, v, window, documents=None):
@@ -48,7 +48,7 @@ def test_backends_are_the_definition_for_windows_groups_and_documents(
     documents = None
     if cuts is not None:
         documents = sum((torch.arange(length) >= cut).long() for cut in [0, *cuts]).expand(rows, -1)
-    with mock.patch.object(blocked, "BLOCK", 16):
+    with mock.patch.object(autograd, "BLOCK", 16):
         found = attend(q, k, v, window, documents, backend)
     assert relative(found, dense(q, k, v, window, documents)) < 2e-6
 
@@ -75,7 +75,7 @@ def test_gradients_are_those_of_the_definition(window, with_documents, backend):
     expected = dense(*tensors, window, documents)
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     wanted = torch.autograd.grad((expected * weight).sum(), tensors)
-    with mock.patch.object(blocked, "BLOCK", 24):
+    with mock.patch.object(autograd, "BLOCK", 24):
         found = torch.autograd.grad((attend(*tensors, window, documents, backend) * weight).sum(), tensors)
     for gradient, reference in zip(found, wanted):
         assert relative(gradient, reference.double()) < 5e-6

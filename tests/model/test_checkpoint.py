@@ -15,13 +15,13 @@ import torch
 from small import ALONE, CPU, batch, small_model
 
 from model.config import OptimConfig
+from model.distributed import seed_everything
 from model.errors import ModelError
 from model.optim.optimiser import Optimizer
+from model.optim.schedule import Rates
 from model.training import checkpoint as saving
-from model.training.checkpoint import Checkpointer, Keep, folder_of, remove, steps_in
+from model.training.checkpoint import Checkpointer, Keep, capture_rng, folder_of, remove, restore_rng, steps_in
 from model.training.resume import Shards, damage_of, find, restore
-from model.training.rng import capture_rng, restore_rng, seed_everything
-from model.training.schedule import Rates
 
 
 class Run:

@@ -10,8 +10,7 @@ from torch.nn import functional as F
 from model.decoding import kvcache
 from model.decoding.kvcache import KVCache
 from model.gpt import GPT
-from model.kernels.decoder import Decoder, decoder_of
-from model.kernels.products import FEW, SHARED_OUT, Matrix, Product
+from model.kernels.decoder import FEW, SHARED_OUT, Decoder, Matrix, Product, decoder_of
 
 ARCHES = {
     "base": {"depth": 4},

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from model.functional import norm, rotate, squared_relu
+from model.kernels.autograd import norm, rotate, squared_relu
 
 
 def angles(length: int, half: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:

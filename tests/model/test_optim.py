@@ -17,13 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model.config import GPTConfig, OptimConfig
+from model.distributed import World
 from model.errors import ModelError
 from model.gpt import GPT
-from model.optim import buckets, rules
-from model.optim.muon import POLAR_EXPRESS, orthogonalise, quintics
+from model.optim import optimiser, rules
 from model.optim.optimiser import Optimizer, kind_of, learning_rate
-from model.training.distributed import World
-from model.training.schedule import Rates
+from model.optim.rules import POLAR_EXPRESS, orthogonalise, quintics
+from model.optim.schedule import Rates
 
 ROOT = Path(__file__).resolve().parents[2]
 RATES = Rates(lr=1.0, momentum=0.9, weight_decay=1.0)
@@ -296,7 +296,7 @@ def test_matrices_are_updated_as_well_in_small_stacks(monkeypatch):
     models = []
     for limit in (1 << 40, 2 * 32 * 32):
         monkeypatch.setattr(rules, "STACK_ELEMENTS", limit)
-        monkeypatch.setattr(buckets, "SQUARED_AT_ONCE", limit)
+        monkeypatch.setattr(optimiser, "SQUARED_AT_ONCE", limit)
         model = small_model(depth=3).double()
         config = OptimConfig(orthogonal_dtype="float64", normuon=True, weight_decay=0.1, cautious=True)
         optimizer = Optimizer(model, config, 32, ALONE)

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.config import ScheduleConfig
-from model.training.schedule import Schedule, batch_factor
+from model.optim.schedule import Schedule, batch_factor
 
 
 def test_the_published_schedule_is_constant_then_falls_to_zero_over_the_last_fifth():

@@ -11,16 +11,15 @@ from small import ALONE, CPU, batch, small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.config import OptimConfig, ScheduleConfig, TrainConfig
+from model.device import choose_device
 from model.errors import Diverged, ModelError
 from model.optim.optimiser import Optimizer
+from model.optim.schedule import Schedule
 from model.precision import LossScale, resolve_dtype
+from model.training.batch_size import micro_batch, rows_per_pass, rows_per_process
 from model.training.checkpoint import Checkpointer, Keep, steps_in
-from model.training.distributed import choose_device
-from model.training.fit import micro_batch
-from model.training.prefetch import Feeder
-from model.training.schedule import Schedule
+from model.training.prefetch import Prefetcher
 from model.training.spikes import NormGuard
-from model.training.split import rows_per_pass, rows_per_process
 from model.training.trainer import Hooks, Progress, Settings, Trainer
 
 
@@ -261,14 +260,14 @@ def test_an_error_of_the_data_comes_out_of_the_loop_and_no_thread_stays(tmp_path
 
     with pytest.raises(OSError, match="shard is gone"):
         Session(tmp_path, broken).run()
-    assert not [t for t in threading.enumerate() if t.name == "feeder"]
+    assert not [t for t in threading.enumerate() if t.name == "prefetcher"]
 
 
-def test_batches_come_in_order_and_a_feeder_can_be_closed_in_the_middle():
-    feeder = Feeder(lambda step: (torch.full((2, 3), step), torch.full((2, 3), step)), 5, 500, 1, CPU)
-    assert [int(feeder.next().tokens[0, 0]) for _ in range(4)] == [5, 6, 7, 8]
-    feeder.close()
-    assert not feeder.thread.is_alive()
+def test_batches_come_in_order_and_a_prefetcher_can_be_closed_in_the_middle():
+    prefetcher = Prefetcher(lambda step: (torch.full((2, 3), step), torch.full((2, 3), step)), 5, 500, 1, CPU)
+    assert [int(prefetcher.next().tokens[0, 0]) for _ in range(4)] == [5, 6, 7, 8]
+    prefetcher.close()
+    assert not prefetcher.thread.is_alive()
 
 
 class HostReads(TorchDispatchMode):

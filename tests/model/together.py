@@ -12,9 +12,9 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 from small import batch, small_model  # noqa: E402
 
 from model.config import OptimConfig  # noqa: E402
+from model.distributed import start  # noqa: E402
 from model.optim.optimiser import Optimizer  # noqa: E402
-from model.training.distributed import start  # noqa: E402
-from model.training.schedule import Rates  # noqa: E402
+from model.optim.schedule import Rates  # noqa: E402
 
 out, dtype, name = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -1,11 +1,14 @@
-"""How fast this device could be, to say how much of it is used."""
+"""The device that computes: which one, how fast it could be, how much memory is used, what it spends its time on."""
 
 import ctypes
 import resource
 import time
+from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile, schedule
 
+from model.errors import ModelError
 from model.kernels.matmul import mm
 
 DATASHEET = {  # dense bfloat16 FLOP/s by a part of the device's name; the first that is found counts
@@ -21,6 +24,21 @@ DATASHEET = {  # dense bfloat16 FLOP/s by a part of the device's name; the first
     "4090": 165e12,
     "3090": 71e12,
 }
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # their numbers in glibc's malloc.h
+SKIPPED, WARM, TRACED = 2, 1, 3  # steps of a trace
+
+
+def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        wanted = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
+    if not there.get(wanted):
+        raise ModelError(f"launch.device={wanted}: this machine has none that torch can use; try launch.device=auto")
+    if wanted != "cuda":
+        return torch.device(wanted)
+    if local_rank >= torch.cuda.device_count():
+        raise ModelError(f"launch.nproc asks for GPU {local_rank}, but there are {torch.cuda.device_count()}: lower it")
+    return torch.device("cuda", local_rank)
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -73,4 +91,12 @@ def keep_freed_memory() -> None:
         mallopt(TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # their numbers in glibc's malloc.h
+def tracer(folder: Path, rank: int, device: torch.device) -> profile:
+    """A context; call its step() after each training step. Writes trace-RANK.pt.trace.json into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    return profile(
+        activities=activities,
+        schedule=schedule(wait=SKIPPED, warmup=WARM, active=TRACED, repeat=1),
+        on_trace_ready=lambda traced: traced.export_chrome_trace(str(folder / f"trace-{rank}.pt.trace.json")),
+    )

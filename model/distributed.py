@@ -1,12 +1,14 @@
 """Processes that train together: who I am, how we add up, how we end. gloo on CPU, nccl on CUDA."""
 
+import random
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from model.errors import ModelError
+from model.device import choose_device
 
 
 class Done:
@@ -101,14 +103,9 @@ def start(rank: int, local_rank: int, size: int, device: str = "auto") -> World:
     return World(rank, size, own, aside=dist.new_group(backend="gloo"))
 
 
-def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if wanted == "auto":
-        wanted = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
-    if not there.get(wanted):
-        raise ModelError(f"launch.device={wanted}: this machine has none that torch can use; try launch.device=auto")
-    if wanted != "cuda":
-        return torch.device(wanted)
-    if local_rank >= torch.cuda.device_count():
-        raise ModelError(f"launch.nproc asks for GPU {local_rank}, but there are {torch.cuda.device_count()}: lower it")
-    return torch.device("cuda", local_rank)
+def seed_everything(seed: int, rank: int) -> None:
+    """Ranks draw different numbers (dropout), each the same ones in every run."""
+    mixed = np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(mixed >> np.uint64(1)))
+    random.seed(int(mixed))
+    np.random.seed(int(mixed & np.uint64(0xFFFFFFFF)))
