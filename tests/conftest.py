@@ -1,14 +1,33 @@
-"""What tests share: a store of their own, the command line as a process, the public sample data where it is there."""
+"""Fixtures for all tests: a store of their own, the command line, the public sample data where it is available.
 
+Tests run in several processes side by side, each file in one of them. They share no folder, port or thread.
+"""
+
+import contextlib
+import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import settings
 
+from pipeline.commands import cli
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # for small tensors; a second thread would fight with other tests
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with mock.patch.dict(os.environ, {"PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}):
+        yield
 
 
 @pytest.fixture
@@ -21,7 +40,7 @@ def shared_hub() -> Path:
 
 
 class Chatmill:
-    """The command line in processes of their own, on one store."""
+    """The command line on one store: in this process where nothing else is said, or in processes of their own."""
 
     def __init__(self, store: Path):
         self.store = store
@@ -30,7 +49,7 @@ class Chatmill:
         return subprocess.Popen(
             [sys.executable, "flows.py", *arguments],
             cwd=ROOT,
-            env=os.environ | {"CHATMILL_STORE": str(self.store), "COLUMNS": "200"} | env,
+            env=os.environ | self._env(env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -40,11 +59,30 @@ class Chatmill:
 
     def run(self, *arguments: str, code: int = 0, **env: str) -> str:
         """The command's output; the test fails when its exit code is not `code`."""
+        out = io.StringIO()
+        with (
+            mock.patch.dict(os.environ, self._env(env)),
+            contextlib.chdir(ROOT),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(out),
+        ):
+            found = cli.main(list(arguments))
+        return _checked(out.getvalue(), found, code)
+
+    def run_process(self, *arguments: str, code: int = 0, **env: str) -> str:
+        """The same in a process of its own: for variables that are read once in a process, and for changed modules."""
         process = self.start(*arguments, **env)
         out, err = process.communicate(timeout=600)
-        assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
-        assert "Traceback" not in out + err, out + err
-        return out + err
+        return _checked(out + err, process.returncode, code)
+
+    def _env(self, env: dict[str, str]) -> dict[str, str]:
+        return {"CHATMILL_STORE": str(self.store), "COLUMNS": "200"} | env
+
+
+def _checked(said: str, found: int, code: int) -> str:
+    assert found == code, f"exit code {found}\n{said}"
+    assert "Traceback" not in said, said
+    return said
 
 
 @pytest.fixture

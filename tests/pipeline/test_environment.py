@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.runner.environment import CACHES, bypass_proxies, prepare_caches, prepare_proxies
+from pipeline.runner.server import configured_url
 from tests.conftest import Chatmill
 from tests.pipeline.small_store import small_store
 from tests.pipeline.test_run import records, small_text_hub, toys
@@ -29,11 +30,10 @@ def test_behind_a_proxy_a_run_talks_to_itself_directly_and_downloads_by_the_prox
 ) -> None:
     with small_text_hub(tmp_path, shards=2).serving() as hub, small_proxy(scheme, hub.url) as proxy:
         variable = "http_proxy" if scheme == "http" else "ALL_PROXY"
-        download = ["data=fineweb_edu", "data.repo_id=me/text", "data.train_shards=1", "until=download"]
-        download += ["data.val_shard=shard_00001.parquet", "store.min_free_gb=0"]
+        download = ["data=fineweb_edu", "data.repo_id=me/text", "data.train_shards=1"]
+        download += ["data.val_shard=shard_00001.parquet", "pipeline.stages=[download,a,b,c]"]
         env = {variable: proxy.url, "HF_ENDPOINT": "http://hub.invalid"}
-        served.run(*download, **env)
-        served.run(*toys(), **env)  # one of them under torchrun
+        served.run_process(*toys(total="ranked")[1:], *download, **env)  # c runs under torchrun
     assert set(records(served.store)) == {"download", "a", "b", "c"}
     assert set(proxy.hosts) == {"hub.invalid"}
 
@@ -66,10 +66,11 @@ def test_without_a_writable_home_prefect_and_caches_live_in_the_store(
     chatmill: Chatmill, tmp_path: Path, home: str
 ) -> None:
     (tmp_path / "a file").touch()
-    chatmill.run(*toys(), HOME=str(tmp_path / home if home == "a file" else "/absent/x"))
+    home = str(tmp_path / home if home == "a file" else "/absent/x")
+    chatmill.run_process(*toys(), "until=a", HOME=home, PREFECT_HOME="")
     assert (chatmill.store / "prefect").is_dir()
     assert not Path("/absent").exists()
-    assert records(chatmill.store)["c"]["metrics"]["total"] == 16
+    assert records(chatmill.store)["a"]["metrics"]["numbers"] == 4
 
 
 def test_only_caches_whose_usual_place_cannot_be_written_move_and_nothing_is_made(tmp_path: Path) -> None:
@@ -94,17 +95,16 @@ def test_a_user_without_any_home_gets_one_in_the_store(monkeypatch: pytest.Monke
     assert all(os.environ[name].startswith(str(tmp_path)) for name in [*CACHES, "HOME"])
 
 
-def test_an_empty_prefect_api_url_is_none(chatmill: Chatmill) -> None:
-    out = chatmill.run(*toys(), PREFECT_API_URL="")
-    assert "ERROR" not in out
-    assert records(chatmill.store)["c"]["metrics"]["total"] == 16
+def test_an_empty_prefect_api_url_is_none() -> None:
+    os.environ["PREFECT_API_URL"] = ""
+    assert configured_url() == ""
+    assert "PREFECT_API_URL" not in os.environ  # Prefect would take it for the URL of a server
 
 
 def test_a_prefect_server_that_does_not_answer_is_one_line_with_its_url_and_the_way_out(chatmill: Chatmill) -> None:
-    process = chatmill.start(*toys(), PREFECT_API_URL=f"{NOWHERE}/api")
-    _, err = process.communicate()
-    assert process.returncode == 1
-    assert err.count("\n") == 1 and f"PREFECT_API_URL={NOWHERE}/api" in err and "unset" in err
+    out = chatmill.run(*toys(), code=1, PREFECT_API_URL=f"{NOWHERE}/api")
+    (line,) = (line for line in out.splitlines() if NOWHERE in line)
+    assert f"PREFECT_API_URL={NOWHERE}/api" in line and "unset" in line and out.endswith(line + "\n")
 
 
 def test_a_url_that_is_not_prefects_api_is_said(chatmill: Chatmill, prefect_server: str) -> None:

@@ -1,10 +1,8 @@
-"""A stage that adds up what its inputs wrote, with ranks."""
+"""A stage that adds up what its inputs wrote."""
 
 from dataclasses import dataclass
 
 from pipeline.job import Job
-
-RANKS = True
 
 
 @dataclass
