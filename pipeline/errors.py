@@ -1,10 +1,23 @@
 """What goes wrong, in the words of the person who has to mend it.
 
-An exception with a `cause` is meant for the user: its message is shown as it is, without a traceback.
+`cause` is one of oom, nan, disk, data, config, peer_lost, preempted and unknown: it decides what happens next.
 """
 
+from data.errors import DataError
+from model.errors import ModelError
 
-class UserError(Exception):
+
+class PipelineError(Exception):
+    """Base of the errors below."""
+
+    cause = "unknown"
+
+
+# Meant for the user: the message is shown as it is, without a traceback.
+FOR_USERS = (PipelineError, DataError, ModelError)
+
+
+class UserError(PipelineError):
     """A mistake the user can correct: what is wrong, where it came from (file and key), what to do. Exit code 2."""
 
     cause = "config"
@@ -13,13 +26,13 @@ class UserError(Exception):
         super().__init__(". ".join(part for part in (f"{where}: {what}" if where else what, fix) if part))
 
 
-class Guarded(Exception):
+class Guarded(PipelineError):
     """A run that stops before it starts because it would cost more than was allowed. Exit code 3."""
 
     cause = "config"
 
 
-class Corrupt(Exception):
+class Corrupt(PipelineError):
     """A stored file that is not what its manifest says: what is wrong, what to do. Exit code 1."""
 
     cause = "data"
@@ -29,7 +42,7 @@ class Corrupt(Exception):
         super().__init__(". ".join(part for part in (what, fix) if part))
 
 
-class StageFailed(Exception):
+class StageFailed(PipelineError):
     """A stage that ended without its artifact. Exit code 1."""
 
     def __init__(self, stage: str, cause: str, message: str, log: str = ""):
@@ -37,11 +50,11 @@ class StageFailed(Exception):
         super().__init__(f"{stage} failed ({cause}): {message}" + (f"\n  log: {log}" if log else ""))
 
 
-class Unreachable(Exception):
+class Unreachable(PipelineError):
     """A service that the user has configured does not answer. Exit code 1."""
 
-    cause = "unknown"
 
-
-class Interrupted(Exception):
+class Interrupted(PipelineError):
     """The run was asked to stop and did. Exit code 130."""
+
+    cause = "preempted"

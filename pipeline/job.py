@@ -1,7 +1,6 @@
 """What a stage is given to work with: its parameters, the folders it reads and writes, and a voice.
 
-A stage module has one entry, `main(job: Job) -> metrics`. It never learns who runs it, from where, or under which name
-its artifact will be stored.
+A stage never learns who runs it, from where, or under which name its artifact will be stored.
 """
 
 import json
@@ -13,6 +12,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from data.durable import keep_json, write_text
 from data.trust import printable
+from pipeline.errors import PipelineError
 from pipeline.typed import Amount, Count, CountOrOff, Natural, PositiveOrOff
 
 Params = TypeVar("Params")
@@ -20,8 +20,10 @@ Params = TypeVar("Params")
 PROGRESS = {"done": 0.0, "total": 0.0, "unit": "", "shown": {}, "at": 0.0}  # progress.json
 
 
-class Stopped(Exception):
+class Stopped(PipelineError):
     """Raised by a stage that was asked to stop and has saved what it needs to go on later."""
+
+    cause = "preempted"
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Job(Generic[Params]):
     out: files put here are published when main returns; they survive a crash, and a resumed stage finds them.
     scratch: survives a crash, is removed at publishing.
     store: the root of the store, for stages that share files below the level of an artifact.
-    identity: what data the stage stands for, as its module's `identity` hook resolved it.
+    data_identity: the data that the stage stands for, as its module's hook of that name found out.
     """
 
     stage: str
@@ -77,10 +79,8 @@ class Job(Generic[Params]):
     inputs: dict[str, Path]
     work: Path
     store: Path
-    identity: dict[str, Any] | None = None
-    context: dict[str, Any] = field(
-        default_factory=dict
-    )  # recorded facts a report may show; never read to make results
+    data_identity: dict[str, Any] | None = None
+    context: dict[str, Any] = field(default_factory=dict)  # facts that a report may show; never read to make results
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1

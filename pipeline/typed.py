@@ -23,7 +23,7 @@ from model.checks import (  # noqa: F401  (stages import them from here)
     ZeroIsOff,
 )
 from pipeline.config import renamed
-from pipeline.errors import UserError
+from pipeline.errors import FOR_USERS, UserError
 
 T = TypeVar("T")
 
@@ -52,8 +52,8 @@ def build(cls: type[T], plain: Any, where: str = "") -> T:
         raise UserError(f"needs a value for {', '.join(missing)}", where)
     try:
         return cls(**values)
-    except Exception as error:
-        if getattr(error, "cause", None) != "config":
+    except FOR_USERS as error:
+        if error.cause != "config":
             raise
         raise UserError(str(error), where) from None
 

@@ -71,7 +71,7 @@ class Memory:
             known = names[name] if isinstance(names.get(name), dict) else {}
             names[name] = known | {stage: list(place) for stage, place in made.items()}
 
-    def identity(self, look: Callable[[dict[str, Any]], Any], hub: dict[str, Any], fresh: bool) -> Any:
+    def data_identity(self, look: Callable[[dict[str, Any]], Any], hub: dict[str, Any], fresh: bool) -> Any:
         """The result of `look`, which is passed what is known about data, and adds to it.
 
         hub: passed with it and not remembered. fresh: start with nothing known.

@@ -5,6 +5,7 @@ import sys
 
 from pipeline.bench import command
 from pipeline.bench.registry import MEASUREMENTS
+from pipeline.errors import FOR_USERS
 
 
 def main(argv: list[str]) -> int:
@@ -16,9 +17,7 @@ def main(argv: list[str]) -> int:
     settings = [word for word in flags.words if "=" in word] + ([f"bench.out={flags.out}"] if flags.out else [])
     try:
         return command.run(names, settings)
-    except Exception as error:
-        if not isinstance(getattr(error, "cause", None), str):
-            raise
+    except FOR_USERS as error:
         print(error, file=sys.stderr)
         return 2
 

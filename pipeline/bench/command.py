@@ -13,6 +13,7 @@ from data.durable import write_json
 from pipeline.bench import registry
 from pipeline.bench.registry import Bench, Result, Skipped
 from pipeline.bench.tables import print_table
+from pipeline.errors import FOR_USERS
 from pipeline.runner import machine
 from pipeline.runner.environment import user_path
 
@@ -66,15 +67,15 @@ def prepare(settings: registry.BenchSettings, overrides: list[str]) -> Bench:
 def measure(name: str, bench: Bench) -> Result:
     """Return the result, or why there is none: a measurement that fails does not affect the others.
 
-    Raises errors that carry a cause: those are mistakes in the command line or the data.
+    Raises errors that are meant for the user: those are mistakes in the command line or the data.
     """
     try:
         return registry.find(name)(bench)
     except Skipped as skipped:
         return {"skipped": {"why": str(skipped)}}
+    except FOR_USERS:
+        raise
     except Exception as error:
-        if isinstance(getattr(error, "cause", None), str):
-            raise
         traceback.print_exc()
         return {"failed": {"error": f"{type(error).__name__}: {error}"}}
 

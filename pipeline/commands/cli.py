@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from data.trust import printable
 from pipeline.artifacts import disk
 from pipeline.config.renamed import did_you_mean
-from pipeline.errors import Guarded, Interrupted, UserError
+from pipeline.errors import FOR_USERS, Guarded, Interrupted, UserError
 from pipeline.runner import environment
 
 EXIT_SECONDS = 4.0
@@ -80,11 +80,8 @@ def main(argv: list[str] | None = None) -> int:
         raise
     except OSError as error:
         return _complain(disk.told(error), FAILURE)
-    except Exception as error:
-        cause = getattr(error, "cause", None)
-        if not isinstance(cause, str):
-            raise  # a mistake of ours: its traceback is what helps
-        return _complain(str(error), USER_ERROR if cause == "config" else FAILURE)
+    except FOR_USERS as error:  # others are mistakes of ours: their traceback is what helps
+        return _complain(str(error), USER_ERROR if error.cause == "config" else FAILURE)
 
 
 def _dispatch(arguments: list[str]) -> int:

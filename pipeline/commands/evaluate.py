@@ -32,6 +32,7 @@ from pipeline.runner import gpus, launch, make
 from pipeline.runner.console import RunView
 from pipeline.runner.environment import user_path
 from pipeline.runner.signals import StopSwitch
+from pipeline.stage import load
 from pipeline.ui.models import MODULES
 
 NAME, MODULE = "eval", "pipeline.stages.evaluate"
@@ -144,7 +145,7 @@ def split(overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    fields = {field.name for field in dataclasses.fields(dag.stage_module(MODULE, NAME).Params)}
+    fields = {field.name for field in dataclasses.fields(load(MODULE, NAME).Params)}
     known = fields - set(LISTED) | {"tasks", "max_per_task"}
     mine = [text for text in overrides if text.partition("=")[0] in known]
     try:

@@ -46,7 +46,7 @@ class Trial:
             watcher.start()
         try:
             with gpus.taken_by(self.stage, lambda what: None, lambda: False) as env:
-                return launch.run(self.work, self.job, self.stage.has_ranks, self.stage.launch, launch.Watch(), env)
+                return launch.run(self.work, self.job, self.stage.module.RANKS, self.stage.launch, launch.Watch(), env)
         finally:
             ended.set()
             if watcher:

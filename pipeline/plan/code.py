@@ -36,7 +36,6 @@ NEUTRAL = {
     "pipeline.report": False,
     "pipeline.stages": False,
     "pipeline.stages.__main__": True,
-    "pipeline.stages.expected": True,
     "data.chat.template": True,
     "data.durable": True,
     "data.errors": True,

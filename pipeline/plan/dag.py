@@ -1,18 +1,18 @@
 """The stages of a run and the edges between them, from config."""
 
 import dataclasses
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
+from functools import cached_property
 from typing import Any
 
 from pipeline import typed
 from pipeline.config import renamed
 from pipeline.config.compose import Settings, StageConfig
-from pipeline.errors import UserError
+from pipeline.errors import FOR_USERS, UserError
 from pipeline.job import Launch
+from pipeline.stage import Inputs, StageModule, Upstream, load
 
 DATASET = "dataset/"
 
@@ -28,13 +28,9 @@ class Stage:
     launch: Launch
     pin: str | None = None
 
-    @property
-    def module(self) -> ModuleType:
-        return stage_module(self.run, self.name)
-
-    @property
-    def has_ranks(self) -> bool:
-        return bool(getattr(self.module, "RANKS", False))
+    @cached_property
+    def module(self) -> StageModule:
+        return load(self.run, self.name)
 
 
 @dataclass(frozen=True)
@@ -57,6 +53,11 @@ class Dag:
                 if self.stages[name].pin is None:
                     waiting += self.stages[name].inputs.values()
         return seen
+
+    def upstream(self, stage: Stage) -> Inputs:
+        """The inputs of a stage as hooks of its module get them."""
+        read = {name: self.stages[source] for name, source in stage.inputs.items()}
+        return {name: Upstream(s.params, {} if s.pin is not None else self.upstream(s)) for name, s in read.items()}
 
     def check_names(self, names: list[str], where: str) -> None:
         for name in names:
@@ -85,22 +86,15 @@ def build(settings: Settings) -> Dag:
                 )
     found = Dag(_ordered(stages))
     for stage in found.stages.values():
-        _check(stage, found)
+        with _mistakes_at(f"{stage.name}.params"):
+            stage.module.check(stage.params, found.upstream(stage))
     return found
 
 
-def _check(stage: Stage, found: Dag) -> None:
-    """Let the stage's module say what cannot work, as long as nothing has been paid for it."""
-    if hook := getattr(stage.module, "check", None):
-        with _told_of(f"{stage.name}.params"):
-            hook(stage.params, params_behind(stage, found))
-
-
 def check_launch(stage: Stage, found: Dag) -> None:
-    """The same of how the stage is to be run, which concerns only a stage that runs. Raises UserError."""
-    if hook := getattr(stage.module, "check_launch", None):
-        with _told_of(stage.name):
-            hook(stage.params, stage.launch, params_behind(stage, found))
+    """Raise UserError for a stage that cannot be run as its `launch` says."""
+    with _mistakes_at(stage.name):
+        stage.module.check_launch(stage.params, stage.launch, found.upstream(stage))
 
 
 def check_files(stages: list[Stage]) -> None:
@@ -112,41 +106,20 @@ def check_files(stages: list[Stage]) -> None:
     for stage in stages:
         for part in parts_of(stage.params):
             if hasattr(part, "check_file") and part not in checked:
-                with _told_of(f"{stage.name}.params"):
+                with _mistakes_at(f"{stage.name}.params"):
                     part.check_file()
                 checked.append(part)
 
 
-def params_behind(stage: Stage, found: Dag) -> dict[str, Any]:
-    """What a module's hooks are told: params of all stages behind this one, by stage name, and of what it reads itself
-    by input name as well."""
-    behind = {name: found.stages[name].params for name in found.behind([stage.name]) - {stage.name}}
-    return behind | {name: found.stages[source].params for name, source in stage.inputs.items()}
-
-
 @contextmanager
-def _told_of(where: str) -> Iterator[None]:
-    """What a module says is wrong becomes a UserError."""
+def _mistakes_at(where: str) -> Iterator[None]:
+    """A module's error of cause config becomes a UserError that names the setting."""
     try:
         yield
-    except Exception as error:
-        if getattr(error, "cause", None) != "config":
+    except FOR_USERS as error:
+        if error.cause != "config":
             raise
         raise UserError(str(error), where) from None
-
-
-def stage_module(run: str, name: str) -> ModuleType:
-    if not all(part.isidentifier() for part in run.split(".")):
-        raise UserError(f"is {run!r}, which is no module", f"{name}.run", "Name one, as pipeline.stages.pretrain.")
-    try:
-        module = importlib.import_module(run)
-    except ModuleNotFoundError as error:
-        if error.name and not run.startswith(error.name):
-            raise
-        raise UserError(f"names {run}, which cannot be imported", f"{name}.run") from None
-    if not hasattr(module, "Params") or not hasattr(module, "main"):
-        raise UserError(f"names {run}, which has no Params or no main", f"{name}.run")
-    return module
 
 
 def datasets_in(params: Any) -> Iterator[str]:
@@ -169,8 +142,7 @@ def parts_of(params: Any) -> Iterator[Any]:
 
 
 def _typed(name: str, declared: StageConfig, launch: Launch) -> Stage:
-    module = stage_module(declared.run, name)
-    params = typed.build(module.Params, declared.params, f"{name}.params")
+    params = typed.build(load(declared.run, name).Params, declared.params, f"{name}.params")
     own = typed.build(Launch, dataclasses.asdict(launch) | declared.launch, f"{name}.launch")
     inputs = {name: source for name, source in declared.inputs.items() if source is not None}
     return Stage(name, declared.run, inputs, params, own, declared.pin)

@@ -3,12 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pipeline.artifacts.memory import Memory
 from pipeline.artifacts.store import RECORD, Artifact, Store
 from pipeline.errors import Corrupt, Guarded, UserError
 from pipeline.plan import keys
 from pipeline.plan.code import code_of
-from pipeline.plan.dag import Dag, Stage, check_files, check_launch, params_behind
+from pipeline.plan.dag import Dag, Stage, check_files, check_launch
 
 Action = Literal["cached", "run", "idle"]
 
@@ -18,8 +17,8 @@ class Step:
     """One stage in a plan.
 
     key: None while the data behind it is unknown. wanted: the key its settings and code give; `key` differs from it
-    when an older artifact was accepted as equal, or pinned. content: what the key is made of. identity: what the
-    module's hook found out about its data, {"files": enters the key, "source": does not}. action: "cached" (used or
+    when an older artifact was accepted as equal, or pinned. content: what the key is made of.
+    data_identity: what the hook of that name (pipeline/stage.py) found out. action: "cached" (used or
     kept as it is), "run", or "idle" (missing, but nothing that runs reads it). seconds and usd: what it is expected to
     take; None when nobody knows.
     """
@@ -28,7 +27,7 @@ class Step:
     key: str | None = None
     wanted: str | None = None
     content: dict[str, Any] = field(default_factory=dict)
-    identity: dict[str, Any] | None = None
+    data_identity: dict[str, Any] | None = None
     artifact: Artifact | None = None
     action: Action = "cached"
     why: str = ""
@@ -73,8 +72,8 @@ def make_plan(
     """Compare what the config asks for with what the store holds.
 
     online: whether data that was never seen may be looked up over the network; otherwise nothing is written, either.
-    hub: the endpoint to ask, and those that get the user's token, as the download stage's `identity` finds them in its
-    memory. Raises UserError for unknown stages, for `only` when an input of a chosen stage is missing, and for
+    hub: the endpoint to ask, and those that get the user's token, which the download stage's `data_identity` finds in
+    its memory. Raises UserError for unknown stages, for `only` when an input of a chosen stage is missing, and for
     processes or rows that a stage which runs cannot use.
     """
     if until and only:
@@ -120,14 +119,14 @@ def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, hub:
     else:
         sources = {name: steps[source].key for name, source in stage.inputs.items()}
         memory = store.memory if online else store.memory.unwritten()
-        identity = _identity(stage, memory, online, hub, fresh=force and online)
-        unknown = [name for name, key in sources.items() if key is None]
-        if unknown or identity is UNKNOWN:
+        data: dict[str, Any] | None = {"files": None}
+        if hook := stage.module.data_identity:
+            data = memory.data_identity(lambda known: hook(stage.params, known, online), hub, fresh=force and online)
+        if data is None or None in sources.values():
             step.why = "unknown until download"
             step.content = {"identity": None}
             return step
-        step.identity = identity
-        files = identity["files"] if identity else None
+        step.data_identity, files = data, data["files"]
         params = keys.canonical(stage.params, memory.file_digest, f"{stage.name}.params")
         code = code_of(stage.run, params)
         step.content = {"params": params, "inputs": sources, "identity": files, "code": code.parts}
@@ -144,21 +143,6 @@ def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, hub:
     if step.artifact is None and step.key != step.wanted and stage.pin is None:
         step.key = step.wanted  # what was accepted is gone
     return step
-
-
-UNKNOWN = object()
-
-
-def _identity(stage: Stage, memory: Memory, online: bool, hub: dict[str, Any], fresh: bool) -> Any:
-    """What data a stage stands for; None for stages that stand for none, UNKNOWN when it was never looked up.
-
-    fresh: forget what was found out before, so that a branch is where it is now.
-    """
-    hook = getattr(stage.module, "identity", None)
-    if hook is None:
-        return None
-    found = memory.identity(lambda known: hook(stage.params, known, online), hub, fresh)
-    return UNKNOWN if found is None else found
 
 
 def _decide(steps: dict[str, Step], targets: set[str], only: set[str], force: set[str]) -> None:
@@ -221,12 +205,9 @@ def _explain(step: Step, steps: dict[str, Step], earlier: list[Artifact], forced
 
 def _estimate(step: Step, dag: Dag, recipe: str) -> float | None:
     """Expected seconds: by the module's own formula, else what the same stage of the same recipe took the last time."""
-    hook = getattr(step.stage.module, "estimate", None)
-    if hook is not None:
-        launch = step.stage.launch
-        seconds = hook(step.stage.params, params_behind(step.stage, dag), launch.device, launch.nproc)
-        if seconds is not None:
-            return float(seconds)
+    stage = step.stage
+    if (seconds := stage.module.estimate(stage.params, stage.launch, dag.upstream(stage))) is not None:
+        return float(seconds)
     if step.previous and step.previous.record.get("recipe", "") == recipe:
         return float(step.previous.record["seconds"])
     return None

@@ -17,7 +17,7 @@ from pipeline.runner import machine as hardware
 def lacking(stage: Stage) -> str:
     """What the stage is set to run on and this machine lacks; empty if nothing is known to be missing."""
     launch, there = stage.launch, len(hardware.gpus())
-    if not stage.has_ranks or launch.device == "cpu":
+    if not stage.module.RANKS or launch.device == "cpu":
         return ""
     if launch.device == "mps":
         return "" if hardware.has_mps() else "launch.device=mps needs Apple's GPU, which this machine does not have"
@@ -41,7 +41,7 @@ def taken_by(
     stage: Stage, on_wait: Callable[[str], None], stop: Callable[[], bool]
 ) -> AbstractContextManager[dict[str, str]]:
     """What `take` gives to a stage that runs on GPUs, and nothing to others."""
-    if not stage.has_ranks or stage.launch.device not in ("auto", "cuda"):
+    if not stage.module.RANKS or stage.launch.device not in ("auto", "cuda"):
         return nullcontext({})
     return take(stage.launch.nproc, stage.name, on_wait, stop)
 

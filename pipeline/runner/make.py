@@ -165,7 +165,7 @@ class Maker:
             why_kill=lambda: self.switch.why_kill or ("" if lock.holds() else "another run took over its work"),
         )
         for attempt in range(stage.launch.retries + 1):
-            outcome = launch.run(work, job, stage.has_ranks, stage.launch, watch, env)
+            outcome = launch.run(work, job, stage.module.RANKS, stage.launch, watch, env)
             lock.check()  # else the work folder is another's
             attempts.append(
                 {"started": time.time() - outcome.seconds, "seconds": outcome.seconds, "status": outcome.status}
@@ -189,7 +189,7 @@ class Maker:
         assert step.key is not None
         told = {name: _told(artifact) for name, artifact in behind.items()}
         folders = {name: artifact.folder for name, artifact in inputs.items()}
-        return job_file(step.stage, step.key, step.identity, folders, work, self.store.root) | {
+        return job_file(step.stage, step.key, step.data_identity, folders, work, self.store.root) | {
             "logger": self.logger,
             "context": self.provenance | {"stages": told},
         }
@@ -203,14 +203,14 @@ class Maker:
             "stages": [stage.name],
             "key": step.key,
             **step.content,
-            "source": (step.identity or {}).get("source"),
+            "source": (step.data_identity or {}).get("source"),
             "metrics": outcome.metrics,
             "started": attempts[0]["started"],
             "finished": finished,
             "seconds": seconds,
             "attempts": len(attempts),
             "device": outcome.device or "cpu",
-            "nproc": stage.launch.nproc if stage.has_ranks else 1,
+            "nproc": stage.launch.nproc if stage.module.RANKS else 1,
             "usd": seconds / 3600 * stage.launch.usd_per_hour,
             "versions": outcome.versions,
             "launch": dataclasses.asdict(stage.launch),
@@ -249,7 +249,7 @@ def _attempts(work: Path) -> list[dict[str, Any]]:
 
 
 def job_file(
-    stage: Stage, key: str, identity: dict[str, Any] | None, inputs: dict[str, Path], work: Path, store: Path
+    stage: Stage, key: str, data_identity: dict[str, Any] | None, inputs: dict[str, Path], work: Path, store: Path
 ) -> dict[str, Any]:
     """What job.json tells a stage, but for what is told about the run."""
     return {
@@ -261,7 +261,7 @@ def job_file(
         "inputs": {name: str(folder) for name, folder in inputs.items()},
         "work": str(work),
         "store": str(store),
-        "identity": identity,
+        "data_identity": data_identity,
     }
 
 

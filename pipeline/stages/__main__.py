@@ -1,6 +1,5 @@
 """A stage in a process of its own: `python -m pipeline.stages JOB.json`, by hand or under torchrun alike."""
 
-import importlib
 import json
 import os
 import signal
@@ -16,9 +15,11 @@ from data.durable import keep_json, read_json
 from pipeline import typed
 from pipeline.artifacts import disk
 from pipeline.artifacts.locks import share_alive
+from pipeline.errors import FOR_USERS
 from pipeline.job import Job, Launch, Logger, Stopped
 from pipeline.runner import tracking
 from pipeline.runner.signals import stop_signals
+from pipeline.stage import StageModule, load
 
 
 def main(job_path: Path) -> int:
@@ -32,13 +33,13 @@ def main(job_path: Path) -> int:
     done = False
     started = time.time()
     try:
-        job = _open_job(described, work, rank)
+        module = load(described["module"], described["stage"])
+        job = _open_job(module, described, work, rank)
         for sig in stop_signals():
             signal.signal(sig, lambda *_: setattr(job, "stop_requested", True))
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides what Ctrl-C means
-        module = importlib.import_module(described["module"])
         if rank == 0:
-            job.loggers += tracking.open_loggers(described, getattr(module, "SCORES", False), job.say)
+            job.loggers += tracking.open_loggers(described, module.SCORES, job.say)
         loggers = job.loggers
         metrics = module.main(job)
         for logger in loggers:
@@ -63,9 +64,8 @@ def main(job_path: Path) -> int:
 
 def cause_of(error: BaseException) -> str:
     """oom | nan | disk | data | config | peer_lost | preempted | unknown"""
-    own = getattr(error, "cause", None)
-    if isinstance(own, str):
-        return own
+    if isinstance(error, FOR_USERS):
+        return error.cause
     text = f"{type(error).__name__}: {error}".lower()
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return "oom"
@@ -80,22 +80,21 @@ def _message(error: BaseException, work: Path) -> str:
     text = str(error) or type(error).__name__
     if disk.is_full(error):
         return disk.full(error, work)
-    if isinstance(getattr(error, "cause", None), str) or isinstance(error, OSError):
+    if isinstance(error, (*FOR_USERS, OSError)):
         return text
     return f"{type(error).__name__}: {text}"
 
 
-def _open_job(described: dict[str, Any], work: Path, rank: int) -> Job[Any]:
-    params_type = importlib.import_module(described["module"]).Params
+def _open_job(module: StageModule, described: dict[str, Any], work: Path, rank: int) -> Job[Any]:
     return Job(
         stage=described["stage"],
         key=described["key"],
-        params=typed.build(params_type, described["params"], described["stage"] + ".params"),
+        params=typed.build(module.Params, described["params"], described["stage"] + ".params"),
         launch=typed.build(Launch, described["launch"], described["stage"] + ".launch"),
         inputs={name: Path(folder) for name, folder in described["inputs"].items()},
         work=work,
         store=Path(described["store"]),
-        identity=described.get("identity"),
+        data_identity=described.get("data_identity"),
         context=described.get("context", {}),
         rank=rank,
         local_rank=int(os.environ.get("LOCAL_RANK", 0)),

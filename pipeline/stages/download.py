@@ -15,7 +15,7 @@ from pipeline.typed import Count, Fraction, Seed
 
 @dataclass
 class Params:
-    """What to have. Where it is does not enter the key; the sha256 of each file does, through `identity`."""
+    """What to have. Where it is does not enter the key; the sha256 of each file does, through `data_identity`."""
 
     source: str  # import path: data.sources.hub, url, local, pydocs, or a module of your own (data/sources/source.py)
     what: Literal["text", "dataset"] = "text"
@@ -36,7 +36,7 @@ class Params:
     seed: Seed = 0  # pydocs: the order of the pages
 
 
-def identity(params: Params, memory: dict[str, Any], online: bool) -> dict[str, Any] | None:
+def data_identity(params: Params, memory: dict[str, Any], online: bool) -> dict[str, Any] | None:
     """{"files": what the data is, "source": where it is}; None when that takes the network and `online` is False.
 
     `memory` keeps what was found out, by endpoint, repository and branch; memory["endpoint"] is the hub to ask,
@@ -63,7 +63,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
 
     params = job.params
     source = _source(params)
-    what = job.identity if job.identity is not None else source.identity(params, {}, True)
+    what = job.data_identity if job.data_identity is not None else source.identity(params, {}, True)
     request = Request(
         params=params,
         identity=what,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.tasks.spec import CoreSpec, TaskSpec
 from pipeline.job import Job, Stopped
+from pipeline.stage import Inputs
 from pipeline.stages.programs import Programs, open_sandbox, without_programs
 from pipeline.typed import Amount, Count, CountOrOff, Dtype, Natural, Seed
 
@@ -42,7 +43,7 @@ class Params:
     dtype: Dtype = "auto"  # auto: what the device is good at
 
 
-def check(params: Params, upstream: dict[str, Any]) -> None:
+def check(params: Params, inputs: Inputs) -> None:
     """Raises DataMistake for several answers that could not differ."""
     from data.errors import DataMistake
 

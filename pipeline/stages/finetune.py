@@ -11,7 +11,9 @@ from model.config import TrainConfig
 from model.errors import ModelError
 from model.training.batch_size import check_split
 from pipeline.job import Job, Launch
-from pipeline.stages.expected import training_seconds
+from pipeline.stage import Inputs, params_of
+from pipeline.stages import pretrain, render
+from pipeline.stages.training import training_seconds
 from pipeline.typed import CountOrOff, Part, Positive
 
 if TYPE_CHECKING:
@@ -59,25 +61,38 @@ def main(job: Job[Params]) -> dict[str, Any]:
     )
 
 
-def check(params: Params, upstream: dict[str, Any]) -> None:
+def check(params: Params, inputs: Inputs) -> None:
     """Raises ModelError for a batch that is no whole number of rows, before anything is trained."""
-    length = row_tokens(upstream)
-    if length and params.total_batch_tokens % length:
+    rows = params_of(inputs, "rows", render.Params)
+    if rows and params.total_batch_tokens % rows.sequence_len:
         raise ModelError(
-            f"total_batch_tokens={params.total_batch_tokens} is no multiple of the {length} tokens of a row of "
-            "conversations (model.sequence_len)"
+            f"total_batch_tokens={params.total_batch_tokens} is no multiple of the {rows.sequence_len} tokens of a row "
+            "of conversations (model.sequence_len)"
         )
 
 
-def check_launch(params: Params, launch: Launch, upstream: dict[str, Any]) -> None:
-    """What of `launch` cannot work, as check() does. Raises ModelError."""
-    if length := row_tokens(upstream):
-        check_split(params.total_batch_tokens, length, launch.nproc, launch.device_batch_size)
+def check_launch(params: Params, launch: Launch, inputs: Inputs) -> None:
+    """Raises ModelError for processes and rows that do not divide a step."""
+    if rows := params_of(inputs, "rows", render.Params):
+        check_split(params.total_batch_tokens, rows.sequence_len, launch.nproc, launch.device_batch_size)
 
 
-def row_tokens(upstream: dict[str, Any]) -> int | None:
-    """Of the rows that are read; None where a stage of the user's own makes them and does not say."""
-    return getattr(upstream.get("rows"), "sequence_len", None)
+def estimate(params: Params, launch: Launch, inputs: Inputs) -> float | None:
+    """Expected seconds, from how many and how long the conversations usually are; None for a model not of this run, and
+    for rows that a stage of the user's own makes."""
+    from data.tasks.spec import usual_tokens
+
+    rows, source = params_of(inputs, "rows", render.Params), inputs.get("model")
+    while source and not isinstance(source.params, pretrain.Params):
+        source = source.inputs.get("model")
+    if source is None or rows is None:
+        return None
+    if params.steps is not None:
+        tokens = float(params.steps * params.total_batch_tokens)
+    else:
+        tokens = params.epochs * usual_tokens(rows.mixture)
+    config = source.params.model.resolved(vocab_size=pretrain.vocab_size(source.params, source.inputs))
+    return training_seconds(config, tokens, launch) if config.vocab_size else None
 
 
 def load_trainable(job: Job[Params], sequence_len: int, vocab_size: int) -> "GPT":
@@ -105,24 +120,3 @@ def open_validation(job: Job[Params], sequence_len: int) -> "ValidationRows | No
 
     tokens = job.inputs.get("tokens")
     return ValidationRows(tokens, sequence_len, job.params.val_tokens) if tokens else None
-
-
-def estimate(params: Params, upstream: dict[str, Any], device: str, nproc: int) -> float | None:
-    """Expected seconds, from how many and how long the conversations usually are; None for a model not of this run, and
-    for rows that a stage of the user's own makes.
-
-    upstream: params of what it reads, by input name, and of all stages behind it, by stage name.
-    """
-    from data.tasks.spec import usual_tokens
-
-    model = next((p.model for p in upstream.values() if hasattr(p, "model")), None)
-    mixture = getattr(upstream.get("rows"), "mixture", None)
-    if model is None or mixture is None:
-        return None
-    if params.steps is not None:
-        tokens = float(params.steps * params.total_batch_tokens)
-    else:
-        tokens = params.epochs * usual_tokens(mixture)
-    return training_seconds(
-        model.resolved(model.vocab_size or upstream["tokenizer"].most_tokens), tokens, device, nproc
-    )

@@ -11,7 +11,9 @@ from model.config import GPTConfig, TrainConfig
 from model.errors import ModelError
 from model.training.batch_size import check_split
 from pipeline.job import Job, Launch
-from pipeline.stages.expected import training_seconds
+from pipeline.stage import Inputs, params_of
+from pipeline.stages import download, pack, tokenizer
+from pipeline.stages.training import training_seconds
 from pipeline.typed import Count, Positive
 
 if TYPE_CHECKING:
@@ -66,40 +68,51 @@ def main(job: Job[Params]) -> dict[str, Any]:
     return metrics | {"flops": steps * params.total_batch_tokens * config.flops_per_token()}
 
 
-def check(params: Params, upstream: dict[str, Any]) -> None:
-    """What can be known to fail before anything is fetched or made. `upstream`: params of all stages behind this one.
-
-    Raises ModelError.
-    """
-    tokenizers = [p.most_tokens for p in upstream.values() if hasattr(p, "most_tokens")]
-    config = params.model.resolved(vocab_size=params.model.vocab_size or next(iter(tokenizers), None))
+def check(params: Params, inputs: Inputs) -> None:
+    """Raises ModelError for what can be known to fail before anything is fetched or made."""
+    text = params_of(inputs, "tokens.shards", download.Params)
+    packed = params_of(inputs, "pack", pack.Params)
+    config = params.model.resolved(vocab_size=vocab_size(params, inputs))
     if params.total_batch_tokens % config.sequence_len:
         raise ModelError(
             f"total_batch_tokens={params.total_batch_tokens} is no multiple of model.sequence_len={config.sequence_len}"
         )
-    packed = [p for p in upstream.values() if hasattr(p, "method") and hasattr(p, "sequence_len")]
-    for pack in packed:
-        if pack.sequence_len != config.sequence_len:
-            raise ModelError(
-                f"model.sequence_len={config.sequence_len}, but pack.params.sequence_len={pack.sequence_len}; "
-                "set both to the same"
-            )
-    kept = BEST_FIT_KEEPS if any(pack.method == "bestfit" for pack in packed) else 1.0
+    if packed and packed.sequence_len != config.sequence_len:
+        raise ModelError(
+            f"model.sequence_len={config.sequence_len}, but pack.params.sequence_len={packed.sequence_len}; "
+            "set both to the same"
+        )
+    if config.vocab_size is None:
+        return  # a tokenizer of the user's own decides the horizon
     needed = count_steps(params, config) * params.total_batch_tokens / params.max_epochs
-    for text in upstream.values():
-        if getattr(text, "shard_tokens", None) and text.validation and text.train_shards:
-            there = text.train_shards * text.shard_tokens * kept
-            if needed > there:
-                raise ModelError(
-                    f"{needed * params.max_epochs:,.0f} tokens are to be trained on, but {text.train_shards} shards "
-                    f"hold about {there:,.0f}: set data.train_shards={-(-needed // (text.shard_tokens * kept)):.0f}, "
-                    "or allow repetition with max_epochs"
-                )
+    if text and text.shard_tokens and text.train_shards:
+        kept = BEST_FIT_KEEPS if packed and packed.method == "bestfit" else 1.0
+        there = text.train_shards * text.shard_tokens * kept
+        if needed > there:
+            raise ModelError(
+                f"{needed * params.max_epochs:,.0f} tokens are to be trained on, but {text.train_shards} shards hold "
+                f"about {there:,.0f}: set data.train_shards={-(-needed // (text.shard_tokens * kept)):.0f}, or allow "
+                "repetition with max_epochs"
+            )
 
 
-def check_launch(params: Params, launch: Launch, upstream: dict[str, Any]) -> None:
-    """What of `launch` cannot work, as check() does. Raises ModelError."""
+def check_launch(params: Params, launch: Launch, inputs: Inputs) -> None:
+    """Raises ModelError for processes and rows that do not divide a step."""
     check_split(params.total_batch_tokens, params.model.sequence_len, launch.nproc, launch.device_batch_size)
+
+
+def estimate(params: Params, launch: Launch, inputs: Inputs) -> float | None:
+    """Expected seconds, by the model's FLOPs; None for a tokenizer of the user's own."""
+    config = params.model.resolved(vocab_size=vocab_size(params, inputs))
+    if config.vocab_size is None:
+        return None
+    return training_seconds(config, count_steps(params, config) * params.total_batch_tokens, launch)
+
+
+def vocab_size(params: Params, inputs: Inputs) -> int | None:
+    """The number of tokens that planning assumes; None if the settings do not tell."""
+    made = params_of(inputs, "tokenizer", tokenizer.Params)
+    return params.model.vocab_size or (made.most_tokens if made else None)
 
 
 def count_steps(params: Params, config: GPTConfig) -> int:
@@ -131,9 +144,3 @@ def check_horizon(job: Job[Params], rows: "PackedRows", steps: int) -> None:
             f"{steps} steps need {needed:,} tokens, but the packed text has {there:,} ({needed / there:.2f} epochs): "
             f"take more shards, or {shorter}, or allow repetition ({name}.max_epochs={-(-needed // there)})"
         )
-
-
-def estimate(params: Params, upstream: dict[str, Any], device: str, nproc: int) -> float | None:
-    """Expected seconds. upstream: params of what it reads by input name, and of all stages behind it by stage name."""
-    config = params.model.resolved(vocab_size=params.model.vocab_size or upstream["tokenizer"].most_tokens)
-    return training_seconds(config, count_steps(params, config) * params.total_batch_tokens, device, nproc)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data.tasks.spec import TaskSpec
 from pipeline.job import Job, Stopped
+from pipeline.stage import Inputs
 from pipeline.typed import Count, Seed
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Params:
     seed: Seed = 0  # of the shuffle
 
 
-def check(params: Params, upstream: dict[str, Any]) -> None:
+def check(params: Params, inputs: Inputs) -> None:
     """Raises TaskError for a mixture of nothing, and for rows that hold nothing."""
     from data.tasks.task import TaskError
 

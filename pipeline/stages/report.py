@@ -29,7 +29,7 @@ class Params:
     talks: Natural = 2  # graded questions of each task
 
 
-def identity(params: Params, memory: dict[str, Any], online: bool) -> dict[str, Any]:
+def data_identity(params: Params, memory: dict[str, Any], online: bool) -> dict[str, Any]:
     """The templates, which decide what is written as much as code does."""
     return {"files": sources()}
 

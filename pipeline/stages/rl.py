@@ -12,6 +12,7 @@ from data.tasks.spec import TaskSpec
 from model.config import OptimConfig, ScheduleConfig
 from model.errors import ModelError
 from pipeline.job import Job, Launch
+from pipeline.stage import Inputs
 from pipeline.stages.programs import Programs, open_sandbox, without_programs
 from pipeline.typed import Amount, Count, CountOrOff, Dtype, Natural, Positive, PositiveOrOff, Seed
 
@@ -73,7 +74,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
     return practice.metrics()
 
 
-def check(params: Params, upstream: dict[str, Any]) -> None:
+def check(params: Params, inputs: Inputs) -> None:
     """Raises DataMistake where all tasks would be left out."""
     from data.errors import DataMistake
 
@@ -91,7 +92,7 @@ def check(params: Params, upstream: dict[str, Any]) -> None:
         )
 
 
-def check_launch(params: Params, launch: Launch, upstream: dict[str, Any]) -> None:
+def check_launch(params: Params, launch: Launch, inputs: Inputs) -> None:
     """Raises ModelError for processes that would have nothing to do. Any number up to the problems of a step works, and
     any launch.device_batch_size."""
     if launch.nproc > params.problems:

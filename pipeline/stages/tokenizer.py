@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.job import Job, Stopped
 from pipeline.runner.counted import Counted
+from pipeline.stage import Inputs
 from pipeline.typed import Count
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Params:
         return self.vocab_size or self.max_vocab_size
 
 
-def check(params: Params, upstream: dict[str, Any]) -> None:
+def check(params: Params, inputs: Inputs) -> None:
     """Raises DataMistake for a vocabulary that cannot hold bytes and special tokens."""
     if params.most_tokens < 512:  # importing what knows the exact number takes longer than a plan should
         from data.tokens import bpe

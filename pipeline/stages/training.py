@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.config import TrainConfig
-from pipeline.job import Job, Stopped
+from model.config import GPTConfig, TrainConfig
+from pipeline.job import Job, Launch, Stopped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from model.training.prefetch import Batches
     from model.training.resume import Checkpoint
     from model.training.trainer import Hooks, Progress, Settings, Trainer
+
+
+H100_FLOPS, USUAL_MFU = 989e12, 0.45  # of GPUs whose kind is not known while planning
+
+
+def training_seconds(config: GPTConfig, tokens: float, launch: Launch) -> float | None:
+    """Expected seconds on launch.nproc H100-like GPUs; None on CPUs, which differ too much."""
+    if launch.device != "cuda":
+        return None
+    return tokens * config.flops_per_token() / (H100_FLOPS * USUAL_MFU * launch.nproc)
 
 
 @dataclass

@@ -58,7 +58,7 @@ def entry(path: Any = "data/a.parquet", oid: Any = "a" * 64, size: Any = 1000) -
 
 
 def run_stage(tmp_path: Path, identity: Any, params: Params) -> Path:
-    job = Job("dataset/x", "key", params, Launch(), {}, tmp_path / "work", tmp_path / "store", identity=identity)
+    job = Job("dataset/x", "key", params, Launch(), {}, tmp_path / "work", tmp_path / "store", data_identity=identity)
     download.main(job)
     return job.out
 

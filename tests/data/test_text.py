@@ -29,8 +29,8 @@ def read(path: Path, column: str = "text") -> list[str]:
 def run_download(work: Path, memory: dict | None = None, **params) -> tuple[Path, dict]:
     """The artifact folder and its listing."""
     typed = Params(**params)
-    found = download.identity(typed, memory if memory is not None else {}, online=False)
-    job = Job("download", "key", typed, Launch(), {}, work, work.parent / "store", identity=found)
+    found = download.data_identity(typed, memory if memory is not None else {}, online=False)
+    job = Job("download", "key", typed, Launch(), {}, work, work.parent / "store", data_identity=found)
     download.main(job)
     return job.out, json.loads((job.out / ("shards.json" if typed.what == "text" else "dataset.json")).read_text())
 
@@ -114,11 +114,15 @@ def test_text_that_is_kept_once_each_is_read_and_columns_of_one_name_are_refused
 
 def test_another_folder_with_the_same_bytes_is_the_same_data(tmp_path):
     memory: dict = {}
-    here = download.identity(Params("data.sources.local", paths=[str(write_sources(tmp_path / "one"))]), memory, False)
-    there = download.identity(Params("data.sources.local", paths=[str(write_sources(tmp_path / "two"))]), memory, False)
+    here = download.data_identity(
+        Params("data.sources.local", paths=[str(write_sources(tmp_path / "one"))]), memory, False
+    )
+    there = download.data_identity(
+        Params("data.sources.local", paths=[str(write_sources(tmp_path / "two"))]), memory, False
+    )
     assert here and there and here["files"] == there["files"] and here["source"] != there["source"]
     (tmp_path / "two" / "c.txt").write_text("changed")
-    changed = download.identity(Params("data.sources.local", paths=[str(tmp_path / "two")]), memory, False)
+    changed = download.data_identity(Params("data.sources.local", paths=[str(tmp_path / "two")]), memory, False)
     assert changed and changed["files"] != here["files"]
 
 
@@ -302,13 +306,13 @@ def test_a_wrong_line_is_known_while_planning_once_a_file(tmp_path, monkeypatch)
     memory: dict = {}
     params = Params("data.sources.local", paths=[str(path)])
     with pytest.raises(DataError, match=r"a\.jsonl:2: has neither 'text'"):
-        download.identity(params, memory, online=False)
+        download.data_identity(params, memory, online=False)
     path.write_text('{"text": "one"}\n{"text": "two"}\n')
-    found = download.identity(params, memory, online=False)
+    found = download.data_identity(params, memory, online=False)
     monkeypatch.setattr(local, "read_text", None)  # what is remembered is not read again
-    assert download.identity(params, memory, online=False) == found
+    assert download.data_identity(params, memory, online=False) == found
     as_files = Params("data.sources.local", what="dataset", paths=[str(path)])
-    assert download.identity(as_files, {}, online=False)["files"] == found["files"]
+    assert download.data_identity(as_files, {}, online=False)["files"] == found["files"]
 
 
 def test_a_damaged_position_starts_again(tmp_path):
@@ -358,7 +362,7 @@ def test_a_file_that_changes_after_planning_is_not_taken_for_the_old_one(tmp_pat
     params = Params("data.sources.local", paths=[str(sources)])
     planned = local.identity(params, {}, False)
     (sources / "c.txt").write_text("something else")
-    job = Job("download", "key", params, Launch(), {}, tmp_path / "work", tmp_path / "store", identity=planned)
+    job = Job("download", "key", params, Launch(), {}, tmp_path / "work", tmp_path / "store", data_identity=planned)
     with pytest.raises(DataError, match=r"c.txt: has changed since"):
         download.main(job)
 

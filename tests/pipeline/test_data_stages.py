@@ -47,7 +47,7 @@ def write_text(folder: Path, train: int, count: int = 40, words: int = 60) -> Pa
 
 
 def run(module, work: Path, params, inputs: dict[str, Path], store: Path, workers: int = 1, identity=None) -> Path:
-    job = Job(work.name, "key", params, Launch(workers=workers), inputs, work, store, identity=identity)
+    job = Job(work.name, "key", params, Launch(workers=workers), inputs, work, store, data_identity=identity)
     module.main(job)
     return job.out
 
@@ -68,7 +68,7 @@ def test_from_a_hub_to_rows(tmp_path, vocabulary):
     hub.faults["shard_00001.parquet"] = ["drop", "corrupt", "error"]
     params = download.Params("data.sources.hub", repo_id="org/text", train_shards=3, val_shard="shard_00003.parquet")
     with hub.serving():
-        found = download.identity(params, {"endpoint": hub.url}, online=True)
+        found = download.data_identity(params, {"endpoint": hub.url}, online=True)
         shards = run(download, tmp_path / "download", params, {}, tmp_path, workers=2, identity=found)
 
     tokens = run(
@@ -300,7 +300,7 @@ def test_the_public_data_comes_whole_through_a_faulty_line(tmp_path, shared_hub,
         }
         out = {}
         for name, params in wanted.items():
-            found = download.identity(params, {"endpoint": endpoint}, online=True)
+            found = download.data_identity(params, {"endpoint": endpoint}, online=True)
             out[name] = run(download, tmp_path / name, params, {}, tmp_path / "store", workers=4, identity=found)
     finally:
         server.kill()

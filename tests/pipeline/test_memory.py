@@ -62,7 +62,7 @@ def test_data_is_looked_up_again_where_the_memory_of_it_is_damaged(tmp_path: Pat
         known.setdefault("hub", {})["new"] = {"commit": "c"}
         return "found"
 
-    assert Memory(tmp_path).identity(look, {"endpoint": "here"}, fresh=False) == "found"
+    assert Memory(tmp_path).data_identity(look, {"endpoint": "here"}, fresh=False) == "found"
     remembered = json.loads((tmp_path / "memory" / "identity.json").read_text())
     assert remembered["hub"]["new"] == {"commit": "c"} and "endpoint" not in remembered
 
@@ -71,5 +71,5 @@ def test_nothing_is_written_where_nothing_may_be(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("x")
     memory = Memory(tmp_path / "store").unwritten()
     memory.file_digest(str(tmp_path / "text"))
-    memory.identity(lambda known: known.update(hub={"a": 1}), {}, fresh=False)
+    memory.data_identity(lambda known: known.update(hub={"a": 1}), {}, fresh=False)
     assert not (tmp_path / "store").exists()

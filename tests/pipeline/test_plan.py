@@ -122,7 +122,7 @@ def test_who_gets_the_hub_token_is_checked_passed_on_and_in_no_key(tmp_path: Pat
             session = Session.open(["data=fineweb_edu", "data.train_shards=1", *marked])
             step = session.plan(online=True, targets=["download"]).steps["download"]
             keys.add(step.key)
-            assert step.identity and step.identity["source"]["own_token"] == bool(marked)
+            assert step.data_identity and step.data_identity["source"]["own_token"] == bool(marked)
             assert small_hub.tokens == ["Bearer hf_secret"] * 2 * number
         assert len(keys) == 1
     with pytest.raises(UserError, match=r"hub: 'example' is not a URL"):
@@ -371,7 +371,7 @@ def test_rows_that_a_stage_of_the_users_own_makes_can_be_planned_with() -> None:
     found = dag.build(config.settings(composed))
     sft = found.stages["sft"]
     dag.check_launch(sft, found)
-    assert sft.module.estimate(sft.params, dag.params_behind(sft, found), "cuda", 1) is None
+    assert sft.module.estimate(sft.params, sft.launch, found.upstream(sft)) is None
 
 
 def test_what_was_accepted_is_kept_when_it_is_made_again_by_other_code(tmp_path, monkeypatch) -> None:

@@ -121,15 +121,15 @@ def luminance(color: str) -> float:
 def test_a_change_of_a_template_enters_the_key(tmp_path, monkeypatch):
     folder = tmp_path / "templates"
     shutil.copytree(render.FOLDER, folder)
-    before = report.identity(Params(), {}, online=False)["files"]
+    before = report.data_identity(Params(), {}, online=False)["files"]
     monkeypatch.setattr(render, "FOLDER", folder)
-    assert report.identity(Params(), {}, online=False)["files"] == before
+    assert report.data_identity(Params(), {}, online=False)["files"] == before
 
     for name in before:
         with open(folder / name, "a") as file:
             file.write("\n")
 
-    after = report.identity(Params(), {}, online=False)["files"]
+    after = report.data_identity(Params(), {}, online=False)["files"]
     assert {"report.html.jinja", "report.md.jinja", "lineage.svg.jinja", "charts.mplstyle"} == after.keys()
     assert all(after[name] != before[name] for name in before)
 

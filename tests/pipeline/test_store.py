@@ -274,7 +274,7 @@ def test_gc_keeps_what_unfinished_work_has_fetched_and_tokenised(store: Store) -
     shards = publish(store, {"shard": b"1"}, module="download", key="d" * 16, identity={"shard": tokenised})
     download, tokenize = store.work("download", "e" * 16), store.work("tokenize", "f" * 16)
     identity = {"files": {"0": {"sha256": fetched}, "1": {"sha256": half}}}
-    for work, job in (download, {"identity": identity}), (tokenize, {"inputs": {"shards": str(shards.folder)}}):
+    for work, job in (download, {"data_identity": identity}), (tokenize, {"inputs": {"shards": str(shards.folder)}}):
         work.mkdir(parents=True)
         (work / "job.json").write_text(json.dumps(job))
     blobs, tokens = store.root / "blobs", store.root / "tokens" / "t"
