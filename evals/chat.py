@@ -11,8 +11,7 @@ from torch import nn
 
 from data.chat.conversation import render_prompt, text_of
 from data.errors import DataError, DataMistake
-from data.tasks.draw import keyed
-from data.tasks.task import Check, Task
+from data.tasks.task import Check, Task, keyed
 from evals.intervals import wilson
 from evals.ledger import Ledger
 from evals.sandbox.box import Execution, Sandbox

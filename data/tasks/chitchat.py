@@ -1,11 +1,9 @@
-"""A little courtesy for a model too small to learn conversation from real ones."""
+"""Greetings and thanks, for a model too small to learn conversation from real ones."""
 
 from itertools import product
-from pathlib import Path
 
 from data.chat.conversation import Conversation
-from data.tasks.draw import Draw
-from data.tasks.task import Task, dialogue
+from data.tasks.task import Draw, Task, dialogue
 
 _TALK = [
     (
@@ -39,10 +37,7 @@ _ENDS = ["", ".", "!", "?"]
 class Chitchat(Task):
     """Greetings, thanks and the like with an answer each; in every third conversation two of them follow each other."""
 
-    def __init__(
-        self, split: str = "train", size: int | None = None, folder: Path | None = None, file: Path | None = None
-    ):
-        super().__init__(split, size, folder, file)
+    def __post_init__(self) -> None:
         self.exchanges = [
             (said + end, answer)
             for phrases, answers in _TALK

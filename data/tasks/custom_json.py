@@ -1,4 +1,4 @@
-"""Conversations of your own: a jsonl file with one conversation a line."""
+"""Conversations of your own: a jsonl file with one conversation per line."""
 
 import json
 from collections import Counter
@@ -7,33 +7,26 @@ from pathlib import Path
 from data.chat.conversation import Conversation
 from data.chat.formats import KNOWN, Unlearnable, conversation_of, is_trained
 from data.errors import DataError, DataMistake
-from data.tasks.draw import Draw
-from data.tasks.task import Task, TaskError
+from data.tasks.task import Draw, Task, TaskError
 from data.text.files import numbered_lines, whole_all
 
 
 class CustomJSON(Task):
     """Each line of `file` is a conversation in one of the forms that data/chat/formats.py reads.
 
-    The whole file is read and checked at once. Raises DataError as FILE:LINE for a line that is no conversation, or
-    that has nothing to learn because no assistant speaks in it.
+    The whole file is read and checked at once. Raises DataError as FILE:LINE for a line that is not a conversation, or
+    has nothing to learn because it has no message by the assistant.
     """
 
-    def __init__(
-        self, split: str = "train", size: int | None = None, folder: Path | None = None, file: Path | None = None
-    ):
-        super().__init__(split, size, folder, file)
-        if file is None:
+    def __post_init__(self) -> None:
+        if self.file is None:
             raise TaskError("CustomJSON reads one file of conversations: name it in the mixture as `file: PATH`")
-        conversations, self.notes = read_conversations(file)
-        order = Draw("custom json").order(len(conversations))[:size]
-        self.conversations = [conversations[i] for i in order]
-
-    def __len__(self) -> int:
-        return len(self.conversations)
+        conversations, self.notes = read_conversations(self.file)
+        order = Draw("custom json").order(len(conversations))[: self.size]
+        self.rows = [conversations[i] for i in order]
 
     def conversation(self, i: int) -> Conversation:
-        return self.conversations[i]
+        return self.rows[i]
 
 
 def read_conversations(path: Path) -> tuple[list[Conversation], dict[str, int]]:
@@ -41,11 +34,9 @@ def read_conversations(path: Path) -> tuple[list[Conversation], dict[str, int]]:
 
     Empty lines are skipped. Raises DataError with FILE:LINE.
     """
-    found = []
     notes: Counter[str] = Counter()
-    for number, line in numbered_lines(path):
-        if line.strip():
-            found.append(_conversation(line, notes, f"{path}:{number}"))
+    lines = numbered_lines(path)
+    found = [_conversation(line, notes, f"{path}:{number}") for number, line in lines if line.strip()]
     if not found:
         raise DataMistake(f"{path}: there is no conversation in it")
     if not any(map(is_trained, found)):

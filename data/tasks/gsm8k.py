@@ -1,17 +1,17 @@
 """GSM8K: school maths in words, solved step by step with the calculator (Cobbe et al., 2021)."""
 
 import re
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
 
 from data.chat.conversation import Conversation
-from data.tasks.table import Table
 from data.tasks.task import Execute, Task, dialogue
 
 _CALL = re.compile(r"<<([^<>]*)=([^<>=]*)>>")
 _ANSWER = re.compile(r"#### (-?[\d.,]+)")
 
 
+@dataclass(eq=False)
 class GSM8K(Task):
     """Data set openai/gsm8k. A note <<48/2=24>> becomes the call 48/2 and its output 24.
 
@@ -21,19 +21,10 @@ class GSM8K(Task):
     usual_items = 7_473
     usual_tokens = 190
 
-    def __init__(
-        self,
-        split: str = "train",
-        size: int | None = None,
-        folder: Path | None = None,
-        file: Path | None = None,
-        subset: str = "main",
-    ):
-        super().__init__(split, size, folder, file)
-        self.rows = Table(folder, f"{subset}/{split}-*.parquet", ["question", "answer"], size)
+    subset: str = "main"
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def __post_init__(self) -> None:
+        self.rows = self.table(f"{self.subset}/{{split}}-*.parquet", ["question", "answer"])
 
     def conversation(self, i: int) -> Conversation:
         row = self.rows[i]

@@ -1,13 +1,11 @@
-"""Counting a letter in a word: by spelling it out, then with the calculator to be sure."""
+"""Counting a letter in a word: by spelling it out, then with the calculator as a check."""
 
 import re
-from pathlib import Path
+from dataclasses import dataclass
 
 from data.chat.calculator import calculate
 from data.chat.conversation import Conversation
-from data.tasks.draw import Draw
-from data.tasks.task import Execute, Task, dialogue
-from data.tasks.words import split_words
+from data.tasks.task import Draw, Execute, Task, dialogue, split_words
 
 _QUESTIONS = [
     "How many {letter} are in {word}?",
@@ -23,34 +21,28 @@ _QUOTES = ["{}", "'{}'", '"{}"']
 _ANSWER = re.compile(r"#### (-?[\d.,]+)")
 
 
+@dataclass(eq=False)
 class SpellingBee(Task):
     """`How many r are in strawberry?` answered by a spelt-out count, a call that checks it, and `#### 3`.
 
-    nanochat's task of this name asks in more ways and languages, so that scores are not comparable.
-
-    Words as in SimpleSpelling; the letter is one of the word's in two questions of three, else any.
+    Words as in SimpleSpelling; the letter is one of the word's in two questions of three, else any. nanochat's task of
+    this name asks in more ways and languages, so that scores are not comparable.
     """
 
     usual_tokens = 60
 
-    def __init__(
-        self,
-        split: str = "train",
-        size: int | None = None,
-        folder: Path | None = None,
-        file: Path | None = None,
-        shortest: int = 3,
-        longest: int = 15,
-    ):
-        super().__init__(split, size, folder, file)
-        words = split_words(split, folder, shortest, longest)
-        self.words = [words[i] for i in Draw(f"bee {split}").order(len(words))]
+    shortest: int = 3
+    longest: int = 15
+
+    def __post_init__(self) -> None:
+        words = split_words(self.split, self.folder, self.shortest, self.longest)
+        self.words = [words[i] for i in Draw(f"bee {self.split}").order(len(words))]
 
     def __len__(self) -> int:
         return self.size or len(self.words)
 
     def problem(self, i: int) -> tuple[str, str, Draw]:
-        """Word and letter of item i, and what is left of the randomness to word the question."""
+        """Word and letter of item i, and the draw to word the question with."""
         draw = Draw(f"bee {self.split} {i}")
         word = self.words[i % len(self.words)]
         letter = draw.pick(word if draw.below(3) else "abcdefghijklmnopqrstuvwxyz")
@@ -74,8 +66,8 @@ class SpellingBee(Task):
 
     def grade(self, i: int, completion: str, execute: Execute | None = None) -> float:
         word, letter, _ = self.problem(i)
-        said = _ANSWER.search(completion)
-        return float(said is not None and said.group(1).rstrip(".,") == str(word.count(letter)))
+        answer = _ANSWER.search(completion)
+        return float(answer is not None and answer[1].rstrip(".,") == str(word.count(letter)))
 
 
 def _counted(word: str, letter: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from data.tasks.spec import CoreSpec, TaskSpec
+from data.tasks.mixture import CoreSpec, TaskSpec
 from pipeline.job import Job, Stopped
 from pipeline.stage import Inputs
 from pipeline.stages.programs import Programs, open_sandbox, without_programs
@@ -133,7 +133,7 @@ class Bench:
 
     def _open_tasks(self) -> "list[ChatTask]":
         from data.errors import DataError
-        from data.tasks.spec import load_tasks
+        from data.tasks.mixture import load_tasks
         from evals.chat import ChatTask
 
         names = [spec.label for spec in self.specs]

@@ -80,7 +80,7 @@ def check_launch(params: Params, launch: Launch, inputs: Inputs) -> None:
 def estimate(params: Params, launch: Launch, inputs: Inputs) -> float | None:
     """Expected seconds, from how many and how long the conversations usually are; None for a model not of this run, and
     for rows that a stage of the user's own makes."""
-    from data.tasks.spec import usual_tokens
+    from data.tasks.mixture import usual_tokens
 
     rows, source = params_of(inputs, "rows", render.Params), inputs.get("model")
     while source and not isinstance(source.params, pretrain.Params):

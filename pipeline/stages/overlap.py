@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from data.tasks.spec import CoreSpec, TaskSpec
+from data.tasks.mixture import CoreSpec, TaskSpec
 from pipeline.job import Job
 from pipeline.runner.counted import Counted
 from pipeline.typed import Count, Natural
@@ -72,7 +72,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
 def evaluation_texts(job: Job[Params], tokenizer: "Tokenizer") -> Iterator[tuple[str, tuple[list[str], bool]]]:
     """Name, texts of the items, and whether they are asked in conversations."""
     from data.chat.conversation import pieces
-    from data.tasks.spec import load_tasks
+    from data.tasks.mixture import load_tasks
 
     specs = job.params.tasks
     for spec, task in zip(specs, load_tasks(specs, lambda name: job.inputs[f"dataset/{name}"])):
@@ -92,7 +92,7 @@ def training_sources(job: Job[Params], tokenizer: "Tokenizer") -> Iterator[Sourc
 
     from data.chat.conversation import render
     from data.chat.rows import ConversationRows
-    from data.tasks.spec import load_tasks
+    from data.tasks.mixture import load_tasks
     from data.tokens.packing import TokenSpan
 
     for name, folder in job.inputs.items():

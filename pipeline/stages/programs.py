@@ -6,7 +6,7 @@ from pipeline.errors import UserError
 from pipeline.job import Job
 
 if TYPE_CHECKING:
-    from data.tasks.spec import TaskSpec
+    from data.tasks.mixture import TaskSpec
     from evals.sandbox.box import Sandbox
 
 Programs = Literal["run", "skip"]

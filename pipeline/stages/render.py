@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from data.tasks.spec import TaskSpec
+from data.tasks.mixture import TaskSpec
 from pipeline.job import Job, Stopped
 from pipeline.stage import Inputs
 from pipeline.typed import Count, Seed
@@ -44,8 +44,7 @@ def check(params: Params, inputs: Inputs) -> None:
 
 def main(job: Job[Params]) -> dict[str, Any]:
     """Render in chunks that survive a crash, then pack. Raises DataError for what is no mixture."""
-    from data.tasks.mixture import TaskMixture, TaskSequence
-    from data.tasks.spec import load_tasks
+    from data.tasks.mixture import TaskMixture, TaskSequence, load_tasks
     from data.text.files import counted
     from data.tokens.tokenizer import Tokenizer
 

@@ -8,7 +8,7 @@ Writes  model.safetensors, model.json, checkpoints/, rollouts.jsonl (some answer
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from data.tasks.spec import TaskSpec
+from data.tasks.mixture import TaskSpec
 from model.config import OptimConfig, ScheduleConfig
 from model.errors import ModelError
 from pipeline.job import Job, Launch
@@ -145,7 +145,7 @@ def load_problems(job: Job[Params], specs: list[TaskSpec], limit: int | None = N
     Raises DataError for tasks without grades.
     """
     from data.errors import DataMistake
-    from data.tasks.spec import load_tasks
+    from data.tasks.mixture import load_tasks
     from pipeline.stages.rollouts import Problem
 
     problems = []

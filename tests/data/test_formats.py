@@ -14,7 +14,7 @@ from data.chat.formats import conversation_of
 from data.errors import DataError
 from data.tasks.custom_json import CustomJSON
 from data.tasks.identity import HELD_OUT
-from data.tasks.spec import TaskSpec, load_task
+from data.tasks.mixture import TaskSpec, load_task
 from data.tasks.task import Task, TaskError
 
 OWN = "data.tasks."

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.tasks.table import Table
+from data.tasks.task import Table
 from data.text import parquet
 from data.text.files import documents
 from data.text.parquet import open_parquet, page_headers, read_batches

@@ -16,9 +16,8 @@ from data.errors import DataError
 from data.tasks.arithmetic import Arithmetic, is_held_out
 from data.tasks.gsm8k import final_number, with_calls
 from data.tasks.identity import Identity
-from data.tasks.mixture import TaskMixture, TaskSequence
+from data.tasks.mixture import TaskMixture, TaskSequence, TaskSpec, load_task, load_tasks
 from data.tasks.simple_spelling import SimpleSpelling
-from data.tasks.spec import TaskSpec, load_task, load_tasks
 from data.tasks.spelling_bee import SpellingBee
 from data.tasks.task import Check, Task, TaskError
 
@@ -286,8 +285,8 @@ def test_damaged_missing_and_other_files_are_named(tmp_path, sets):
         ({"split": "tset"}, "no split 'tset'. Did you mean test"),
         ({"split": "all"}, "no split 'all'. It has: train, test"),
         ({"task": OWN + "humaneval.HumanEval"}, "no split 'train'. It has: test"),
-        ({"size": 0}, "from 1 on"),
-        ({"repeat": 0}, "from 1 on"),
+        ({"size": 0}, "must be at least 1"),
+        ({"repeat": 0}, "must be at least 1"),
     ],
 )
 def test_a_wrong_line_is_refused_when_it_is_read(changed, complaint):

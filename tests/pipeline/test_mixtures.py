@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from data.sources.python_words import python_words
-from data.tasks.spec import TaskSpec, load_task
+from data.tasks.mixture import TaskSpec, load_task
 from pipeline import typed
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.tasks.spec import CoreSpec, TaskSpec
+from data.tasks.mixture import CoreSpec, TaskSpec
 from data.tokens import bpe
 from data.tokens.tokenizer import Tokenizer
 from pipeline.job import Job, Launch, Stopped

@@ -16,7 +16,7 @@ import pytest
 from data.chat.conversation import render
 from data.chat.rows import ConversationRows
 from data.errors import DataError
-from data.tasks.spec import TaskSpec, load_task
+from data.tasks.mixture import TaskSpec, load_task
 from data.tasks.task import TaskError
 from data.tokens import bpe
 from data.tokens.tokenizer import Tokenizer
@@ -248,7 +248,7 @@ test.stage.main(test.make_job(Path({str(work)!r}), Path({str(tokenizer_folder)!r
 
 
 REVERSED = '''
-from data.tasks.draw import Draw, held_out
+from data.tasks.task import Draw, held_out
 from data.tasks.task import Task, dialogue
 
 

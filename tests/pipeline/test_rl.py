@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from data.errors import DataMistake
-from data.tasks.spec import TaskSpec
+from data.tasks.mixture import TaskSpec
 from data.tokens import bpe
 from evals.intervals import wilson
 from evals.sandbox.box import Sandbox
