@@ -104,7 +104,8 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, window: int, documents: Tensor | No
         window_size=(window - 1, 0),
         enable_gqa=q.size(2) != k.size(2),
     )
-    return y.unflatten(0, (rows, length))
+    # torch returns a tuple only where it is asked for one.
+    return y.unflatten(0, (rows, length))  # type: ignore[union-attr]
 
 
 BACKENDS = {"sdpa": _sdpa, "flex": _flex, "varlen": _varlen, "blocked": attend_in_blocks}

@@ -72,7 +72,7 @@ class GPTConfig:
     backout: bool | None = None  # a learned part of the middle layer's residual is subtracted at the end
     smear: bool | None = None  # a gated part of the previous token's embedding is added
 
-    def resolved(self, vocab_size: int | None = None) -> "GPTConfig":
+    def resolved(self, vocab_size: int | None = None) -> "ResolvedConfig":
         """The same model with nothing left null, checked.
 
         Raises ModelError when sizes do not fit each other, or vocab_size contradicts the one that is set.
@@ -82,10 +82,9 @@ class GPTConfig:
             check_named(self.arch, "model.arch")
         defaults = dataclasses.asdict(MODERN if self.arch == "modern" else Switches())
         values = {name: value for name, value in defaults.items() if getattr(self, name) is None}
-        values["width"] = self.width or WIDTH_PER_LAYER * self.depth
-        values["kv_heads"] = self.kv_heads or max(1, values["width"] // self.head_dim)
-        values["vocab_size"] = self.vocab_size or vocab_size
-        config = dataclasses.replace(self, **values)
+        width = self.width or WIDTH_PER_LAYER * self.depth
+        values |= {"width": width, "kv_heads": self.kv_heads or max(1, width // self.head_dim)}
+        config = ResolvedConfig(**{**vars(self), **values, "vocab_size": self.vocab_size or vocab_size})
         config.check()
         if vocab_size is not None and config.vocab_size != vocab_size:
             raise ModelError(
@@ -93,8 +92,41 @@ class GPTConfig:
             )
         return config
 
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "ResolvedConfig":
+        """The resolved config that `values` describe. Raises ModelError for what is unknown, missing or cannot work."""
+        unknown = set(values) - {f.name for f in dataclasses.fields(GPTConfig)}
+        if unknown:
+            raise ModelError(f"holds {sorted(unknown)!a:.80}, which this version does not know")
+        config = ResolvedConfig(**vars(GPTConfig(**values)))  # null where a value is missing, which check() reports
+        config.check()
+        return config
+
+    def _check_values(self) -> None:
+        """Check each number by itself, whether resolved or not."""
+        sizes = ["depth", "width", "head_dim", "kv_heads", "vocab_size", "sequence_len"]
+        _check_numbers(self, "model", sizes, at_least=1)
+        _check_numbers(self, "model", ["rope_theta", "qk_gain"], above=0)
+        _check_numbers(self, "model", ["dropout"], at_least=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(GPTConfig):
+    """A GPTConfig with nothing left null: what a model is built from and what model.json holds."""
+
+    width: int
+    kv_heads: int
+    vocab_size: int
+    rope_theta: float
+    qk_gain: float
+    lambdas: bool
+    value_embeddings: bool
+    window_pattern: str
+    backout: bool
+    smear: bool
+
     def check(self) -> None:
-        """Raises ModelError naming the first value that cannot work. Only for a resolved config."""
+        """Raises ModelError naming the first value that cannot work."""
         if not self.vocab_size:
             raise ModelError("model.vocab_size is not known: set it, or build the model with a tokenizer")
         for setting in dataclasses.fields(self):
@@ -122,13 +154,6 @@ class GPTConfig:
         if not self.window_pattern or set(self.window_pattern.upper()) - {"S", "L"}:
             raise ModelError(f"model.window_pattern {self.window_pattern!a:.80} may hold only the letters S and L")
 
-    def _check_values(self) -> None:
-        """Check each number by itself, whether resolved or not."""
-        sizes = ["depth", "width", "head_dim", "kv_heads", "vocab_size", "sequence_len"]
-        _check_numbers(self, "model", sizes, at_least=1)
-        _check_numbers(self, "model", ["rope_theta", "qk_gain"], above=0)
-        _check_numbers(self, "model", ["dropout"], at_least=0, below=1)
-
     @property
     def heads(self) -> int:
         return self.width // self.head_dim
@@ -147,7 +172,7 @@ class GPTConfig:
 
     def has_value_embedding(self, layer: int) -> bool:
         """Every second layer, counted so that the last one has it."""
-        return bool(self.value_embeddings) and (self.depth - 1 - layer) % 2 == 0
+        return self.value_embeddings and (self.depth - 1 - layer) % 2 == 0
 
     def matmul_params(self) -> int:
         """Parameters of the matrices that every token is multiplied with: the blocks' and lm_head's."""
@@ -159,22 +184,12 @@ class GPTConfig:
         total = self.matmul_params() + self.vocab_size * self.width
         value_layers = sum(self.has_value_embedding(layer) for layer in range(self.depth))
         total += value_layers * (self.vocab_size * self.kv_width + GATE_CHANNELS * self.kv_heads)
-        total += 2 * self.depth * bool(self.lambdas) + bool(self.backout)
-        return total + (SMEAR_CHANNELS + 1) * bool(self.smear)
+        total += 2 * self.depth * self.lambdas + self.backout
+        return total + (SMEAR_CHANNELS + 1) * self.smear
 
     def flops_per_token(self) -> float:
         """Training FLOPs, forward and backward: 6 per matmul parameter and 12 * width per token seen by attention."""
         return 6.0 * self.matmul_params() + 12.0 * self.width * sum(self.windows())
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "GPTConfig":
-        """The resolved config that `values` describe. Raises ModelError for what is unknown, missing or cannot work."""
-        unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
-        if unknown:
-            raise ModelError(f"holds {sorted(unknown)!a:.80}, which this version does not know")
-        config = cls(**values)
-        config.check()
-        return config
 
 
 def _check_type(name: str, value: Any, annotation: Any) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import attend
-from model.config import GATE_CHANNELS, SMEAR_CHANNELS, GPTConfig
+from model.config import GATE_CHANNELS, SMEAR_CHANNELS, ResolvedConfig
 from model.decoding.kvcache import KVCache
 from model.errors import ModelError
 from model.kernels import fp8
@@ -57,7 +57,7 @@ class Context:
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: ResolvedConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.window, self.qk_gain = layer, config.windows()[layer], config.qk_gain
         self.head_dim = config.head_dim
@@ -76,7 +76,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, value: Tensor | None, context: Context) -> Tensor:
         """x: (B, T, C), value: (B, T, H_kv * D) of the token or None. Returns (B, T, C)."""
         q, k, v = self.heads(x, context)
-        if self.value_gate is not None:
+        if self.value_gate is not None and value is not None:
             gate = 3 * torch.sigmoid(self.value_gate(x[..., :GATE_CHANNELS]))  # (B, T, H_kv)
             v = v + gate.unsqueeze(-1) * value.view_as(v)
         if context.cache is None:
@@ -87,7 +87,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: ResolvedConfig) -> None:
         super().__init__()
         self.fc1 = Linear(config.width, 4 * config.width)
         self.fc2 = Linear(4 * config.width, config.width)
@@ -97,7 +97,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: GPTConfig, layer: int) -> None:
+    def __init__(self, config: ResolvedConfig, layer: int) -> None:
         super().__init__()
         self.self_attn = SelfAttention(config, layer)
         self.mlp = MLP(config)
@@ -119,7 +119,10 @@ class GPT(nn.Module):
     use_compiler, use_fp8 and lm_head; it may be a subclass.
     """
 
-    def __init__(self, config: GPTConfig) -> None:
+    cos: Tensor  # (context, 1, D/2)
+    sin: Tensor
+
+    def __init__(self, config: ResolvedConfig) -> None:
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
@@ -140,7 +143,7 @@ class GPT(nn.Module):
             self.smear_gate = Linear(SMEAR_CHANNELS, 1)
             self.smear_lambda = nn.Parameter(torch.empty(1))
         angles = rotary_angles(config)
-        self.register_buffer("cos", angles.cos(), persistent=False)  # (context, 1, D/2)
+        self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
     @torch.no_grad()
@@ -232,11 +235,11 @@ class GPT(nn.Module):
 
     def use_compiler(self) -> None:
         """Go through torch.compile from here on, with static shapes."""
-        self.hidden = torch.compile(self.hidden, dynamic=False)
+        self.hidden = torch.compile(self.hidden, dynamic=False)  # type: ignore[method-assign]
         self.compiled = True
 
 
-def rotary_angles(config: GPTConfig) -> Tensor:
+def rotary_angles(config: ResolvedConfig) -> Tensor:
     """(context, 1, D/2) float32: position * theta^(-2i/D)."""
     frequency = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
     return torch.outer(torch.arange(config.sequence_len, dtype=torch.float32), frequency)[:, None]
@@ -250,7 +253,7 @@ def fill_normal(weight: Tensor, std: float, generator: torch.Generator) -> None:
         weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
 
 
-def build_model(config: GPTConfig) -> GPT:
+def build_model(config: ResolvedConfig) -> GPT:
     """The architecture that config.arch names, with memory for its weights but nothing in them."""
     if config.arch in ("base", "modern"):
         return GPT(config)
@@ -263,7 +266,7 @@ def build_model(config: GPTConfig) -> GPT:
         ) from error
 
 
-def new_model(config: GPTConfig, seed: int) -> GPT:
+def new_model(config: ResolvedConfig, seed: int) -> GPT:
     """A resolved config's model on the CPU, in training mode, its weights drawn from `seed`."""
     model = build_model(config)
     model.init_weights(torch.Generator().manual_seed(seed))

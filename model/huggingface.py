@@ -6,7 +6,7 @@ mlx-lm reads too.
 
 from typing import Any, Literal
 
-from model.config import GPTConfig
+from model.config import GPTConfig, ResolvedConfig
 from model.errors import ModelError
 from model.gpt import SOFTCAP
 from model.kernels.autograd import EPS
@@ -31,7 +31,7 @@ ROPE_THETA = 10_000.0  # fixed in nanochat's own code
 Layout = Literal["hf", "nanochat"]
 
 
-def obstacles(config: GPTConfig, layout: Layout = "hf") -> list[str]:
+def obstacles(config: ResolvedConfig, layout: Layout = "hf") -> list[str]:
     """Settings of this model, with their values, that the layout cannot express; empty if it can be exported.
 
     `modern` is nothing but switches: with those listed here off, its weights are exportable too.
@@ -47,7 +47,7 @@ def obstacles(config: GPTConfig, layout: Layout = "hf") -> list[str]:
     return found
 
 
-def check_exportable(config: GPTConfig, layout: Layout) -> None:
+def check_exportable(config: ResolvedConfig, layout: Layout) -> None:
     """Raises ModelError naming the switches that are in the way."""
     if found := obstacles(config, layout):
         whose = "Hugging Face's nanochat type" if layout == "hf" else "nanochat"
@@ -57,7 +57,7 @@ def check_exportable(config: GPTConfig, layout: Layout) -> None:
         )
 
 
-def config_json(config: GPTConfig, bos: int, ends: list[int]) -> dict[str, Any]:
+def config_json(config: ResolvedConfig, bos: int, ends: list[int]) -> dict[str, Any]:
     """config.json of a resolved config. bos, ends: ids of the token a text starts with, and of those that end one."""
     return {
         "architectures": ["NanoChatForCausalLM"],
@@ -88,7 +88,7 @@ def config_json(config: GPTConfig, bos: int, ends: list[int]) -> dict[str, Any]:
 _FREE = ("architectures", "dtype", "use_cache", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def config_from_json(values: dict[str, Any]) -> GPTConfig:
+def config_from_json(values: dict[str, Any]) -> ResolvedConfig:
     """The resolved config that a config.json of the type describes, whoever wrote it. Raises ModelError."""
     if values.get("model_type") != MODEL_TYPE:
         raise ModelError(f"has model_type={values.get('model_type')!a:.80}, expected {MODEL_TYPE!r}")

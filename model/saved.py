@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.config import GPTConfig
+from model.config import GPTConfig, ResolvedConfig
 from model.errors import ModelError
 from model.gpt import GPT, build_model
 from model.huggingface import CONFIG, WEIGHTS, Layout, config_from_json, layout_name, own_name
@@ -24,15 +24,15 @@ INDEX = "model.safetensors.index.json"  # of weights that were split over severa
 FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
-def write_config(config: GPTConfig, folder: Path) -> None:
+def write_config(config: ResolvedConfig, folder: Path) -> None:
     (folder / MODEL).write_text(json.dumps(asdict(config), indent=1) + "\n")
 
 
-def read_config(folder: Path) -> GPTConfig:
+def read_config(folder: Path) -> ResolvedConfig:
     """The config in model.json or, if there is none, in another tool's config.json. Raises ModelError."""
     foreign = not (folder / MODEL).exists() and (folder / CONFIG).exists()
     path = folder / (CONFIG if foreign else MODEL)
-    parse: Callable[[dict[str, Any]], GPTConfig] = config_from_json if foreign else GPTConfig.from_json
+    parse: Callable[[dict[str, Any]], ResolvedConfig] = config_from_json if foreign else GPTConfig.from_json
     try:
         return parse(_read_json(path))
     except ModelError as error:
@@ -55,7 +55,7 @@ def load_model(
     folder: Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    config: GPTConfig | None = None,
+    config: ResolvedConfig | None = None,
 ) -> GPT:
     """The model in a folder, in eval mode, weights and compute in `dtype`; config: other than the folder's own.
 
@@ -72,7 +72,7 @@ def load_model(
     return model.to(device=device, dtype=dtype).eval()
 
 
-def inspect(folder: Path) -> tuple[GPTConfig, list[Path]]:
+def inspect(folder: Path) -> tuple[ResolvedConfig, list[Path]]:
     """The config of the model in a folder, and the files of its weights, whose headers fit it. Raises ModelError."""
     config = read_config(folder)
     files = weight_files(folder)
@@ -102,7 +102,7 @@ def weight_files(folder: Path) -> list[Path]:
     return [path for name, path in here.items() if name in names]
 
 
-def check_shapes(config: GPTConfig, files: list[Path]) -> None:
+def check_shapes(config: ResolvedConfig, files: list[Path]) -> None:
     """Raises ModelError for the first weight that is missing, unexpected, or shaped otherwise in the model of `config`.
 
     Reads only the headers.

@@ -54,7 +54,8 @@ class Batch:
         if self.replay is not None:
             slots = rounded
             self.replay.restart(slots, rows[0].sampling)
-            self.cache, self.sampler = self.replay.cache, self.replay.sampler
+            self.cache: KVCache = self.replay.cache
+            self.sampler = self.replay.sampler
         else:
             self.cache = self._new_cache(slots, length)
             vocab_size = self.model.lm_head.weight.size(0)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
 
 from model.decoding.batch import Batch, Finish, Row
 from model.decoding.sampling import Sampling
 from model.errors import ModelError
+from model.gpt import GPT
 from model.kernels.decoder import Decoder, decoder_of
 
 REPLY_PART = 4  # a prompt is shortened rather than leave less than a fourth of the context for the reply
@@ -136,7 +136,7 @@ class Engine:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: GPT,
         special: Mapping[str, int],
         decode_bytes: Callable[[list[int]], bytes],
         encode: Callable[[str], list[int]],
@@ -268,7 +268,7 @@ class Engine:
         return self.decode_bytes(tokens).decode(errors="replace")
 
 
-def rows_that_fit(model: nn.Module) -> int:
+def rows_that_fit(model: GPT) -> int:
     """Completions to decode side by side: on a GPU what half of its free memory caches, elsewhere a good number."""
     device = model.lm_head.weight.device
     if device.type != "cuda":

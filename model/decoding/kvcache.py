@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.attention import attend
-from model.config import GPTConfig
+from model.config import ResolvedConfig
 
 MANY = 128  # rows and heads from which on batched products of one query each are faster on CPUs, measured
 
@@ -21,7 +21,7 @@ class KVCache:
     """
 
     def __init__(
-        self, config: GPTConfig, rows: int, length: int, device: torch.device | str, dtype: torch.dtype
+        self, config: ResolvedConfig, rows: int, length: int, device: torch.device | str, dtype: torch.dtype
     ) -> None:
         # Zeros, not whatever memory holds: a masked NaN would still be a NaN.
         shape = 2 * config.depth, rows, config.kv_heads, length, config.head_dim

@@ -197,6 +197,7 @@ class Sampler:
 
     def _penalise(self, logits: Tensor, rows: list[int], cap: Cap | None) -> tuple[Tensor, Cap | None]:
         """A penalty is of what the model says, and changes the order: rows that have one cannot wait for the cap."""
+        assert self.seen is not None  # since a row that has a penalty was assigned
         penalty, said = self._of(rows, self.penalty), logits if cap is None else cap(logits)
         penalised = torch.where(said < 0, said * penalty, said / penalty)
         mine = penalty != 1.0

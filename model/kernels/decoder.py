@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from model.config import GATE_CHANNELS
 from model.decoding.kvcache import KVCache
-from model.gpt import GPT, Block
+from model.gpt import GPT, Block, Embedding
 from model.kernels import matmul
 from model.kernels.autograd import EPS, norm
 from model.kernels.graphs import Replay, span_for
@@ -149,15 +149,21 @@ class Decoder:
         self.replays = in_place and cos.is_cuda
         self.kept: list[Replay] = []
 
-    def _layer(self, number: int, block: Block, in_place: bool) -> Layer:
+    def _layer(self, number: int, block: nn.Module, in_place: bool) -> Layer:
+        assert isinstance(block, Block)
         model, attention, mlp, dtype = self.model, block.self_attn, block.mlp, self.model.compute_dtype
-        matrices = [[attention.q_proj, attention.k_proj, attention.v_proj], [attention.o_proj], [mlp.fc1], [mlp.fc2]]
+        qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
+        joint, out, up, down = (
+            Matrix(some, dtype, in_place) for some in (qkv, [attention.o_proj], [mlp.fc1], [mlp.fc2])
+        )
         value = lambdas = None
         if attention.value_gate is not None:
-            value = model.value_embeds[str(number)].weight, attention.value_gate.weight.to(dtype).t()
+            table = model.value_embeds[str(number)]
+            assert isinstance(table, Embedding)
+            value = table.weight, attention.value_gate.weight.to(dtype).t()
         if model.config.lambdas:
             lambdas = float(model.resid_lambdas[number].to(dtype)), float(model.x0_lambdas[number].to(dtype))
-        return Layer(attention.window, *(Matrix(some, dtype, in_place) for some in matrices), value, lambdas)
+        return Layer(attention.window, joint, out, up, down, value, lambdas)
 
     def borrow(self, rows: int, length: int) -> Replay | None:
         """What a batch of so many rows of so many tokens works on, its own until it is given back; None on CPUs."""

@@ -5,7 +5,7 @@ same numbers up to the order of sums and is slower.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 MULTIPLE = 16  # of both sides of a matrix, for the units that do it
@@ -44,7 +44,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return _Linear.apply(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
 
 
-def fits(weight: nn.Parameter) -> bool:
+def fits(weight: Tensor) -> bool:
     return all(size % MULTIPLE == 0 for size in weight.shape)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.config import GPTConfig
+from model.config import ResolvedConfig
 from model.decoding.kvcache import KVCache
 from model.decoding.sampling import Sampler, Sampling
 
@@ -35,7 +35,7 @@ class FixedCache(KVCache):
     """
 
     def __init__(
-        self, config: GPTConfig, rows: int, length: int, device: torch.device | str, dtype: torch.dtype
+        self, config: ResolvedConfig, rows: int, length: int, device: torch.device | str, dtype: torch.dtype
     ) -> None:
         super().__init__(config, rows, length, device, dtype)
         self.whole = self.pairs, self.embeddings, torch.arange(rows, device=device)[:, None]
@@ -81,7 +81,7 @@ class Replay:
     """What steps of decoding work on, kept from batch to batch together with the graphs that were made of it."""
 
     def __init__(
-        self, config: GPTConfig, rows: int, length: int, device: torch.device | str, dtype: torch.dtype
+        self, config: ResolvedConfig, rows: int, length: int, device: torch.device | str, dtype: torch.dtype
     ) -> None:
         self.rows, self.length = rows, length
         self.cache = FixedCache(config, rows, length, device, dtype)

@@ -180,7 +180,8 @@ class Optimizer:
         drop_above is set: then a step whose norm is larger, or not finite, changes nothing.
         """
         arriving: Iterable[Arrived] = self._arriving()
-        factor, norm = grad_scale, None
+        factor: float | Tensor = grad_scale
+        norm = None
         if clip is not None or drop_above is not None:  # the norm comes first, and with it the gradients of all buckets
             arriving = list(arriving)
             norm = self._norm([square for _, _, square in arriving]) * grad_scale

@@ -9,9 +9,9 @@ from model.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from model.distributed import World
+    from model.gpt import GPT
 
 CPU_TOKENS = 4096  # more only costs memory: the matrices are large enough to keep the cores busy
 GPU_SHARE = 0.9  # of the free memory
@@ -60,7 +60,7 @@ def check_split(total_batch_tokens: int, sequence_len: int, processes: int, devi
         rows_per_pass(device_batch_size, rows)
 
 
-def micro_batch(wanted: int | str, rows: int, sequence_len: int, model: "nn.Module", world: "World") -> int:
+def micro_batch(wanted: int | str, rows: int, sequence_len: int, model: "GPT", world: "World") -> int:
     """Rows of one forward pass, a divisor of `rows`, the same on all ranks. Raises ModelError if `wanted` is none."""
     if wanted != "auto":
         return rows_per_pass(int(wanted), rows)
@@ -71,7 +71,7 @@ def micro_batch(wanted: int | str, rows: int, sequence_len: int, model: "nn.Modu
         return world.min_host(_largest_that_fits(fitting, sequence_len, model, world.device))
 
 
-def _largest_that_fits(sizes: list[int], sequence_len: int, model: "nn.Module", device: "torch.device") -> int:
+def _largest_that_fits(sizes: list[int], sequence_len: int, model: "GPT", device: "torch.device") -> int:
     """Memory grows linearly with rows: two small trials give the slope, one trial of the choice confirms it."""
     one, two = (_peak_bytes(model, rows, sequence_len, device) for rows in (1, 2))
     free = GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
@@ -86,11 +86,12 @@ def _largest_that_fits(sizes: list[int], sequence_len: int, model: "nn.Module", 
     return 1
 
 
-def _peak_bytes(model: "nn.Module", rows: int, sequence_len: int, device: "torch.device") -> int:
+def _peak_bytes(model: "GPT", rows: int, sequence_len: int, device: "torch.device") -> int:
     """Of one forward and backward pass; leaves the gradients zero."""
     torch.cuda.reset_peak_memory_stats(device)
     tokens = torch.zeros(rows, sequence_len, dtype=torch.long, device=device)
     model.loss(tokens, tokens).backward()
     for parameter in model.parameters():
-        parameter.grad.zero_()
+        if parameter.grad is not None:
+            parameter.grad.zero_()
     return torch.cuda.max_memory_allocated(device)

@@ -199,11 +199,13 @@ def remove(checkpoint: Path) -> None:
 
 def capture_rng(device: torch.device) -> dict[str, Tensor]:
     version, numbers, _ = random.getstate()
-    _, keys, position, has_gauss, gauss = np.random.get_state()
+    numpy = np.random.get_state(legacy=False)
     state = {
         "rng.python": torch.tensor([version, *numbers], dtype=torch.int64),
-        "rng.numpy": torch.from_numpy(keys.astype(np.int64)),
-        "rng.numpy_rest": torch.tensor([position, has_gauss, gauss], dtype=torch.float64),
+        "rng.numpy": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
+        "rng.numpy_rest": torch.tensor(
+            [numpy["state"]["pos"], numpy["has_gauss"], numpy["gauss"]], dtype=torch.float64
+        ),
         "rng.torch": torch.get_rng_state(),
     }
     if device.type == "cuda":

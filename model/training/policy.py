@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from model.gpt import GPT
 
 HEAD_LOGITS = 1 << 23  # logits held at once
 IGNORE = -1
@@ -88,7 +90,7 @@ def _pad(rollouts: list[Rollout], device: torch.device) -> RolloutBatch:
     return RolloutBatch(tokens.to(device), targets.to(device), torch.tensor(weights).to(device), kept)
 
 
-def token_logprobs(model: nn.Module, batch: RolloutBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def token_logprobs(model: GPT, batch: RolloutBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """(M,) float32 twice: log-probability of each trained token, and the entropy (nats, no gradient) where it stood.
 
     temperature: the one that tokens were drawn at; the policy is the model at this temperature.
@@ -108,7 +110,7 @@ def token_logprobs(model: nn.Module, batch: RolloutBatch, temperature: float = 1
     return torch.cat(logprobs), torch.cat(entropies)
 
 
-def _head(model: nn.Module, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _head(model: GPT, hidden: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     logits = model.head(hidden)
     logprobs = (logits if temperature == 1.0 else logits / temperature).log_softmax(-1)
     with torch.no_grad():

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.config import TrainConfig
 from model.device import matmul_flops, memory_bytes, peak_flops, tracer
 from model.distributed import World
 from model.errors import Diverged, ModelError
+from model.gpt import GPT
 from model.optim.optimiser import Optimizer
 from model.optim.schedule import Schedule
 from model.precision import LossScale
@@ -86,7 +87,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: GPT,
         optimizer: Optimizer,
         schedule: Schedule,
         batches: Batches,

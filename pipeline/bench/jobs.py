@@ -173,7 +173,6 @@ def prepared(bench: Bench, config: Config, steps: int, compiled: bool) -> Iterat
         set_up_process(job, None)
         seed_everything(params.seed, 0)
         size = params.model.resolved()
-        assert size.vocab_size and size.width
         rows = RandomRows(max(64, params.total_batch_tokens // size.sequence_len), size.sequence_len, size.vocab_size)
         work = Work(
             model=new_model(size, params.seed),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from data.tokens.tokenizer import Tokenizer
-    from model.config import GPTConfig
+    from model.config import ResolvedConfig
     from model.huggingface import Layout
 
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Opened:
     """A model in memory. weights: by our names, float32."""
 
-    config: "GPTConfig"
+    config: "ResolvedConfig"
     weights: "dict[str, Tensor]"
     tokenizer: "Tokenizer"
     tokenizer_json: Path

@@ -71,7 +71,6 @@ class Practice:
         self.job, self.params, self.model, self.world, self.answerer = job, params, model, world, answerer
         self.problems, self.held_out, self.steps = problems, held_out, steps
         self.start = frozen_copy(model)  # what the divergence is measured from
-        assert model.config.width  # a model's config is resolved
         self.optimizer = Optimizer(model, params.optim, model.config.width, world, params.lr_frac)
         self.schedule = Schedule(params.schedule, steps)
         self.order = BatchOrder(len(problems), params.problems, params.seed)

@@ -7,7 +7,7 @@ Writes  model.safetensors, model.json, checkpoints/
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from model.config import GPTConfig, TrainConfig
+from model.config import GPTConfig, ResolvedConfig, TrainConfig
 from model.errors import ModelError
 from model.training.batch_size import check_split
 from pipeline.job import Job, Launch
@@ -115,7 +115,7 @@ def vocab_size(params: Params, inputs: Inputs) -> int | None:
     return params.model.vocab_size or (made.most_tokens if made else None)
 
 
-def count_steps(params: Params, config: GPTConfig) -> int:
+def count_steps(params: Params, config: ResolvedConfig) -> int:
     """Steps of the horizon. The ratio counts the parameters of the base architecture, so that switches compare at the
     same tokens. Raises ModelError when both steps and tokens are set, or not one step comes out."""
     if params.steps is not None and params.tokens is not None:
@@ -123,7 +123,6 @@ def count_steps(params: Params, config: GPTConfig) -> int:
     if params.steps is not None:
         steps = params.steps
     else:
-        assert config.vocab_size and config.width  # resolved
         base = config.matmul_params() + config.vocab_size * config.width
         tokens = params.tokens if params.tokens is not None else params.tokens_per_param * base
         steps = int(tokens // params.total_batch_tokens)

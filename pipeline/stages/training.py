@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.config import GPTConfig, TrainConfig
+from model.config import ResolvedConfig, TrainConfig
 from pipeline.job import Job, Launch, Stopped
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 H100_FLOPS, USUAL_MFU = 989e12, 0.45  # of GPUs whose kind is not known while planning
 
 
-def training_seconds(config: GPTConfig, tokens: float, launch: Launch) -> float | None:
+def training_seconds(config: ResolvedConfig, tokens: float, launch: Launch) -> float | None:
     """Expected seconds on launch.nproc H100-like GPUs; None on CPUs, which differ too much."""
     if launch.device != "cuda":
         return None
@@ -76,7 +76,6 @@ def train(job: Job[Any], work: Work) -> dict[str, Any]:
     seed_everything(config.seed, world.rank)
     model = work.model.to(world.device)
     factor = work.lr_frac * batch_factor(config.schedule, config.total_batch_tokens)
-    assert model.config.width  # a model's config is resolved
     optimizer = Optimizer(model, config.optim, model.config.width, world, factor)
     settings = make_settings(job, work, world, own)  # after the optimiser, whose memory counts for what fits
     progress = Progress()
@@ -309,7 +308,7 @@ def way_out(job: Job[Any], saved: int | None, gentler: str) -> str:
 
 
 def write_model(folder: Path, model: "GPT") -> None:
-    """model.safetensors appears whole or not at all; model.json holds the resolved GPTConfig."""
+    """model.safetensors appears whole or not at all; model.json holds its config."""
     from safetensors.torch import save_file
 
     from model.saved import write_config

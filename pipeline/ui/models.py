@@ -11,7 +11,7 @@ from typing import Any
 
 from data.durable import read_fields, read_json
 from data.trust import fits
-from model.config import GPTConfig
+from model.config import GPTConfig, ResolvedConfig
 from model.errors import ModelError
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.errors import Corrupt, UserError
@@ -92,7 +92,7 @@ def _facts(store: Store, artifact: Artifact) -> str:
     return describe(config, artifact.module == "pretrain")
 
 
-def describe(config: GPTConfig, base: bool) -> str:
+def describe(config: ResolvedConfig, base: bool) -> str:
     """A model in one line. base: it was not trained to chat."""
     size = f"{count(config.num_params())} parameters"
     parts = [size, f"{config.depth} layers", f"{config.sequence_len:,} tokens of context"]
