@@ -18,10 +18,27 @@ from hypothesis import settings
 from pipeline.commands import cli
 
 ROOT = Path(__file__).resolve().parent.parent
+SLOW = ("test_train_resume.py", "test_run.py", "test_plan.py", "test_rl.py")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # for small tensors; a second thread would fight with other tests
+    settings.register_profile("default", deadline=None, max_examples=25)  # no test depends on how busy the machine is
+    settings.register_profile("full", deadline=None, max_examples=100)
+    settings.load_profile("default" if "not full" in config.option.markexpr else "full")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two to four processes; none besides this one for a single file, whose tests run in one process anyway."""
+    chosen = {argument.partition("::")[0] for argument in config.args}
+    if len(chosen) == 1 and Path(*chosen).is_file():
+        return 0
+    return max(2, min(4, os.cpu_count() or 2))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no process is left with one at the end."""
+    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -88,7 +105,3 @@ def _checked(said: str, found: int, code: int) -> str:
 @pytest.fixture
 def chatmill(tmp_path: Path) -> Chatmill:
     return Chatmill(tmp_path / "store")
-
-
-settings.register_profile("untimed", deadline=None)  # no test depends on how busy the machine is
-settings.load_profile("untimed")

@@ -97,7 +97,17 @@ def test_a_test_of_a_service_says_that_it_was_skipped(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         "from tests.services import service\npytestmark = service('a Slurm', None)\ndef test_it(): assert False\n"
     )
-    command = [sys.executable, "-m", "pytest", "-m", "not full or service", "-c", "pyproject.toml", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n0",
+        "-m",
+        "not full or service",
+        "-c",
+        "pyproject.toml",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert "needs a Slurm" in done.stdout and "1 skipped" in done.stdout

@@ -8,7 +8,6 @@ from echo_model import ByteTokenizer, EchoModel
 
 from pipeline.ui.chat import ChatSession, End
 from pipeline.ui.models import ModelChoice, Sessions
-from pipeline.ui.page import Page
 
 TAB = SimpleNamespace(session_hash="tab")
 GIVEN = ("aaaa", "", 0.6, 50, 1.0, 64, "")
@@ -24,7 +23,9 @@ class Shy(EchoModel):
 
 
 @pytest.fixture
-def page() -> Page:
+def page():
+    from pipeline.ui.page import Page  # not above: gradio takes seconds to import, in every process that collects tests
+
     models = [ModelChoice("rl", "aaaa", Path("a"), Path("t"))]
     return Page(Sessions(models, load=lambda *_: ChatSession(Shy(), ByteTokenizer(), 400)))
 

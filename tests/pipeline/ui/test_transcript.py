@@ -1,8 +1,6 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.ui.page import position, shown
-
 kinds = st.sampled_from(["text", "python", "python_output"])
 parts = st.lists(st.builds(lambda kind, text: {"type": kind, "text": text}, kinds, st.text()))
 answers = st.builds(lambda content: {"role": "assistant", "content": content}, st.text() | parts)
@@ -12,6 +10,8 @@ conversations = st.lists(st.tuples(questions, answers)).map(lambda turns: [m for
 
 @given(conversations)
 def test_every_message_is_shown_and_every_shown_entry_knows_its_message(conversation):
+    from pipeline.ui.page import position, shown  # not above: gradio takes seconds to import
+
     entries = shown(conversation)
     owners = [position(conversation, i) for i in range(len(entries))]
 
@@ -21,6 +21,8 @@ def test_every_message_is_shown_and_every_shown_entry_knows_its_message(conversa
 
 
 def test_a_tool_call_unfolds_to_the_call_and_its_result():
+    from pipeline.ui.page import shown
+
     parts = [{"type": "text", "text": "Let me see."}, {"type": "python", "text": "3+4"}]
     call = shown([{"role": "assistant", "content": parts}], pending=True)[1]
     assert call["metadata"] == {"title": "Calculator: `3+4`", "status": "pending"}
@@ -32,6 +34,8 @@ def test_a_tool_call_unfolds_to_the_call_and_its_result():
 
 
 def test_what_a_model_writes_into_a_call_is_not_taken_for_html():
+    from pipeline.ui.page import shown
+
     entry = shown([{"role": "assistant", "content": [{"type": "python", "text": "<img src=x>"}]}])[0]
 
     assert "<img" not in entry["content"][0]["text"]
