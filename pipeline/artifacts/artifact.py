@@ -11,6 +11,7 @@ from data.trust import check_name, check_sha256, check_size, fits, printable, sh
 from pipeline.errors import Corrupt
 
 RECORD = "artifact.json"
+FORMAT = 2  # of artifacts in a store; it enters keys, so that those of another format are never taken for these
 
 NAME = re.compile(r"\w[\w.-]{0,99}", re.ASCII)  # of a module and a key, which become names of folders
 REQUIRED = ("key", "module", "stages", "finished", "files")

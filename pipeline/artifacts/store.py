@@ -3,6 +3,7 @@
 artifacts/MODULE/KEY/  published: the files and artifact.json, which alone makes a folder an artifact
 work/MODULE-KEY/       being made; survives a crash and is what a resume continues
 quarantine/            what was found damaged, with the reason
+format.json            the format of the artifacts
 """
 
 import dataclasses
@@ -19,11 +20,12 @@ from typing import Any
 
 from data.durable import keep_json, read_json
 from data.trust import shown
-from pipeline.artifacts.artifact import NAME, RECORD, Artifact, checked, read
+from pipeline.artifacts.artifact import FORMAT, NAME, RECORD, Artifact, checked, read
 from pipeline.artifacts.memory import Memory
 from pipeline.errors import Corrupt, UserError
 
 VERIFIED = "verified.json"
+FORMAT_FILE = "format.json"
 OWN_FILES = {RECORD, VERIFIED, "_prefect.json"}
 
 
@@ -51,6 +53,29 @@ class Store:
 
     def lock_path(self, module: str, key: str) -> Path:
         return self.root / "locks" / f"{_short(module)}-{key}.lock"
+
+    # --- which version made it
+
+    @property
+    def format(self) -> int:
+        """The format of what was published here last; 1 before there was a file that says so."""
+        found = (read_json(self.root / FORMAT_FILE, dict) or {}).get("format")
+        return found if isinstance(found, int) else 1
+
+    def check_format(self) -> None:
+        """Raise UserError for a store of a newer version, whose artifacts this one would misread."""
+        if self.format > FORMAT:
+            fix = "Update Chatmill, or choose another store with store.root=FOLDER."
+            raise UserError(f"is of format {self.format}, and this version reads {FORMAT}", str(self.root), fix)
+
+    def format_note(self) -> str:
+        """What to say of artifacts that an earlier version made; empty if there are none, or newer ones beside them."""
+        if self.format >= FORMAT or not any(self.artifacts.glob(f"*/*/{RECORD}")):
+            return ""
+        return (
+            f"An earlier version of Chatmill made the artifacts in {self.root}. They stay, and those that this run "
+            "needs are made again."
+        )
 
     # --- finding
 
@@ -177,6 +202,8 @@ class Store:
         now = time.time()
         keep_json(out / VERIFIED, {n: {"state": state, "at": now} for n, (state, _) in hashed.items()})
         keep_json(out / RECORD, record, _plain)
+        if self.format < FORMAT:
+            keep_json(self.root / FORMAT_FILE, {"format": FORMAT})
         folder = self.folder(record["module"], record["key"])
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists():

@@ -96,6 +96,8 @@ def plan(flags: argparse.Namespace, overrides: list[str]) -> int:
     made = session.plan(online=False)
     console = PlainConsole()
     console.print(plan_table(made))
+    if said := session.store.format_note():
+        warn(console, said)
     running = made.running()
     note = tracking.check(session.settings.logger, online=False)[1]
     if running and note:

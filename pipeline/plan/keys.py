@@ -1,7 +1,7 @@
 """Cache keys: what an artifact is, as sixteen hex digits, and why two of them differ.
 
-key = sha256 of canonical JSON {module, params, inputs, identity, code}. Paths, hosts, devices, process counts, loggers
-and library versions never enter; the code that makes the artifact does (see pipeline/plan/code.py).
+key = sha256 of canonical JSON {format, module, params, inputs, identity, code}. Paths, hosts, devices, process counts,
+loggers and library versions never enter; the code that makes the artifact does (see pipeline/plan/code.py).
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts.artifact import FORMAT
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +25,8 @@ def stage_key(module: str, params: Any, inputs: dict[str, str], identity: Any, c
 
     params: canonical (see `canonical`). code: digest of the code that is executed (pipeline/plan/code.py).
     """
-    return digest({"module": module, "params": params, "inputs": inputs, "identity": identity, "code": code})
+    content = {"module": module, "params": params, "inputs": inputs, "identity": identity, "code": code}
+    return digest({"format": FORMAT, **content})
 
 
 def digest(value: Any) -> str:

@@ -53,14 +53,14 @@ class Session:
         return plan.make_plan(self.dag, self.store, online, self.hub, until, only, force, wanted, s.recipe)
 
     def checked_plan(self) -> tuple[Plan, list[str]]:
-        """A plan whose running stages read only verified files, and what was found damaged on the way.
+        """A plan whose running stages read only verified files, and what to say of the store: what was found damaged.
 
         Raises UserError for a stage that needs GPUs which this machine does not have, before anything is made.
         """
         if any(gpus.lacking(stage) for stage in self.dag.stages.values()):
             for step in self.plan(online=False).running():
                 gpus.check(step.stage)
-        found: list[str] = []
+        found = [note] if (note := self.store.format_note()) else []
         while True:
             made = self.plan(online=True)
             if made.running():
@@ -99,7 +99,9 @@ def store_root(root: str) -> Path:
 
 
 def open_store(settings: Settings) -> Store:
-    return Store(store_root(settings.store.root), settings.store.reverify_days)
+    store = Store(store_root(settings.store.root), settings.store.reverify_days)
+    store.check_format()
+    return store
 
 
 def new_run_id() -> str:

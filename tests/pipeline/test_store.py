@@ -14,11 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.artifacts import store as store_module
+from pipeline.artifacts.artifact import FORMAT
 from pipeline.artifacts.locks import Lock
 from pipeline.artifacts.store import RECORD as RECORD_FILE
 from pipeline.artifacts.store import Store
 from pipeline.commands.inspect_store import collect_garbage, find_unfinished
 from pipeline.errors import Corrupt, UserError
+from pipeline.plan.session import Session
+from tests.conftest import Chatmill
 
 RECORD: dict[str, Any] = {"module": "toy", "key": "a" * 16, "stages": ["one"], "run": "r", "finished": 1.0}
 
@@ -81,6 +84,7 @@ def test_a_kill_at_any_step_of_publishing_leaves_nothing_or_the_whole(tmp_path: 
 import os, sys
 sys.path.insert(0, sys.argv[3])
 from pathlib import Path
+from pipeline.artifacts.artifact import FORMAT
 from pipeline.artifacts.store import RECORD as RECORD_FILE
 from pipeline.artifacts.store import Store
 left = int(sys.argv[2])
@@ -321,3 +325,37 @@ def test_work_that_is_published_while_it_is_looked_at_is_passed_over(tmp_path: P
     (tmp_path / "work" / "source-bbbb").mkdir(parents=True)
     (tmp_path / "work" / "source-aaaa").symlink_to(tmp_path / "gone")  # listed, and not there when asked for its age
     assert find_unfinished(Store(tmp_path), "source", by_stage=True) == tmp_path / "work" / "source-bbbb"
+
+
+def test_a_store_of_an_earlier_version_is_named_as_such_until_something_is_published_in_it(store: Store) -> None:
+    assert not store.format_note(), "nothing is in it yet"
+    publish(store, {"weights": b"1"})
+    (store.root / "format.json").unlink()
+    old = store.find("toy", "a" * 16)
+    assert "An earlier version of Chatmill made the artifacts" in store.format_note()
+    publish(store, {"weights": b"2"}, key="b" * 16)
+    assert json.loads((store.root / "format.json").read_text()) == {"format": FORMAT}
+    assert not store.format_note() and old and old.folder.is_dir()
+
+
+@pytest.mark.parametrize("content", ['{"format": "new"}', "[]", "{"])
+def test_a_damaged_format_counts_as_that_of_an_earlier_version(store: Store, content: str) -> None:
+    publish(store, {"weights": b"1"})
+    (store.root / "format.json").write_text(content)
+    store.check_format()
+    assert store.format_note()
+
+
+def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "format.json").write_text(json.dumps({"format": FORMAT + 1}))
+    with pytest.raises(UserError, match=f"is of format {FORMAT + 1}, and this version reads {FORMAT}"):
+        Session.open([f"store.root={tmp_path}"])
+
+
+def test_what_an_earlier_version_made_is_made_again_and_plan_says_so(chatmill: Chatmill) -> None:
+    folder = chatmill.store / "artifacts" / "download" / ("a" * 16)
+    folder.mkdir(parents=True)
+    facts = {"module": "download", "key": "a" * 16, "stages": ["download"], "finished": 1.0, "files": {}}
+    (folder / "artifact.json").write_text(json.dumps(facts))
+    assert "An earlier version of Chatmill made the artifacts" in chatmill.run("plan")
+    assert (folder / "artifact.json").exists() and not (chatmill.store / "format.json").exists()
