@@ -1,42 +1,33 @@
 """Chat tasks: questions asked as a user would, graded by the task; and ChatCORE over six of them."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
 
 from data.chat.conversation import render_prompt, text_of
 from data.errors import DataError, DataMistake
 from data.tasks.task import Check, Task, keyed
-from evals.intervals import wilson
+from data.tokens.tokenizer import Tokenizer
 from evals.ledger import Ledger
+from evals.metrics import summary, wilson
 from evals.sandbox.box import Execution, Sandbox
 from model.decoding.engine import Completion, Engine, drop_oldest_turns
 from model.decoding.sampling import Sampling
+from model.gpt import GPT
 
 CHATCORE = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval", "SpellingBee")
 _GRADERS = 2  # threads: grading may run a program, and the next token need not wait for it
 
 
-class Tokenizer(Protocol):
-    special: dict[str, int]
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def encode_batch(self, texts: list[str], threads: int) -> list[list[int]]: ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-
 @dataclass(frozen=True)
 class ChatSettings:
-    """How questions are answered. samples: answers to each; the accuracy is their mean, pass@k counts any right one.
+    """Settings of answers. samples: answers to each question; the accuracy is their mean, pass@k counts any right one.
 
-    keep: conversations of each task that are kept to be read. batch_tokens: of one pass over multiple choice.
+    keep: conversations of each task that are kept for reading. batch_tokens: of one pass over multiple choice.
     """
 
     temperature: float = 0.0
@@ -50,7 +41,7 @@ class ChatSettings:
 
 @dataclass
 class ChatTask:
-    """A task under the name that results give it."""
+    """A task and its name in results."""
 
     name: str
     task: Task
@@ -61,11 +52,11 @@ class ChatTask:
 
 
 class ChatEvaluation:
-    """Measures tasks with one model. check() may raise to stop: items that are recorded are not done again."""
+    """Measures tasks with one model. check() may raise to stop; recorded items are not measured again."""
 
     def __init__(
         self,
-        model: nn.Module,
+        model: GPT,
         engine: Engine,
         tokenizer: Tokenizer,
         sandbox: Sandbox,
@@ -93,10 +84,7 @@ class ChatEvaluation:
     def _choose(self, chat: ChatTask, items: list[int], progress: Callable[[int, str], None]) -> None:
         """The letter with the highest logit after the prompt is the answer."""
         context, special = self.model.config.sequence_len, self.tokenizer.special
-        prompts = {}
-        for item in items:
-            prompt = self.prompt(chat, item)
-            prompts[item] = drop_oldest_turns(prompt, context, special)
+        prompts = {item: drop_oldest_turns(self.prompt(chat, item), context, special) for item in items}
         while items:
             self.check()
             batch = _next_batch(items, {i: len(p) for i, (p, _) in prompts.items()}, self.settings.batch_tokens)
@@ -113,7 +101,7 @@ class ChatEvaluation:
     def _letter_token(self, chat: ChatTask, letter: str) -> int:
         tokens = self.tokenizer.encode(letter)
         if len(tokens) != 1:
-            raise DataError(f"task {chat.name}: the letter {letter!r} is {len(tokens)} tokens, so it cannot be scored")
+            raise DataError(f"task {chat.name}: the letter {letter!r} is {len(tokens)} tokens, expected one")
         return tokens[0]
 
     @torch.inference_mode()
@@ -198,19 +186,13 @@ class ChatEvaluation:
         for item, record in enumerate(records[: self.settings.keep]):
             question = chat.task.conversation(item)["messages"]
             asked = [text_of(message["content"]) for message in question if message["role"] == "user"]
-            kept.append(
-                {
-                    "task": chat.name,
-                    "prompt": asked[-1],
-                    "completion": record["texts"][0],
-                    "correct": record["grades"][0],
-                }
-            )
+            answer = {"completion": record["texts"][0], "correct": record["grades"][0]}
+            kept.append({"task": chat.name, "prompt": asked[-1]} | answer)
         return result, kept
 
 
 def _next_batch(items: list[int], lengths: dict[int, int], batch_tokens: int) -> list[int]:
-    """Takes off `items` a batch of neighbours in length within batch_tokens, the longest first."""
+    """Remove a batch from `items`: neighbours in length within batch_tokens, the longest first."""
     items.sort(key=lambda item: (lengths[item], item))
     count = max(1, min(len(items), batch_tokens // lengths[items[-1]]))
     batch = items[-count:]
@@ -219,24 +201,11 @@ def _next_batch(items: list[int], lengths: dict[int, int], batch_tokens: int) ->
 
 
 def item_seed(seed: int, name: str, item: int) -> int:
-    """The seed of one item's answers: none depends on which other items are asked, or by whom."""
+    """The seed of one item's answers, which do not depend on the other items or on the rank."""
     return keyed(f"{seed}/{name}/{item}")
 
 
-def summary(correct: float, items: int, baseline: float) -> dict[str, Any]:
-    """Accuracy, centred accuracy and confidence interval of `correct` right answers among `items`."""
-    accuracy = correct / items
-    return {
-        "accuracy": accuracy,
-        "correct": correct,
-        "items": items,
-        "baseline": baseline,
-        "centered": (accuracy - baseline) / (1 - baseline),
-        "ci": list(wilson(accuracy, items)),
-    }
-
-
 def chatcore(results: dict[str, dict[str, Any]]) -> tuple[float | None, int]:
-    """The mean centred accuracy over those of the six tasks that were measured, and how many these are."""
+    """The mean centred accuracy over those of the six tasks that were measured, and their number."""
     found = [results[name]["centered"] for name in CHATCORE if "centered" in results.get(name, {})]
     return (sum(found) / len(found) if found else None), len(found)

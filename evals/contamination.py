@@ -1,8 +1,8 @@
-"""Whether evaluation text stands in the training data: n-grams of tokens, all looked up in one pass over it.
+"""Contamination check: search the training data for evaluation text, by n-grams of tokens, in one pass.
 
 An item counts as found when at least four fifths of its n-grams are. Those that many items of a task share are its form
-("Respond only with the letter ..."), and left out. A question of fewer than n tokens is looked up whole, from
-<|user_start|> to <|user_end|>, so only where a conversation asks it.
+("Respond only with the letter ..."), and left out. A question of fewer than n tokens is looked up as a whole, from
+<|user_start|> to <|user_end|>, and so only in conversations.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,11 +15,11 @@ FORM = 0.01  # an n-gram that more than this part of a task's items has (and mor
 CHUNK_TOKENS = 1 << 20  # of the training data, looked up at once
 BASE = 0x9E3779B97F4A7C15  # odd: of the polynomial that hashes are
 NOTHING = np.zeros(0, np.uint64)
-FILTER_BITS = (16, 27)  # least and most of a table that tells in one look what cannot be there
+FILTER_BITS = (16, 27)  # least and most bits of a table that excludes most hashes in one access
 
 
 def window_hashes(numbers: np.ndarray, n: int) -> np.ndarray:
-    """(len - n + 1,) uint64: a hash of every n in a row of `numbers`, uint64 and random, one for each token.
+    """(len - n + 1,) uint64: hashes of the windows of n of `numbers`, which are uint64 and random, one for each token.
 
     The polynomial sum of numbers[i + j] * BASE^(n - 1 - j) modulo 2^64, by doubling: O(log n) passes.
     """
@@ -41,14 +41,14 @@ def _power(exponent: int) -> np.uint64:
 
 
 def among(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Which of the values are in `known`, which is sorted."""
+    """(len,) bool: True for the values that are in `known`, which is sorted."""
     if not len(known):
         return np.zeros(len(values), bool)
     return known[np.searchsorted(known, values).clip(max=len(known) - 1)] == values
 
 
 class Lookup:
-    """Which of some hashes (sorted, each once) occur in others."""
+    """Finds which of its hashes (sorted, each once) occur among others."""
 
     def __init__(self, hashes: np.ndarray) -> None:
         self.hashes = hashes
@@ -58,14 +58,14 @@ class Lookup:
         self.filter[hashes >> self.shift] = True
 
     def find(self, others: np.ndarray) -> np.ndarray:
-        """Places in `hashes`."""
+        """Positions in `hashes` of those that occur in `others`."""
         likely = others[self.filter[others >> self.shift]]
         return np.searchsorted(self.hashes, np.unique(likely[among(likely, self.hashes)]))
 
 
 @dataclass
 class Item:
-    """What of an item is looked up: hashes of windows of `length` tokens, each once; none where nothing can be."""
+    """An item as it is looked up: hashes of windows of `length` tokens, each once; empty if it is too short."""
 
     length: int
     hashes: np.ndarray
@@ -86,8 +86,8 @@ class EvaluationText:
         self.numbers = np.random.default_rng(0).integers(1 << 63, size=self.vocab_size, dtype=np.uint64)
 
     def add(self, task: str, items: Sequence[list[int]], around: tuple[int, int] | None) -> None:
-        """items: tokens of each. around: what stands before and after a whole one in a conversation; None where short
-        items are not looked up."""
+        """items: tokens of each. around: the tokens before and after a complete one in a conversation; None if short
+        items are not to be looked up."""
         made = [self._item(tokens, around) for tokens in items]
         hashes, counts = np.unique(np.concatenate([NOTHING, *(item.hashes for item in made)]), return_counts=True)
         form = hashes[counts > max(2.0, FORM * len(made))]
@@ -102,13 +102,13 @@ class EvaluationText:
         else:
             length = self.n
         if around is None and len(tokens) >= self.n + 2:
-            tokens = tokens[1:-1]  # in a text, a space before or a line's end after them makes others of these two
+            tokens = tokens[1:-1]  # in a text, these two may be merged with a space before or a line's end after them
         if len(tokens) < length:
             return Item(length, NOTHING)
         return Item(length, np.unique(window_hashes(self.numbers[np.array(tokens)], length)))
 
     def lookups(self, whole_questions: bool) -> dict[int, Lookup]:
-        """By length of window. whole_questions: also those of short items, which only conversations can have."""
+        """By length of window. whole_questions: also those of short items, which occur only in conversations."""
         by_length: dict[int, list[np.ndarray]] = {}
         for item in (item for items in self.tasks.values() for item in items):
             if len(item.hashes) and (whole_questions or item.length == self.n):
@@ -116,7 +116,7 @@ class EvaluationText:
         return {length: Lookup(np.unique(np.concatenate(hashes))) for length, hashes in by_length.items()}
 
     def scan(self, tokens: np.ndarray, lookups: Mapping[int, Lookup]) -> dict[int, np.ndarray]:
-        """By length: the places in the lookup's hashes that a stretch of training tokens has."""
+        """By length: the positions in the lookup's hashes of those that a stretch of training tokens has."""
         numbers = self.numbers[np.asarray(tokens, np.int64)]
         return {
             length: lookup.find(window_hashes(numbers, length))
@@ -136,7 +136,7 @@ class EvaluationText:
         return bool(there.any() and there.sum() >= ENOUGH * len(item.hashes))
 
     def checked(self, task: str) -> int:
-        """Items of a task that have anything to look up."""
+        """Number of items of a task that are not too short to look up."""
         return sum(len(item.hashes) > 0 for item in self.tasks[task])
 
 

@@ -1,7 +1,7 @@
 """CORE: the mean centred accuracy over DCLM's 22 tasks (Li et al., 2024), in batches.
 
-Items of about the same length go together. What the options of an item have in common, mostly its few-shot examples, is
-read once into a key-value cache; the head is applied only to the positions that count.
+Items of about the same length share a batch. The common beginning of an item's options, mostly its few-shot examples,
+is read once into a key/value cache; the head is applied only to the positions that count.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from evals.core_prompts import Encoder, Option, Question, TaskItems, common_prefix, encode, read_bundle
-from evals.intervals import wilson
+from data.tokens.tokenizer import Tokenizer
+from evals.core_prompts import Option, Question, TaskItems, common_prefix, encode, read_bundle
 from evals.ledger import Ledger
+from evals.metrics import wilson
 from model.decoding.kvcache import KVCache
+from model.gpt import GPT
 
 TASKS = 22  # of the whole CORE; fewer are never called CORE
-CHARACTERS_PER_TOKEN = 3  # a careful guess for cutting a task into chunks before anything is encoded
-HEAD_LOGITS = 1 << 23  # logits held at once
+CHARACTERS_PER_TOKEN = 3  # a low estimate, for cutting a task into chunks before anything is encoded
+HEAD_LOGITS = 1 << 23  # logits in memory at once
 
 
 @dataclass(frozen=True)
 class CoreSettings:
-    """max_per_task: only so many items of each task. batch_tokens: of one forward pass, padding included."""
+    """max_per_task: items of each task. batch_tokens: of one forward pass, padding included."""
 
     max_per_task: int | None = None
     batch_tokens: int = 16_384
@@ -32,9 +34,9 @@ class CoreSettings:
 
 
 class Core:
-    """The bundle in `folder`, to be measured by all ranks and then put together by one.
+    """The bundle in `folder`: all ranks measure it, one collects the result.
 
-    Raises DataError for a folder that holds no bundle.
+    Raises DataError for a folder without a bundle.
     """
 
     def __init__(self, folder: Path, settings: CoreSettings) -> None:
@@ -45,14 +47,14 @@ class Core:
 
     def measure(
         self,
-        model: nn.Module,
-        tokenizer: Encoder,
+        model: GPT,
+        tokenizer: Tokenizer,
         ledger: Ledger,
         check: Callable[[], None],
         progress: Callable[[int, str], None],
     ) -> None:
-        """Score this rank's share of the chunks. check() is called before each and may raise to stop: what is recorded
-        is not done again. progress(items done, label) follows each."""
+        """Score this rank's share of the chunks. check() is called before each and may raise to stop; recorded chunks
+        are not scored again. progress(items done, label) follows each."""
         for items in self.tasks:
             label, chunks = items.task.label, self.chunks[items.task.label]
             for number in ledger.share(f"core/{label}", len(chunks)):
@@ -96,7 +98,7 @@ class Core:
 
 
 def score_name(core: dict[str, Any]) -> str:
-    """What the score may be called: CORE only when all tasks are there."""
+    """The name of the score: CORE only when it has all tasks."""
     return "CORE" if core["tasks"] == core["of"] else f"CORE-{core['tasks']}/{core['of']}"
 
 
@@ -114,8 +116,8 @@ def plan(items: TaskItems, batch_tokens: int) -> list[list[int]]:
     return chunks
 
 
-def score(model: nn.Module, questions: Sequence[Question], exact: bool, batch_tokens: int) -> list[bool]:
-    """Whether each question is answered right.
+def score(model: GPT, questions: Sequence[Question], exact: bool, batch_tokens: int) -> list[bool]:
+    """True for each question that is answered right.
 
     exact: every target token must be the likeliest one; else the gold option must have the lowest mean loss.
     """
@@ -136,7 +138,7 @@ def score(model: nn.Module, questions: Sequence[Question], exact: bool, batch_to
 
 
 def _shared(question: Question) -> int:
-    """Tokens that all options begin with and whose own prediction nobody needs."""
+    """Number of tokens that all options begin with, less those whose own prediction is needed."""
     if len(question.options) == 1:
         return 0
     common = common_prefix([option.ids for option in question.options])
@@ -162,17 +164,19 @@ def _batches(
 
 @torch.inference_mode()
 def _score_options(
-    model: nn.Module, options: list[Option], owner: list[int], shared: list[int]
+    model: GPT, options: list[Option], owner: list[int], shared: list[int]
 ) -> tuple[list[float], list[bool]]:
-    """Mean loss of each option's span, and whether all of its tokens are the likeliest.
+    """Mean loss of each option's span, and True if all of its tokens are the likeliest.
 
-    owner[i]: the question of option i; shared[question]: how many tokens its options have in common.
+    owner[i]: the question of option i; shared[question]: the number of tokens that its options have in common.
     """
     device = model.lm_head.weight.device
     tails = _padded([option.ids[shared[place] :] for option, place in zip(options, owner)], device)
     cache = _read_shared(model, options, owner, shared, tails.size(1))
     hidden = model.hidden(tails, cache)  # (options, T, C)
-    rows, columns, targets = [], [], []
+    rows: list[int] = []
+    columns: list[int] = []
+    targets: list[int] = []
     for row, (option, place) in enumerate(zip(options, owner)):
         rows += [row] * (option.end - option.start)
         columns += range(option.start - 1 - shared[place], option.end - 1 - shared[place])
@@ -183,10 +187,8 @@ def _score_options(
     return means, [bool(part.all()) for part in hits.split(spans)]
 
 
-def _read_shared(
-    model: nn.Module, options: list[Option], owner: list[int], shared: list[int], room: int
-) -> KVCache | None:
-    """A cache with a row for each option that holds what its question's options share, and `room` for more."""
+def _read_shared(model: GPT, options: list[Option], owner: list[int], shared: list[int], room: int) -> KVCache | None:
+    """A cache with a row for each option: the tokens that its question's options share, and `room` for more."""
     if max(shared) == 0:
         return None
     device, dtype = model.lm_head.weight.device, model.compute_dtype
@@ -204,10 +206,10 @@ def _padded(rows: list[list[int]], device: torch.device) -> Tensor:
     return torch.tensor([row + [0] * (width - len(row)) for row in rows]).to(device)
 
 
-def _losses(model: nn.Module, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) float64 nats and (N,) bool on the CPU: the loss of each target, and whether it is the likeliest token."""
+def _losses(model: GPT, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) float64 nats and (N,) bool on the CPU: the loss of each target, and True if it is the likeliest token."""
     losses, hits = [], []
-    size = max(1, HEAD_LOGITS // model.config.vocab_size)
+    size = max(1, HEAD_LOGITS // (model.config.vocab_size or 1))
     for part, wanted in zip(hidden.split(size), targets.split(size)):
         logits = model.head(part)
         at_target = logits.gather(1, wanted[:, None])[:, 0]

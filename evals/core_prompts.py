@@ -7,13 +7,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import jinja2
 import yaml
 
 from data.errors import DataError
 from data.text.files import numbered_lines
+from data.tokens.tokenizer import Tokenizer
 from data.trust import below, shown
 
 Kind = Literal["multiple_choice", "schema", "language_modeling"]
@@ -22,17 +23,9 @@ Item = dict[str, Any]
 SHUFFLE_SEED = 1337
 FEWSHOT_SEED = 1234
 
-# An example is what comes before the delimiter and what comes after it; a blank line ends it.
+# An example is the text before the delimiter and the text after it; a blank line ends it.
 _EXAMPLES = "{% for shown in examples %}{{ shown.before }}{{ delimiter }}{{ shown.after }}\n\n{% endfor %}"
 _PROMPT = _EXAMPLES + "{{ before }}{{ delimiter }}{{ after }}"
-
-
-class Encoder(Protocol):
-    """What is needed of a tokenizer."""
-
-    bos: int
-
-    def encode_batch(self, texts: list[str], threads: int) -> list[list[int]]: ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +51,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Question:
-    """An item ready to be scored. gold: the right option; language modelling has but one, to be predicted exactly."""
+    """An item ready to be scored. gold: the right option; language modelling has only one, to be predicted exactly."""
 
     options: list[Option]
     gold: int
@@ -77,10 +70,9 @@ def read_bundle(folder: Path) -> list[CoreTask]:
             baselines = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
         tasks = [_read_task(root, entry, baselines) for entry in described]
     except (OSError, LookupError, TypeError, AttributeError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise DataError(f"{root}: no CORE bundle ({type(error).__name__}: {error})") from error
-    missing = [str(task.path) for task in tasks if not task.path.is_file()]
-    if missing:
-        raise DataError(f"{root}: core.yaml names {', '.join(missing)}, which the bundle does not hold")
+        raise DataError(f"{root}: is not a CORE bundle ({type(error).__name__}: {error})") from error
+    if missing := [str(task.path) for task in tasks if not task.path.is_file()]:
+        raise DataError(f"{root}: core.yaml names {', '.join(missing)}, which the bundle does not contain")
     return tasks
 
 
@@ -147,12 +139,10 @@ class TaskItems:
         return [self.pool[place + (place >= index)] for place in picks]
 
     def prompts(self, index: int) -> list[str]:
-        """The texts of item `index`: one an option; for language modelling without and with the continuation."""
+        """The texts of item `index`: one per option; for language modelling without and with the continuation."""
         task, item = self.task, self.pool[index]
-        shown = {
-            "examples": [_solved(task.kind, example) for example in self.examples(index)],
-            "delimiter": task.delimiter,
-        }
+        examples = [_solved(task.kind, example) for example in self.examples(index)]
+        shown = {"examples": examples, "delimiter": task.delimiter}
         render = _template().render
         if task.kind == "multiple_choice":
             return [render(shown, before=item["query"], after=choice) for choice in item["choices"]]
@@ -164,7 +154,7 @@ class TaskItems:
         return [bare, render(shown, before=before, after=item["continuation"])]
 
     def text(self, index: int) -> str:
-        """What item `index` itself says, without examples: the question, or a text with its right end."""
+        """The text of item `index` itself, without examples: the question, or a text with its right end."""
         item = self.pool[index]
         if self.task.kind == "multiple_choice":
             return str(item["query"])
@@ -172,7 +162,7 @@ class TaskItems:
         return f"{solved['before']} {solved['after']}".strip()
 
     def characters(self, index: int) -> int:
-        """About how long all texts of item `index` are, a shared beginning counted once; without rendering."""
+        """Approximate length of all texts of item `index`, a shared beginning counted once; without rendering."""
         items = [*self.examples(index), self.pool[index]]
         return sum(len(str(value)) for item in items for value in item.values())
 
@@ -191,7 +181,7 @@ def _solved(kind: Kind, item: Item) -> dict[str, str]:
 
 
 def encode(
-    items: TaskItems, indices: Sequence[int], tokenizer: Encoder, context: int, threads: int = 1
+    items: TaskItems, indices: Sequence[int], tokenizer: Tokenizer, context: int, threads: int = 1
 ) -> list[Question]:
     """Questions of the given items, each text cut on the left to `context` tokens, all texts encoded in one call."""
     texts = [items.prompts(index) for index in indices]
@@ -206,7 +196,7 @@ def encode(
 
 
 def _options(kind: Kind, ids: list[list[int]]) -> list[Option]:
-    """What is scored: after the common beginning (choices), the common end (schema), or what the prompt lacks."""
+    """The span to score: after the common beginning (choices), the common end (schema), or the continuation."""
     if kind == "language_modeling":
         without, whole = ids
         return [Option(whole, min(common_prefix([without, whole]), len(whole) - 1), len(whole))]
@@ -225,8 +215,8 @@ def _crop(option: Option, context: int) -> tuple[Option, bool]:
 
 
 def common_prefix(sequences: Sequence[list[int]]) -> int:
-    """How many tokens all sequences begin with."""
-    # What the first and the last in order begin with, everything between them does; slices compare faster than loops.
+    """Number of tokens that all sequences begin with."""
+    # Everything between the first and the last in order has their common prefix; slices compare faster than loops.
     first, last = min(sequences), max(sequences)
     low, high = 0, min(len(first), len(last))
     while low < high:

@@ -1,4 +1,4 @@
-"""What an evaluation has measured so far: survives a kill, and is how ranks put their parts together."""
+"""The measurements of an evaluation so far: they survive a kill, and ranks share them."""
 
 import json
 import threading
@@ -12,10 +12,10 @@ _POLL_SECONDS = 0.02
 
 
 class Ledger:
-    """Records by (group, item), appended to one file a rank in a folder that all ranks see.
+    """Records by (group, item), appended to one file per rank in a folder that all ranks can read.
 
-    Items are dealt out by their number, so that ranks need not talk: a rank does those of its `share` that no earlier
-    run recorded, and `wait` collects everybody's.
+    Items are assigned by their number, so that ranks need not communicate: a rank measures those of its `share` that no
+    earlier run recorded, and `wait` collects the records of all ranks.
     """
 
     def __init__(self, folder: Path, rank: int = 0, world_size: int = 1) -> None:
@@ -33,7 +33,7 @@ class Ledger:
         return self.folder / f"ledger.{self.rank}.jsonl"
 
     def share(self, group: str, count: int) -> list[int]:
-        """The items of range(count) that this rank still has to do."""
+        """The items of range(count) that this rank still has to measure."""
         self._since = time.monotonic()
         known = self.records.get(group, {})
         return [item for item in range(self.rank, count, self.world_size) if item not in known]
@@ -49,7 +49,7 @@ class Ledger:
             self.records.setdefault(group, {})[item] = line
 
     def wait(self, group: str, count: int, check: Callable[[], None]) -> list[dict[str, Any]]:
-        """The records of range(count), in order, once all ranks have made theirs. check() may raise to give up."""
+        """The records of range(count), in order, once all ranks have made them. check() may raise to stop waiting."""
         while len(self.records.get(group, {})) < count:
             check()
             time.sleep(_POLL_SECONDS)
@@ -57,11 +57,11 @@ class Ledger:
         return [self.records[group][item] for item in range(count)]
 
     def seconds(self, records: Iterable[dict[str, Any]]) -> float:
-        """Wall time behind records, taking ranks to have worked side by side."""
+        """Wall time of records, if ranks worked in parallel."""
         return sum(record["seconds"] for record in records) / self.world_size
 
     def _read(self) -> None:
-        """Take in the whole lines that were added; the last one may be cut off by a crash, or still being written."""
+        """Read the complete lines that were added; the last one may be cut off by a crash, or still being written."""
         for path in sorted(self.folder.glob("ledger.*.jsonl")):
             with open(path, "rb") as file:
                 file.seek(self._read_to.get(path, 0))

@@ -21,16 +21,16 @@ import time
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data.tasks.task import Check
-from evals.sandbox import wire, zygote
+from evals.sandbox import runner, wire
 
 Status = Literal["passed", "failed", "timeout", "memory", "killed", "refused"]
 
 _GRACE_SECONDS = 10.0  # for processes to start and end on a busy machine, on top of a program's own time
 _ROOT = str(Path(__file__).resolve().parents[2])
-_ZYGOTE = f"import sys; sys.path.append({_ROOT!r}); from {zygote.__name__} import main; sys.path.pop(); main()"
+_ZYGOTE = f"import sys; sys.path.append({_ROOT!r}); from {runner.__name__} import main; sys.path.pop(); main()"
 _PROBE = """
 import os, socket
 found = []
@@ -60,7 +60,7 @@ print("open:", ", ".join(found))
 class Limits:
     """Limits on one program. Memory is address space, of which an interpreter alone takes some 30 MB."""
 
-    wall_seconds: float = 20.0  # processor time is what counts; this ends those who sleep
+    wall_seconds: float = 20.0  # for programs that sleep; others reach the limit on processor time first
     cpu_seconds: int = 5
     memory_bytes: int = 512 << 20
     disk_bytes: int = 16 << 20
@@ -69,9 +69,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Execution:
-    """How one program ended. `output` is what it printed, cut at Limits.output_bytes; `layers` what confined it.
+    """The end of one program. `output` is what it printed, cut at Limits.output_bytes; `layers` what confined it.
 
-    advisory: no check was given, so the program reported its own verdict, which it can forge.
+    advisory: there was no check, so the program reported its own verdict, which it can forge.
     """
 
     status: Status
@@ -94,7 +94,7 @@ class Sandbox:
     """Runs programs one at a time or from several threads at once.
 
     mode "strict" refuses (Execution.status "refused", with the reason) where network, forks or files stay open;
-    "weak" runs all the same with what layers there are.
+    "weak" runs anyway, with the layers that are available.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -103,7 +103,7 @@ class Sandbox:
 
     @functools.cached_property
     def weakness(self) -> str:
-        """Why strict mode refuses to run programs here; empty when it does not."""
+        """The reason why strict mode refuses to run programs here; empty when it does not."""
         with socket.create_server(("127.0.0.1", 0)) as server, tempfile.NamedTemporaryFile() as own:
             trial = self._execute(_PROBE.format(port=server.getsockname()[1], path=own.name), None)
         if not trial.passed:
@@ -123,7 +123,8 @@ class Sandbox:
     def _execute(self, program: str, check: Check | None) -> Execution:
         folder = Path(tempfile.mkdtemp(prefix="sandbox-", suffix=secrets.token_hex(4))).resolve()
         started = time.monotonic()
-        case = {"program": program, "check": check and check.source, "function": check and check.function}
+        source, function = (check.source, check.function) if check else (None, None)
+        case = {"program": program, "check": source, "function": function}
         try:
             with tempfile.TemporaryFile() as output:
                 with self._zygote.runner(output.fileno()) as talk:
@@ -135,7 +136,7 @@ class Sandbox:
         seconds, layers = time.monotonic() - started, tuple(ending["layers"])
         return Execution(ending["status"], ending["detail"], printed, seconds, layers, advisory=check is None)
 
-    def _converse(self, talk: socket.socket, folder: Path, case: dict[str, str | None]) -> dict:
+    def _converse(self, talk: socket.socket, folder: Path, case: dict[str, str | None]) -> dict[str, Any]:
         """The runner's report. Closing `talk` ends the runner, and what it runs."""
         limits = self.limits
         resources = {
@@ -146,8 +147,8 @@ class Sandbox:
             "RLIMIT_CORE": 0,
             "RLIMIT_NPROC": 0,  # counts per user, and every user has a process already: no fork, no thread
         }
-        request = {"folder": str(folder), "limits": resources}
-        request |= {"wall_seconds": limits.wall_seconds, "disk_bytes": limits.disk_bytes}
+        bounds = {"wall_seconds": limits.wall_seconds, "disk_bytes": limits.disk_bytes}
+        request = {"folder": str(folder), "limits": resources} | bounds
         try:
             wire.send(talk.fileno(), request)
             wire.send(talk.fileno(), case)
@@ -177,7 +178,7 @@ class _Zygote:
         with theirs:
             self._process = subprocess.Popen(
                 [self.python, "-I", "-S", "-B", "-c", _ZYGOTE],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env={},

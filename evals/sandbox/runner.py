@@ -1,12 +1,15 @@
 """One program's run: isolates itself, starts the judge and the answer as confined processes, watches over both.
 
-Its caller holds the other end of `talk`: when that closes, whatever runs here ends. There is only the standard library.
+Its caller has the other end of `talk`: when that closes, everything here ends. Only the standard library is available.
 """
 
 import contextlib
+import gc
+import importlib
 import os
 import select
 import signal
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +18,36 @@ from evals.sandbox import answer, cell, judge, kernel, wire
 
 _FOLDER_CHECK_SECONDS = 0.1
 _TICK_SECONDS = 0.01
+_PROGRAMS_USE = (
+    "typing math cmath re string random itertools functools collections heapq bisect operator statistics copy datetime "
+    "decimal fractions hashlib json calendar textwrap abc dataclasses enum io contextlib array struct traceback socket "
+    "time threading csv pickle inspect numbers types unittest uuid zlib base64 pprint difflib queue secrets"
+)
+
+
+def main() -> None:
+    """A bare interpreter that has imported what programs use, and forks runners: ten times as fast as starting them.
+
+    It reads no program and no check, so what it forks has none in its memory. Requests come as pairs of file
+    descriptors over standard input, a socket; it ends when that closes.
+    """
+    for name in _PROGRAMS_USE.split():
+        importlib.import_module(name)
+    gc.freeze()
+    os.umask(0o022)
+    requests = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # exit codes of runners are not needed
+    while True:
+        byte, fds, _, _ = socket.recv_fds(requests, 1, 2)
+        if not byte:
+            return
+        if os.fork() == 0:
+            requests.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            serve(*fds)
+        for fd in fds:
+            os.close(fd)
 
 
 def serve(talk: int, output: int) -> None:
@@ -25,7 +58,7 @@ def serve(talk: int, output: int) -> None:
     """
     try:
         ending = Run(talk, output, wire.receive(talk)).ending()
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a caller that is gone is told nothing
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the caller may be gone
         wire.send(talk, ending)
     finally:
         os._exit(0)

@@ -182,7 +182,7 @@ class Bench:
         import numpy as np
         import torch
 
-        from evals.bpb import nats_and_bytes
+        from evals.metrics import nats_and_bytes
 
         token_bytes = torch.from_numpy(self.tokenizer.token_bytes).to(self.device)
         if self.rows is None:
@@ -217,8 +217,8 @@ class Bench:
 
     def collect(self) -> dict[str, Any]:
         """results.json, from the records of all ranks."""
-        from evals.bpb import bits_per_byte
         from evals.chat import chatcore
+        from evals.metrics import bits_per_byte
 
         chat, conversations = {}, []
         for task in self.tasks:

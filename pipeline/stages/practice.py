@@ -306,7 +306,7 @@ class Practice:
 
         Some of the answers are kept.
         """
-        from evals.intervals import wilson
+        from evals.metrics import wilson
 
         names = list(dict.fromkeys(problem.name for problem in self.held_out))
         with self._generating():

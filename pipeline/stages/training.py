@@ -272,7 +272,7 @@ def validation_bpb(model: "GPT", rows: "Rows", token_bytes: "Tensor", batch_rows
     import torch
 
     from data.tokens.packing import in_order
-    from evals.bpb import bits_per_byte, nats_and_bytes
+    from evals.metrics import bits_per_byte, nats_and_bytes
 
     token_bytes = token_bytes.to(world.device)
     arrays = in_order(rows, batch_rows, world.rank, world.size)

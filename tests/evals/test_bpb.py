@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from evals.bpb import bits_per_byte, nats_and_bytes
+from evals.metrics import bits_per_byte, nats_and_bytes
 from model.config import GPTConfig
 from model.gpt import GPT
 

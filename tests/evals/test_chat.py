@@ -12,9 +12,9 @@ from data.chat.conversation import render_prompt
 from data.errors import DataError, DataMistake
 from data.tasks.task import Check, ChoiceTask, Task, dialogue
 from data.tokens import bpe
-from evals.chat import CHATCORE, ChatEvaluation, ChatSettings, ChatTask, chatcore, summary
-from evals.intervals import wilson
+from evals.chat import CHATCORE, ChatEvaluation, ChatSettings, ChatTask, chatcore
 from evals.ledger import Ledger
+from evals.metrics import summary, wilson
 from evals.sandbox.box import Execution
 from model.config import GPTConfig
 from model.decoding.engine import Engine

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from data.errors import DataError
 from evals.core import Core, CoreSettings, plan, score, score_name
 from evals.core_prompts import CoreTask, TaskItems, common_prefix, encode, read_bundle
-from evals.intervals import wilson
 from evals.ledger import Ledger
+from evals.metrics import wilson
 from model.config import GPTConfig
 from model.gpt import GPT
 
@@ -227,7 +227,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(bundle, tmp_path):
 
 
 def test_a_bundle_that_is_none_is_named(tmp_path, bundle):
-    with pytest.raises(DataError, match="no CORE bundle"):
+    with pytest.raises(DataError, match="is not a CORE bundle"):
         read_bundle(tmp_path / "nothing")
     (bundle / "eval_bundle" / "eval_data" / "lm.jsonl").unlink()
     with pytest.raises(DataError, match=r"lm\.jsonl"):
@@ -250,10 +250,10 @@ def test_a_bundle_that_is_none_is_named(tmp_path, bundle):
         (
             "core.yaml",
             "icl_tasks: [{label: mc, dataset_uri: mc.jsonl, num_fewshot: [0], icl_task_type: x}]",
-            "no CORE bundle",
+            "is not a CORE bundle",
         ),
-        ("core.yaml", "icl_tasks: [3]", "no CORE bundle"),
-        ("core.yaml", "[" * 100_000, "no CORE bundle"),
+        ("core.yaml", "icl_tasks: [3]", "is not a CORE bundle"),
+        ("core.yaml", "[" * 100_000, "is not a CORE bundle"),
         ("eval_data/mc.jsonl", "{", r"mc\.jsonl:1: is not JSON"),
         ("eval_data/mc.jsonl", "[3]", r"mc\.jsonl:1: is not a multiple_choice item"),
         ("eval_data/mc.jsonl", '{"query": "a", "choices": ["b"], "gold": 1}', r"mc\.jsonl:1: its gold is not"),

@@ -1,6 +1,6 @@
 """Intervals of proportions."""
 
-from evals.intervals import wilson
+from evals.metrics import wilson
 
 
 def test_wilson_interval_against_published_values():

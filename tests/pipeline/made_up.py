@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from evals.intervals import wilson
+from evals.metrics import wilson
 
 CALL = "<|python_start|>37 + 58<|python_end|><|output_start|>95<|output_end|>"
 MACHINE = {

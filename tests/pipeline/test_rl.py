@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from data.errors import DataMistake
 from data.tasks.mixture import TaskSpec
 from data.tokens import bpe
-from evals.intervals import wilson
+from evals.metrics import wilson
 from evals.sandbox.box import Sandbox
 from pipeline.errors import UserError
 from pipeline.stages import rl
