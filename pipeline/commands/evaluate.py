@@ -17,12 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from data.tasks.mixture import CoreSpec
 from pipeline.artifacts.find_model import find_model
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.commands.cli import STOPPED
 from pipeline.commands.exported import read_marker
 from pipeline.config import compose as config
-from pipeline.config.compose import Settings, StageConfig
+from pipeline.config.settings import Settings, StageConfig
 from pipeline.errors import StageFailed, UserError
 from pipeline.plan import dag, plan
 from pipeline.plan.dag import Dag, Stage
@@ -172,7 +173,7 @@ def params(settings: Settings, stages: list[str], own: dict[str, Any]) -> dict[s
         if "bpb" in names:
             values["bpb_tokens"] = bpb
         if "core" in names:
-            values["core"] = dict(settings.mixture.core or {"dataset": "core"})
+            values["core"] = dataclasses.asdict(settings.mixture.core or CoreSpec())
         values["tasks"] = [task(settings, name) for name in names if name not in ("core", "bpb")]
     values |= chosen
     limit = own.get("max_per_task")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import compose as config
+from pipeline.config.settings import StoreConfig
 from pipeline.plan.session import new_run_id, store_root
 
 
@@ -42,7 +43,7 @@ def _root(overrides: list[str]) -> Path:
     """The store of the sweep's runs; the usual one where they have several."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    root = config.StoreConfig.root
+    root = StoreConfig.root
     given = config.as_hydra_takes([o for o in overrides if "store.root=" in o])
     with config.explained(overrides):
         for override in OverridesParser.create().parse_overrides(given):

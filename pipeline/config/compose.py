@@ -1,223 +1,225 @@
-"""From YAML and the command line to typed settings. Hydra composes; everything is then checked once more, strictly."""
+"""From YAML and the command line to typed settings.
+
+Hydra composes what YAML and the command line say; the dataclasses add what neither names (pipeline/config/settings.py,
+and `Params` of each stage's module); then all of it is typed and checked.
+"""
 
 import dataclasses
-import re
+import functools
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+import typing
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from data.trust import origin
 from pipeline import typed
 from pipeline.config import renamed
-from pipeline.config.quoting import quote, quoted, texts_in
+from pipeline.config.quoting import parsed_override, quote, quoted, texts_in
+from pipeline.config.settings import FOLLOWS, PipelineConfig, Settings, StageConfig
 from pipeline.errors import UserError
-from pipeline.job import Launch
-from pipeline.typed import Amount, Count, Natural
+from pipeline.stage import load
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-ADDED = re.compile(r"\+stage@(\w+)=")  # a stage beside those that pipeline.stages lists
-UNDECLARED = re.compile(r"\w+\.(pin|(launch|params)\.\w+)=")  # what a stage has although its YAML need not name it
 SEVERAL = "-m runs one after the other; 'NAME=[a,b]' is a list."
-INNER = re.compile(r"(?:\+\+)?(\w+\.params(?:\.\w+)+)\.(\w+)=")  # a setting of a group of a stage's params
-UNUSED = re.compile(r"\+*hydra\.(run|job|output_subdir)\b")  # Hydra would take it, and nothing of it be seen
-
-
-@dataclass
-class StoreConfig:
-    root: str = "store"
-    reverify_days: Amount = 30.0  # a file hashed within so many days, and not touched since, is not hashed again
-    min_free_gb: Amount = 1.0  # a run does not start with less free disk
-
-
-@dataclass
-class RunConfig:
-    name: str | None = None  # tags what the run makes; chat, eval and export take it
-    sweep: str | None = None  # set by -m: the sweep that the run belongs to
-
-
-@dataclass
-class GuardConfig:
-    usd: Amount | None = 1.0  # stop before remaking more than this only because code changed; null: never stop
-    budget_usd: Amount | None = None  # stop before a run that is expected to cost more
-
-
-@dataclass
-class LoggerConfig:
-    kind: Literal["none", "wandb", "tensorboard"] = "none"
-    project: str = "chatmill"
-    mode: Literal["online", "offline", "disabled"] = "online"
-
-
-@dataclass
-class HubConfig:
-    """Raises DataMistake for an endpoint that is not a URL."""
-
-    send_token: list[str] = field(default_factory=list)  # endpoints besides the official hub that get your hub token
-
-    def __post_init__(self) -> None:
-        for endpoint in self.send_token:
-            origin(endpoint)
-
-
-@dataclass
-class AppConfig:
-    host: str = "127.0.0.1"
-    port: Natural = 7860  # 0: any free one
-    share: bool = False
-    password: str | None = None  # null: one is made and shown when the app starts
-    insecure: bool = False  # ask for no password
-    hosts: list[str] = field(default_factory=list)
-    origins: list[str] = field(default_factory=list)
-
-
-@dataclass
-class PipelineConfig:
-    stages: list[str]
-    targets: list[str] = field(default_factory=list)  # empty: those that nothing reads
-
-
-@dataclass
-class StageConfig:
-    """One file of conf/stage: the whole contract of a stage. An input set to null is none."""
-
-    run: str
-    inputs: dict[str, str | None] = field(default_factory=dict)
-    params: dict[str, Any] = field(default_factory=dict)
-    launch: dict[str, Any] = field(default_factory=dict)
-    pin: str | None = None
-
-
-@dataclass
-class DataConfig:
-    """Text to pretrain on; see conf/data."""
-
-    source: str
-    repo_id: str | None
-    revision: str
-    shard: str
-    shard_tokens: Count | None
-    train_shards: Count | None
-    tokenizer_shards: Count | None
-    val_shard: str | None
-    column: str
-    paths: list[str]
-
-
-@dataclass
-class IdentityConfig:
-    name: str  # what the model calls itself
-    file: str | None = None  # conversations of your own, a line of jsonl each
-
-
-@dataclass
-class MixtureConfig:
-    """Tasks of each kind; their entries are typed where a stage's params take them up. The rest are knobs for these."""
-
-    midtrain: list[dict[str, Any]]
-    sft: list[dict[str, Any]]
-    rl: list[dict[str, Any]]
-    rl_eval: list[dict[str, Any]]
-    chat_eval: list[dict[str, Any]]
-    identity: IdentityConfig
-    core: dict[str, Any] | None = None
-    identity_size: Count | None = None
-    eval_size: Count | None = None
-    operations: dict[str, Amount] = field(default_factory=dict)
-    who: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Settings:
-    """Everything a run is told, typed. `model` and `optim` are typed where a stage's params take them up."""
-
-    pipeline: PipelineConfig
-    stages: dict[str, StageConfig]
-    recipe: str
-    datasets: dict[str, dict[str, Any]]
-    model: dict[str, Any]
-    optim: dict[str, Any]
-    data: DataConfig
-    mixture: MixtureConfig
-    report_notes: list[str]
-    launch: Launch
-    store: StoreConfig
-    run: RunConfig
-    guard: GuardConfig
-    logger: LoggerConfig
-    hub: HubConfig
-    app: AppConfig
-    until: str | None = None
-    only: list[str] = field(default_factory=list)
-    force: list[str] = field(default_factory=list)
+SETTINGS = {field.name for field in dataclasses.fields(Settings)} - {"stages"}
+TEXTS = dict(texts_in(Settings))
+UNUSED = ("hydra.run", "hydra.job", "hydra.output_subdir")  # Hydra would take them, and they would have no effect
 
 
 def compose(overrides: list[str]) -> dict[str, Any]:
-    """conf/config.yaml with the overrides, resolved to plain containers. Main thread only. Raises UserError."""
+    """All settings of a run as plain values, resolved. Main thread only. Raises UserError."""
+    from omegaconf import OmegaConf
+
+    with explained(overrides):
+        tree = composed_yaml(overrides)
+        tree["pipeline"]["stages"] = stages_of(tree)
+        composed: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(with_defaults(tree)), resolve=True)  # type: ignore[assignment]
+    follow(composed)
+    return composed
+
+
+def composed_yaml(overrides: list[str]) -> dict[str, Any]:
+    """conf/config.yaml with the overrides, as plain values; interpolations are not resolved."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
     for override in overrides:
-        if UNUSED.match(override):
-            raise UserError("decides nothing here", override, "What a run leaves is in the store: store.root=FOLDER.")
+        if override.lstrip("+").startswith(UNUSED):
+            raise UserError("has no effect", override, "What a run leaves is in the store: set store.root=FOLDER.")
     OmegaConf.register_new_resolver("least", _least, replace=True)
     GlobalHydra.instance().clear()
-    inner = [o for o in overrides if INNER.match(o)]
-    outer = [o for o in overrides if o not in inner]
-    with explained(overrides), initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = plain(hydra_compose("config", overrides=as_hydra_takes(outer)))
-    for override in as_hydra_takes(inner):
-        _set_inner(composed, override)
-    listed = typed.build(PipelineConfig, composed.get("pipeline"), "pipeline").stages
-    listed = listed + [name for o in overrides if (found := ADDED.match(o)) and (name := found[1]) not in listed]
-    composed["pipeline"]["stages"] = listed
-    return composed
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = hydra_compose("config", overrides=as_hydra_takes(overrides))
+    tree: dict[str, Any] = OmegaConf.to_container(composed, resolve=False)  # type: ignore[assignment]
+    return {"pipeline": {}} | tree
+
+
+def _least(*numbers: int | None) -> int | None:
+    """`${least:a,b}` in YAML: the smaller of those that are not null."""
+    return min((number for number in numbers if number is not None), default=None)
+
+
+def stages_of(tree: dict[str, Any]) -> list[str]:
+    """pipeline.stages, or else the names of all stages that are declared, in the order of their declaration."""
+    listed = typed.build(PipelineConfig, tree["pipeline"], "pipeline").stages
+    return [name for name in tree if _is_stage(tree, name)] if listed is None else listed
+
+
+def _is_stage(tree: dict[str, Any], name: str) -> bool:
+    return name not in SETTINGS and isinstance(tree[name], dict) and "run" in tree[name]
+
+
+# --- defaults from the dataclasses
+
+
+def with_defaults(tree: dict[str, Any]) -> dict[str, Any]:
+    """The composed tree and all that it does not name, of settings and stages, but for groups that follow settings."""
+    filled = _fill(Settings, tree)
+    for name in tree["pipeline"]["stages"]:
+        if isinstance(tree.get(name), dict):
+            stage = filled[name] = _fill(StageConfig, tree[name])
+            if isinstance(stage.get("run"), str) and isinstance(stage["params"], dict):
+                stage["params"] = _fill(load(stage["run"], name).Params, stage["params"], without=FOLLOWS)
+    return filled
+
+
+def _fill(
+    cls: type, given: dict[str, Any], default: dict[str, Any] | None = None, without: Collection[type] = ()
+) -> dict[str, Any]:
+    """`given` and those defaults of `cls` that it does not name; groups typed by a dataclass likewise."""
+    filled = _defaults(cls, without) if default is None else dict(default)
+    for name, value in given.items():
+        group = _groups(cls).get(name)
+        if group and group not in without and isinstance(value, dict):
+            value = _fill(group, value, filled.get(name), without)
+        filled[name] = value
+    return filled
+
+
+def _defaults(cls: type, without: Collection[type]) -> dict[str, Any]:
+    """Plain defaults of a dataclass, groups included. A setting that must be given is left out."""
+    values = {}
+    for field in dataclasses.fields(cls):
+        group = _groups(cls).get(field.name)
+        if field.default is not dataclasses.MISSING:
+            values[field.name] = _plain(field.default)
+        elif group in without or field.name == "stages":
+            continue
+        elif field.default_factory is not dataclasses.MISSING:
+            values[field.name] = _plain(field.default_factory())
+        elif group:
+            values[field.name] = _defaults(group, without)
+    return values
+
+
+def follow(composed: dict[str, Any]) -> None:
+    """Give the groups of stages that follow settings the values of these that the stage itself does not name."""
+    for name in composed["pipeline"]["stages"]:
+        stage = composed.get(name)
+        if isinstance(stage, dict) and "run" in stage and isinstance(params := stage["params"], dict):
+            cls: type = load(stage["run"], name).Params
+            for field, group in _groups(cls).items():
+                followed = FOLLOWS.get(group)
+                if followed and isinstance(own := params.get(field, {}), dict):
+                    params[field] = _group_at(composed, followed) | own
+
+
+@functools.cache
+def _groups(cls: type) -> dict[str, type]:
+    """The fields of a dataclass that are dataclasses themselves, or null."""
+    found = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        for option in (hint, *typing.get_args(hint)):
+            if isinstance(option, type) and dataclasses.is_dataclass(option):
+                found[name] = option
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _group_at(tree: dict[str, Any], path: str) -> dict[str, Any]:
+    """The group of that name; {} where null or a mistake is in its place."""
+    group: Any = tree
+    for name in path.split("."):
+        group = group.get(name) if isinstance(group, dict) else None
+    return group if isinstance(group, dict) else {}
+
+
+# --- typed
+
+
+def settings(composed: dict[str, Any]) -> Settings:
+    """Type and check a composed config; a name nobody declared is an error, however it came in."""
+    names = composed["pipeline"]["stages"]
+    for name in composed:
+        if name not in SETTINGS and name not in names and not _is_stage(composed, name):
+            raise typed.unknown(name, sorted(SETTINGS | set(names)), "")
+    stages = {}
+    for name in names:
+        if not isinstance(composed.get(name), dict):
+            raise UserError(
+                f"lists {name}, which is not declared", "pipeline.stages", f"Add +stage@{name}=FILE (see conf/stage)."
+            )
+        stages[name] = typed.build(StageConfig, composed[name], name)
+    built = typed.build(Settings, {name: composed[name] for name in composed if name in SETTINGS})
+    built.stages = stages
+    if built.run.name and "/" in built.run.name:
+        raise UserError(f"is {built.run.name!r}, but a name with / in it would be taken for a folder's", "run.name")
+    return built
+
+
+# --- the command line
 
 
 def as_hydra_takes(overrides: list[str]) -> list[str]:
-    """STAGE.pin, STAGE.launch.NAME and STAGE.params.NAME are set, whether or not the stage's YAML names them.
+    """Overrides in Hydra's grammar: values are quoted where it needs that, and settings get `++` in front.
 
-    What the stage's module does not know is found out when they are typed. Values are quoted where Hydra needs it.
+    Hydra would refuse those that YAML does not name. What is no setting is found when all of them are typed.
     """
-    texts = {name: kind for name, kind in texts_in(Settings) if not (CONF / name).is_dir()}
-    taken = [quoted(override, texts) for override in overrides]
-    return [f"++{o}" if UNDECLARED.match(o) or (INNER.match(o) and o[0] != "+") else o for o in taken]
+    folders = searched(overrides)
+    return [f"++{override}" if _is_setting(override, folders) else override for override in map(_quoted, overrides)]
 
 
-def _set_inner(composed: dict[str, Any], override: str) -> None:
-    """Set one value of a group such as pretrain.params.optim, which in YAML is all of another group: `${optim}`.
+def _quoted(override: str) -> str:
+    name = override.partition("=")[0].lstrip("+")
+    return override if (CONF / name).is_dir() else quoted(override, TEXTS)
 
-    Hydra would put the one value in the place of all. Raises UserError.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    found = INNER.match(override)
-    assert found
-    stage, *path = found[1].split(".")
-    group: Any = composed.get(stage)
-    for name in path:
-        group = group.setdefault(name, {}) if isinstance(group, dict) else None
-    if not isinstance(group, dict):
-        raise UserError(f"there is no group of settings {found[1]}", override, "`plan --config` shows all names.")
-    with explained([override]):
-        parsed = OverridesParser.create().parse_override(override)
-    if parsed.is_sweep_override():
-        raise UserError("names several values", override, SEVERAL)
-    group[found[2]] = parsed.value()
+def _is_setting(override: str, folders: list[Path]) -> bool:
+    """Return True for NAME=VALUE that chooses no file of a group and is not for Hydra itself."""
+    name, given, _ = override.partition("=")
+    if not (given and name) or name[0] in "+~" or "@" in name or "/" in name or name.startswith("hydra."):
+        return False
+    return not any((folder / name).is_dir() for folder in folders)
+
+
+def searched(overrides: list[str]) -> list[Path]:
+    """Folders with YAML files: Chatmill's, and those of hydra.searchpath=[...] on the command line."""
+    found = [CONF]
+    for override in overrides:
+        if override.lstrip("+").startswith("hydra.searchpath=") and (parsed := parsed_override(override)):
+            paths = parsed.value()
+            found += [Path(path.removeprefix("file://")) for path in paths if not path.startswith("pkg://")]
+    for folder in found[1:]:
+        if not folder.is_dir():
+            raise UserError(
+                f"{str(folder)!r} is not a directory", "hydra.searchpath", "Name one with recipes in recipe/."
+            )
+    return found
 
 
 @contextmanager
 def explained(overrides: list[str]) -> Iterator[None]:
-    """What Hydra complains about in here becomes a UserError of one line."""
+    """Complaints of Hydra in here become a UserError of one line."""
     import yaml
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
@@ -227,61 +229,20 @@ def explained(overrides: list[str]) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if not overrides:
             raise
-        known: list[str] = []
-        for added in ([o for o in overrides if "@" in o.partition("=")[0]], []):  # stages of the user's own, if any
-            GlobalHydra.instance().clear()
-            with suppress(HydraException), initialize_config_dir(str(CONF), version_base="1.3"):
-                known = known or _dotted(OmegaConf.to_container(compose("config", overrides=added), resolve=False))
-        raise _explain(error, as_hydra_takes(overrides), known) from None
+        raise _explain(error, overrides) from None
 
 
-def _least(*numbers: int | None) -> int | None:
-    """`${least:a,b}` in YAML: the smaller of those that are not null."""
-    return min((number for number in numbers if number is not None), default=None)
-
-
-def plain(composed: Any) -> dict[str, Any]:
-    """A composed config as plain containers, interpolations resolved."""
-    from omegaconf import OmegaConf
-
-    return dict(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
-
-
-def settings(composed: dict[str, Any]) -> Settings:
-    """Type and check a composed config; a name nobody declared is an error, however it came in."""
-    known = {f.name for f in dataclasses.fields(Settings)} - {"stages"}
-    names = typed.build(PipelineConfig, composed.get("pipeline"), "pipeline").stages
-    for name in composed:
-        if name not in known and name not in names:
-            if isinstance(composed[name], dict) and "run" in composed[name]:
-                continue  # a stage that this recipe does not list
-            raise typed.unknown(name, sorted(known | set(names)), "")
-    stages = {}
-    for name in names:
-        if not isinstance(composed.get(name), dict):
-            raise UserError(
-                f"lists {name}, which is not declared", "pipeline.stages", f"Add +stage@{name}=FILE (see conf/stage)."
-            )
-        stages[name] = typed.build(StageConfig, composed[name], name)
-    values = {name: composed[name] for name in known if name in composed}
-    built = typed.build(Settings, values | {"stages": {}})
-    built.stages = stages
-    if built.run.name and "/" in built.run.name:
-        raise UserError(f"is {built.run.name!r}, but a name with / in it would be taken for a folder's", "run.name")
-    return built
-
-
-def _explain(error: Exception, overrides: list[str], known: list[str]) -> UserError:
+def _explain(error: Exception, overrides: list[str]) -> UserError:
     """Hydra's complaint in one line, with the nearest right name where a name is wrong."""
     for override in overrides:
-        if found := _mistake_in(override, known):
+        if found := _mistake_in(override, searched(overrides)):
             return found
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0].replace("'++", "'")
     if text.startswith("Ambiguous value"):
         ambiguous = next((o for o in overrides if repr(o)[1:-1] in text or o in text), "")
-        return UserError(text.replace("'++", "'"), fix=f"{SEVERAL}{_as_text(ambiguous)}")
-    if wrong := getattr(error, "override", None):
-        return UserError(f"cannot be read ({text})", str(wrong), f"Lists are written 'NAME=[a,b]'.{_as_text(wrong)}")
+        return UserError(text, fix=f"{SEVERAL}{_as_text(ambiguous)}")
+    if wrong := str(getattr(error, "override", None) or "").removeprefix("++"):
+        return UserError(f"cannot be read ({text})", wrong, f"Lists are written 'NAME=[a,b]'.{_as_text(wrong)}")
     return UserError(text)
 
 
@@ -293,29 +254,21 @@ def _as_text(override: str) -> str:
     return f" As one text: {shown}" if given else ""
 
 
-def _mistake_in(override: str, known: list[str]) -> UserError | None:
-    """What is wrong with the name or the choice in one override; None if that is not where the mistake is."""
+def _mistake_in(override: str, folders: list[Path]) -> UserError | None:
+    """Explain a wrong name or choice in one override; None if that is not where the mistake is."""
     name, given, value = override.lstrip("+~").partition("=")
     name = name.partition("@")[0]
-    group = CONF / name
+    groups = [folder / name for folder in folders if (folder / name).is_dir()]
     if not name:
         return UserError(f"{override!r} names no setting", fix="Settings are written NAME=VALUE.")
-    if group.is_dir():
-        choices = sorted(p.stem for p in group.glob("*.yaml"))
+    if groups:
+        choices = sorted({path.stem for group in groups for path in group.glob("*.yaml")})
         for chosen in value.strip("'\"").split(","):  # several in a sweep
-            if chosen not in choices and not chosen.startswith("["):
+            if chosen and chosen not in choices and not chosen.startswith("["):
                 fix = renamed.did_you_mean(chosen, choices, f"There are: {', '.join(choices)}.", f"{name}=")
-                return UserError(f"there is no {name} called {chosen!r} in {group}", fix=fix)
+                return UserError(f"there is no {name} called {chosen!r} in {' or '.join(map(str, groups))}", fix=fix)
     elif not given and not override.startswith("~"):
         return UserError(f"{override!r} is neither a verb nor a setting", fix="Settings are written NAME=VALUE.")
-    elif name not in known and not override.startswith(("+", "hydra")):
-        fix = renamed.did_you_mean(name, known, "`python flows.py plan --config` shows all names.")
-        return UserError(f"there is no setting {name}", fix=renamed.hint(name) or fix)
+    elif override.startswith("~") and name.partition(".")[0] not in SETTINGS:
+        return typed.unknown(name, sorted(SETTINGS), "")
     return None
-
-
-def _dotted(value: Any, path: str = "") -> list[str]:
-    if not isinstance(value, dict):
-        return [path]
-    own = [path] if path else []
-    return own + [n for k, v in value.items() for n in _dotted(v, f"{path}.{k}" if path else str(k))]

@@ -18,7 +18,7 @@ def quoted(override: str, texts: dict[str, type]) -> str:
     if not given or not re.fullmatch(r"\+{0,2}[\w./@:-]+", name):
         return override
     kind = str if bare.endswith(TEXTS_OF_STAGES) else texts.get(bare)
-    found = _parsed(override)
+    found = parsed_override(override)
     if found is not None:
         plain = found.value() if not found.is_sweep_override() else ""
         if kind is str and not (plain is None or _is_text(plain)):
@@ -29,7 +29,7 @@ def quoted(override: str, texts: dict[str, type]) -> str:
     if kind is str or inner[:1] not in ("[", "{"):
         return f"{name}={quote(value)}"
     listed = f"{name}={_value(inner, kind is list)}"
-    return listed if inner[-1:] in ("]", "}") and _parsed(listed) is not None else override
+    return listed if inner[-1:] in ("]", "}") and parsed_override(listed) is not None else override
 
 
 def quote(text: str) -> str:
@@ -65,8 +65,8 @@ def _parser() -> Any:
     return OverridesParser.create()
 
 
-def _parsed(override: str) -> Any:
-    """Hydra's reading; None where it has none."""
+def parsed_override(override: str) -> Any:
+    """Hydra's reading of an override; None where it has none."""
     from hydra.errors import HydraException
 
     try:
@@ -87,7 +87,7 @@ def _value(value: str, texts: bool = False) -> str:
 
 def _item(item: str, text: bool = False) -> str:
     item = item.strip()
-    found = _parsed(f"x={item}")
+    found = parsed_override(f"x={item}")
     if found is not None and not found.is_sweep_override() and (not text or _is_text(found.value())):
         return item
     return quote(item) if text else _value(item)

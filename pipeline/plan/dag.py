@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline import typed
 from pipeline.config import renamed
-from pipeline.config.compose import Settings, StageConfig
+from pipeline.config.settings import Settings, StageConfig
 from pipeline.errors import FOR_USERS, UserError
 from pipeline.job import Launch
 from pipeline.stage import Inputs, StageModule, Upstream, load

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.artifacts.locks import probe
 from pipeline.artifacts.store import Store
 from pipeline.config import compose as config
-from pipeline.config.compose import Settings
+from pipeline.config.settings import Settings, StoreConfig
 from pipeline.errors import Corrupt, UserError
 from pipeline.plan import dag, plan
 from pipeline.plan.dag import Dag
@@ -89,7 +89,7 @@ class Session:
 def store_root(root: str) -> Path:
     """CHATMILL_STORE where the setting is left as it is. A relative path is beside flows.py in a checkout, and in the
     working directory where Chatmill was installed, as nobody looks for a store among Python's packages."""
-    if root == config.StoreConfig.root and (chosen := os.environ.get("CHATMILL_STORE")):
+    if root == StoreConfig.root and (chosen := os.environ.get("CHATMILL_STORE")):
         return user_path(chosen).absolute()
     path = user_path(root)
     path = path if path.is_absolute() else (ROOT if CHECKOUT else Path.cwd()) / path

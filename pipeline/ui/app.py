@@ -21,7 +21,7 @@ from fastapi.responses import JSONResponse
 from gradio.components import Component
 from pydantic_core import from_json
 
-from pipeline.config.compose import AppConfig
+from pipeline.config.settings import AppConfig
 from pipeline.errors import UserError
 from pipeline.ui.api import routes
 from pipeline.ui.chat import ChatSession

@@ -22,7 +22,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from data.trust import shown
-from pipeline.config.compose import AppConfig
+from pipeline.config.settings import AppConfig
 from pipeline.errors import UserError
 
 BODY_BYTES = 1 << 20  # of a request

@@ -11,7 +11,7 @@ from pipeline.commands.cli import main
 from pipeline.commands.evaluate import Subject, declared, params, split
 from pipeline.commands.export import write
 from pipeline.config import compose as config
-from pipeline.config.compose import MixtureConfig, StageConfig
+from pipeline.config.settings import MixtureConfig, StageConfig
 from pipeline.errors import UserError
 from tests.pipeline.small_store import model_of, seal, session_of, small_store
 

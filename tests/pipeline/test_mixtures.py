@@ -1,23 +1,18 @@
 """Every mixture that comes with the project names tasks that are there and data sets that are declared."""
 
-from pathlib import Path
-
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from data.sources.python_words import python_words
 from data.tasks.mixture import TaskSpec, load_task
 from pipeline import typed
+from pipeline.config import compose as config
 
-CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 USES = ("midtrain", "sft", "rl", "rl_eval", "chat_eval")
 
 
 def composed(mixture, *overrides):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        settings = compose("config", overrides=[f"mixture={mixture}", *overrides])
-    return OmegaConf.to_container(settings.mixture, resolve=True), settings.datasets
+    settings = config.compose([f"mixture={mixture}", *overrides])
+    return settings["mixture"], settings["datasets"]
 
 
 def specs(lines):
@@ -56,7 +51,7 @@ def test_tiny_needs_nothing_but_python(tmp_path):
     (tmp_path / "words.txt").write_text("\n".join(python_words()))
     for use in USES:
         for spec in specs(lists[use]):
-            assert spec.dataset is None or datasets[spec.dataset].source == "data.sources.python_words"
+            assert spec.dataset is None or datasets[spec.dataset]["source"] == "data.sources.python_words"
             task = load_task(spec, tmp_path if spec.dataset else None)
             assert task.conversation(len(task) - 1)["messages"]
             if use in ("rl", "rl_eval", "chat_eval"):

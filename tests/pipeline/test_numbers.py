@@ -17,6 +17,7 @@ from model.config import GPTConfig
 from pipeline import typed
 from pipeline.bench.registry import BenchSettings
 from pipeline.config import compose as config
+from pipeline.config.settings import Settings
 from pipeline.job import Launch
 
 # What 0 means where it is taken as it is.
@@ -69,7 +70,7 @@ def classes() -> Iterator[type]:
         for m in pkgutil.iter_modules(pipeline.stages.__path__)
         if m.name != "__main__"
     ]
-    waiting: list[Any] = [config.Settings, BenchSettings, *(s.Params for s in stages if hasattr(s, "Params"))]
+    waiting: list[Any] = [Settings, BenchSettings, *(s.Params for s in stages if hasattr(s, "Params"))]
     seen: set[Any] = set()
     while waiting:
         found = waiting.pop()

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline.commands.cli import Parser, main
 from pipeline.config import compose as config
-from pipeline.config.compose import Settings
 from pipeline.config.quoting import quote, quoted, texts_in
+from pipeline.config.settings import Settings
 from pipeline.errors import UserError
 from pipeline.plan.session import store_root
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import compose as config
-from pipeline.config.compose import LoggerConfig
+from pipeline.config.settings import LoggerConfig
 from pipeline.errors import UserError
 from pipeline.runner.tracking import check, habits, open_loggers
 from pipeline.runner.tracking.weights_and_biases import WeightsAndBiases

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pipeline.config.compose import LoggerConfig
+from pipeline.config.settings import LoggerConfig
 from pipeline.job import Logger
 
 Say = Callable[[str], None]

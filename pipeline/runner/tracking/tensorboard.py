@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.durable import keep_json, read_fields
 from data.trust import below
-from pipeline.config.compose import LoggerConfig
+from pipeline.config.settings import LoggerConfig
 from pipeline.runner.tracking import about
 
 if TYPE_CHECKING:

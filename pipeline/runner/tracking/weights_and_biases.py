@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data.durable import keep_json, read_fields
-from pipeline.config.compose import LoggerConfig
+from pipeline.config.settings import LoggerConfig
 from pipeline.runner.tracking import Say, about
 
 ANSWER_SECONDS = 10.0  # for the service to answer before a run

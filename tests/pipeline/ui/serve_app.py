@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{root!r}, {here!r}]
 from echo_model import ByteTokenizer, EchoModel
-from pipeline.config.compose import AppConfig
+from pipeline.config.settings import AppConfig
 from pipeline.errors import UserError
 from pipeline.ui.app import launch_app
 from pipeline.ui.chat import ChatSession

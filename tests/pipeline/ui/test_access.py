@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from serve_app import running, serve
 from starlette.testclient import TestClient
 
-from pipeline.config.compose import AppConfig
+from pipeline.config.settings import AppConfig
 from pipeline.errors import UserError
 from pipeline.ui.gate import Access, Gate, Tries
 
