@@ -1,4 +1,4 @@
-"""Numbers and lists as people read them; a value that is missing is a dash."""
+"""Numbers, durations and lists as people read them. A missing value is a dash."""
 
 import time
 
@@ -46,9 +46,26 @@ def day(at: float | None) -> str:
 
 
 def plural(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
+    ending = "" if number == 1 else "es" if word.endswith("s") else "s"
+    return f"{number:,} {word}{ending}"
 
 
 def listed(items: list[str]) -> str:
     """a, b and c"""
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]])) if items else ""
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def short(value: float) -> str:
+    """12,345, 12.5, or 12: of progress."""
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.1f}"
+
+
+def metric(value: object) -> str:
+    """12,345 or 0.01234: a measurement; anything else as it is."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

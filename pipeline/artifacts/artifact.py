@@ -1,11 +1,15 @@
-"""A published folder and its manifest, artifact.json, which may come from elsewhere and is checked where it is read."""
+"""A published folder and its manifest, artifact.json; and an exported folder and its marker, chatmill.json.
+
+Both files may come from elsewhere and are checked where they are read.
+"""
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.durable import read_json
 from data.errors import DataError
 from data.trust import check_name, check_sha256, check_size, fits, printable, shown
 from pipeline.errors import Corrupt
@@ -27,6 +31,7 @@ OPTIONAL: dict[str, Any] = {
     "usd": 0.0,
     "nproc": 1,
 }
+MARKER = "chatmill.json"  # of a folder that `export` wrote
 LATEST = 1e11  # seconds; later times have no calendar date
 
 
@@ -47,7 +52,7 @@ class Artifact:
 
     @property
     def stages(self) -> list[str]:
-        """Names of the stages it was made or used for, the first maker first."""
+        """Names of the stages that made or used it, the first maker first."""
         return list(self.record["stages"])
 
     @property
@@ -122,3 +127,29 @@ def _check_files(files: Any, where: str) -> None:
         check_name(name, where)
         check_size(entry.get("bytes"), where)
         check_sha256(entry.get("sha256"), where)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The origin of an exported model, and the names of the files that the export wrote."""
+
+    format: str
+    module: str
+    key: str
+    stages: list[str]
+    files: list[str] = field(default_factory=list)
+
+
+def read_marker(folder: Path) -> Exported | None:
+    """The content of the marker in `folder`; None if there is none, or if it must not be trusted."""
+    record = read_json(folder / MARKER, dict)
+    try:
+        found = Exported(**(record or {}))
+        for name in found.files:
+            check_name(name, str(folder / MARKER))
+    except (TypeError, DataError):
+        return None
+    texts = (found.format, found.module, found.key, *found.stages)
+    if not all(isinstance(text, str) for text in texts) or not found.stages or not found.files:
+        return None
+    return found if NAME.fullmatch(f"{found.module}{found.key}") or not found.module else None

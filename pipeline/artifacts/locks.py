@@ -150,6 +150,20 @@ class Lock:
         keep_json(self._state, self.who | {"fence": self.fence, "beat": beat})
 
 
+def is_held(path: Path) -> bool:
+    """True if a process of this machine holds the lock at `path`."""
+    if not path.exists():
+        return False
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+
+
 def share_alive(work: Path) -> int:
     """Held open by each worker for its life: whoever makes the same artifact next waits for it. Returns the fd."""
     fd = os.open(work / "alive", os.O_RDWR | os.O_CREAT, 0o644)

@@ -1,36 +1,33 @@
-"""`chat`: the app, an answer on the terminal, or a conversation there."""
+"""`chat`: the app, one answer in the terminal, or a conversation there."""
 
-import argparse
 import sys
 
-from pipeline.errors import UserError
+from pipeline.commands.find_model import TRUST_CODE, default_model, find_model
+from pipeline.commands.parser import Parser
 from pipeline.plan.session import Session
 from pipeline.printing import say
+from pipeline.ui.chat import ChatSession, ChatSettings
+from pipeline.ui.models import find_models
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt", help="answer once and end")
-    parser.add_argument("--cli", action="store_true", help="talk on the terminal")
-    parser.add_argument("--system", default="", help="a system message")
-    parser.add_argument("--temperature", type=float, default=0.6)
-    parser.add_argument("--top-k", type=int, default=50)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--max-tokens", type=int, default=256)
-    parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--trust-code", action="store_true", help="run code that a folder from elsewhere names")
-    parser.set_defaults(takes_names=True)
-
-
-def chat(session: Session, overrides: list[str], flags: argparse.Namespace) -> int:
-    """Talk to the model that was named, else to the last chat model of the configuration, or the newest."""
-    from pipeline.artifacts.find_model import default_model, find_model
-    from pipeline.ui.models import find_models
-
-    if len(flags.names) > 1:
-        raise UserError("takes one model", "chat", "The app offers the others.")
-    name = next(iter(flags.names), None)
-    chosen, why = find_model(session, overrides, name, flags.trust_code) if name else default_model(session, overrides)
-    models = [chosen, *(m for m in find_models(session.store) if m.key != chosen.key)]
+def chat(arguments: list[str]) -> int:
+    """Chat with the model that was named, else with the last chat model of the configuration, or the newest."""
+    parser, usual = Parser("chat", "[MODEL]", most=1), ChatSettings()
+    parser.add_argument("--prompt", metavar="TEXT", help="print one answer and exit")
+    parser.flag("--cli", help="chat in the terminal")
+    parser.add_argument("--system", metavar="TEXT", default="", help="a system prompt")
+    parser.add_argument("--temperature", type=float, default=usual.temperature)
+    parser.add_argument("--top-k", type=int, default=usual.top_k)
+    parser.add_argument("--top-p", type=float, default=usual.top_p)
+    parser.add_argument("--max-tokens", type=int, default=usual.max_tokens)
+    parser.add_argument("--seed", type=int, default=usual.seed)
+    parser.flag("--trust-code", help=TRUST_CODE)
+    flags = parser.parse(arguments)
+    session = Session.open(flags.overrides)
+    if flags.names:
+        chosen, why = find_model(session, flags.overrides, flags.names[0], flags.trust_code)
+    else:
+        chosen, why = default_model(session, flags.overrides)
     say(f"Model: {chosen.label}, {why}", file=sys.stderr)
     device = session.settings.launch.device
     if flags.prompt is None and not flags.cli:
@@ -39,18 +36,14 @@ def chat(session: Session, overrides: list[str], flags: argparse.Namespace) -> i
         app = session.settings.app
         if app.insecure:
             print("WARNING: app.insecure=true: anyone who reaches the address can use the model.", file=sys.stderr)
-        launch_app(models, app, device, on_ready=_say_address)
+        models = [chosen, *(model for model in find_models(session.store) if model.key != chosen.key)]
+        launch_app(models, app, device, on_ready=lambda url: say(f"Chat at {url} (Ctrl-C ends it)"))
         return 0
-    from pipeline.ui.chat import ChatSession, ChatSettings
     from pipeline.ui.terminal import answer_once, talk
 
     settings = ChatSettings(flags.temperature, flags.top_k, flags.top_p, flags.max_tokens, flags.seed)
     settings.check()
-    loaded = ChatSession.load(*models[0].open(), device)
+    loaded = ChatSession.load(*chosen.open(), device)
     if flags.prompt is not None:
         return answer_once(loaded, flags.prompt, settings, flags.system)
-    return talk(loaded, settings, flags.system, models[0].label)
-
-
-def _say_address(url: str) -> None:
-    say(f"Chat at {url} (Ctrl-C ends it)")
+    return talk(loaded, settings, flags.system, chosen.label)

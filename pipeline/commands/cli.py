@@ -1,16 +1,16 @@
-"""The front door: `python flows.py [VERB] [flags] [overrides]`, installed as `chatmill`.
+"""The command line: `python flows.py [COMMAND] [options] [SETTING=VALUE ...]`, installed as `chatmill`.
 
-The verb and its own flags are taken off the line; what is left are Hydra overrides. Nothing heavy is imported before it
-is needed, so that planning and looking stay fast.
+A command is a function in a module of this folder. It is imported when it is asked for, so that planning and looking
+stay fast.
 """
 
-import argparse
+import importlib
 import io
 import os
 import sys
 import threading
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from data.trust import printable
 from pipeline.artifacts import disk
@@ -21,26 +21,34 @@ from pipeline.runner import environment
 EXIT_SECONDS = 4.0
 USER_ERROR, FAILURE, GUARD, STOPPED = 2, 1, 3, 130
 
-VERBS = {
-    "run": "train what the config asks for, from cache where it can (the default; -m sweeps)",
-    "plan": "say what would run, why, how long and for how much; changes nothing",
-    "why": "explain the key of each stage, or of one: why STAGE",
-    "status": "what runs now, and where it is; what is unfinished, and how it goes on",
-    "log": "show the log of a stage: log STAGE [-f]",
-    "show": "everything known about an artifact: show NAME",
-    "ls": "list what the store holds",
-    "rm": "remove artifacts by name or key, unfinished work by key: rm NAME...",
-    "report": "print the newest report; --open shows it in a browser",
-    "verify": "hash every file of the store, or of the artifacts named, against its manifest",
-    "gc": "delete damaged artifacts, left-over work and files nothing refers to",
-    "accept": "declare the old artifact of a stage equal after a change of code: accept STAGE... --why TEXT",
-    "chat": "open the chat app; --prompt TEXT answers once, --cli talks here: chat [MODEL]",
-    "verify-resume": "train a stage for a few steps, killed and resumed, and compare: verify-resume STAGE [--steps N]",
-    "eval": "measure a model outside a pipeline: eval MODEL 'tasks=[ARC-Easy,core,bpb]' [--out FILE.json]",
-    "export": "write a model for other tools: export MODEL [--format hf|nanochat] DIR",
-    "bench": "measure this machine and what runs on it: bench [NAME...] [bench.out=FILE.json]",
-    "doctor": "check this machine and this installation",
+# Command: (its module in this folder and the function in it, what it does)
+COMMANDS = {
+    "run": ("run.run", "train what the configuration describes, reusing what exists (the default)"),
+    "plan": ("plan.plan", "show what would run, why, how long and for how much; changes nothing"),
+    "graph": ("graph.graph", "draw the stages and what each reads, with their state; --mermaid"),
+    "why": ("plan.why", "explain the key of each stage, or of one: why [STAGE]"),
+    "accept": ("plan.accept", "keep old artifacts after a change of code: accept STAGE... --why TEXT"),
+    "status": ("status.status", "show running and unfinished work, and how to continue it"),
+    "log": ("status.log", "print the log of a stage: log STAGE [-f]"),
+    "report": ("status.report", "print the newest report; --open shows it in a browser"),
+    "ls": ("store.ls", "list the artifacts of the store, or of some stages: ls [STAGE...]"),
+    "show": ("store.show", "print everything known about an artifact: show NAME"),
+    "rm": ("store.rm", "delete artifacts, or unfinished work by its key: rm NAME..."),
+    "verify": ("store.verify", "hash stored files against their manifests: verify [NAME...]"),
+    "gc": ("store.gc", "delete damaged artifacts, leftover work and unused files"),
+    "chat": ("chat.chat", "open the chat app; --prompt TEXT answers once, --cli chats here"),
+    "eval": ("evaluate.evaluate", "evaluate any model: eval MODEL 'tasks=[ARC-Easy,core,bpb]'"),
+    "export": ("export.export", "write a model for other tools: export MODEL DIR"),
+    "verify-resume": ("verify_resume.verify_resume", "kill and resume a training, and compare the bits"),
+    "bench": ("bench.bench", "measure this machine and what runs on it: bench [NAME...]"),
+    "doctor": ("doctor.doctor", "check this machine and this installation"),
 }
+
+SETTINGS = """\
+Settings: recipe=tiny|d12|d20|d26|d32, data=..., mixture=..., run.name=NAME,
+  STAGE.params.NAME=VALUE, STAGE.pin=KEY, launch.NAME=VALUE, until=STAGE,
+  only=[STAGE,...], force=[STAGE,...]. `plan --config` prints all of them.
+`python flows.py COMMAND --help` shows a command's options."""
 
 
 def program() -> NoReturn:
@@ -57,68 +65,55 @@ def program() -> NoReturn:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 fine, 1 a failure, 2 a user's mistake, 3 a guard, 130 stopped."""
+    """Run one command. Returns the exit code: 0 success, 1 failure, 2 user error, 3 guard, 130 stopped."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that does not know a character ends no run
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character must not end a run
     try:
         if (here := os.getcwd()) not in sys.path:
-            sys.path.append(here)  # modules of the user's own lie where the command is given
+            sys.path.append(here)  # for modules of the user's own
         environment.prepare_proxies()
-        return _dispatch(arguments)
+        if arguments[:1] and arguments[0] in ("-h", "--help", "help"):
+            print(_help())
+            return 0
+        return carry_out(*split(arguments))
     except Guarded as error:
         return _complain(str(error), GUARD)
     except (Interrupted, KeyboardInterrupt) as error:
-        return _complain(f"stopped. {error}\nThe same command goes on from there.".replace(". \n", ".\n"), STOPPED)
-    except BrokenPipeError:  # the reader of a pipe has seen enough
+        stopped = f"stopped. {error}\nRun the same command to continue from there."
+        return _complain(stopped.replace(". \n", ".\n"), STOPPED)
+    except BrokenPipeError:  # the reader of a pipe has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):
-            return 0  # rich has seen it first
+            return 0  # rich noticed it first
         raise
     except OSError as error:
         return _complain(disk.told(error), FAILURE)
-    except FOR_USERS as error:  # others are mistakes of ours: their traceback is what helps
+    except FOR_USERS as error:  # others are bugs, which need their traceback
         return _complain(str(error), USER_ERROR if error.cause == "config" else FAILURE)
 
 
-def _dispatch(arguments: list[str]) -> int:
-    if arguments[:1] and arguments[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0
+def split(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command and the rest of the line. Settings may precede the command; without one it is `run`."""
     for argument in arguments:
         if any("\ud800" <= character <= "\udfff" for character in argument):
-            raise UserError(f"{argument!a} is not UTF-8", fix="Set LC_ALL=C.UTF-8, or name it in other letters.")
-    verb, place = "run", next((i for i, argument in enumerate(arguments) if "=" not in argument), len(arguments))
-    if place < len(arguments) and not arguments[place].startswith(("-", "~", "+")):  # settings may come before it
-        verb = arguments.pop(place)
-        if verb not in VERBS:
-            fix = did_you_mean(verb, VERBS, "`python flows.py help` lists the verbs.")
-            raise UserError(f"there is no verb {verb!r}", fix=fix)
-    from pipeline.commands import verbs
+            raise UserError(f"{argument!a} is not UTF-8", fix="Set LC_ALL=C.UTF-8, or use other characters.")
+    place = next((i for i, argument in enumerate(arguments) if "=" not in argument), len(arguments))
+    if place == len(arguments) or arguments[place].startswith(("-", "~", "+")):
+        return "run", arguments
+    command = arguments[place]
+    if command not in COMMANDS:
+        fix = did_you_mean(command, COMMANDS, "Run `python flows.py help` to list the commands.")
+        raise UserError(f"there is no command {command!r}", fix=fix)
+    return command, arguments[:place] + arguments[place + 1 :]
 
-    return int(verbs.run_verb(verb, arguments))
 
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are ours: one line, exit code 2."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Let a flag take what follows it even if that begins with a dash, as in --prompt "-5+3?"."""
-        flags = {text: action for action in self._actions for text in action.option_strings}
-        given, joined = list(args or []), []
-        while given:
-            argument = given.pop(0)
-            takes = argument in flags and flags[argument].nargs is None
-            if takes and given and given[0].startswith("-") and given[0] not in flags:
-                argument = f"{argument}={given.pop(0)}"
-            joined.append(argument)
-        return super().parse_known_args(joined, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message, self.prog)
+def carry_out(command: str, arguments: list[str]) -> int:
+    module, _, function = COMMANDS[command][0].partition(".")
+    return int(getattr(importlib.import_module(f"pipeline.commands.{module}"), function)(arguments))
 
 
 def _complain(text: str, code: int) -> int:
@@ -128,13 +123,8 @@ def _complain(text: str, code: int) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<13} {text}" for name, text in VERBS.items()]
-    return (
-        "usage: python flows.py [VERB] [NAME=VALUE ...]     (installed as: chatmill)\n\n"
-        + "\n".join(lines)
-        + "\n\nSettings: recipe=tiny|d12|d20|d26|d32, data=..., mixture=..., STAGE.params.NAME=VALUE, STAGE.pin=KEY,"
-        + "\n  until=STAGE, only=[...], force=[...], run.name=NAME, launch.NAME=VALUE; plan --config prints them all."
-    )
+    usage = "usage: python flows.py [COMMAND] [SETTING=VALUE ...]     (installed as: chatmill)"
+    return "\n".join([usage, "", *(f"  {name:<13} {what}" for name, (_, what) in COMMANDS.items()), "", SETTINGS])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`doctor`: what this machine and this installation can do, and what is missing."""
+"""`doctor`: checks what this machine and this installation can do, and what is missing."""
 
 import importlib.util
 import os
@@ -8,11 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 from evals.sandbox.box import Sandbox
 from pipeline.artifacts.locks import probe
+from pipeline.commands.parser import Parser
 from pipeline.config.compose import CONF
 from pipeline.plan.session import Session
 from pipeline.runner import machine as hardware
 
-PACKAGES = (
+PACKAGES = [
     "torch",
     "prefect",
     "fastapi",
@@ -23,11 +24,12 @@ PACKAGES = (
     "rustbpe",
     "pyarrow",
     "wandb",
-)
+]
 
 
-def check(session: Session) -> int:
-    """Print one line a finding; returns 1 when something that is needed does not work."""
+def doctor(arguments: list[str]) -> int:
+    """Print one line per finding. Returns 1 if something that is needed does not work."""
+    session = Session.open(Parser("doctor").parse(arguments).overrides)
     machine = hardware.describe()
     print(f"machine     {machine['cores']} cores, {machine['gpus']} GPUs, {machine['cpu']}, {machine['system']}")
     print(f"python      {machine['python']} ({sys.executable})")
@@ -53,12 +55,8 @@ def check(session: Session) -> int:
 
         from model.kernels import matmul
 
-        backends = [
-            name
-            for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
-            if there
-        ]
-        print(f"devices     cpu{''.join(', ' + b for b in backends)}")
+        backends = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        print(f"devices     {', '.join(['cpu', *(name for name, found in backends.items() if found)])}")
         by = "oneDNN, as MKL leaves AVX-512 unused here" if matmul.available() else "torch's own choice"
         print(f"float32     multiplied on CPUs by {by}")
     return 1 if missing else 0

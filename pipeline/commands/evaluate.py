@@ -1,10 +1,9 @@
-"""`eval`: measures any model outside a pipeline, with the stage that pipelines use, and stores nothing.
+"""`eval`: evaluates any model outside a pipeline, with the stage that pipelines use. Its results are not stored.
 
-The model is one of the store, an artifact's folder, or an exported folder. Data sets come from the store; those it does
-not have are fetched into it first.
+The model is one of the store, an artifact's folder, or an exported folder. Data sets come from the store. Missing ones
+are downloaded into it first.
 """
 
-import argparse
 import dataclasses
 import json
 import shutil
@@ -18,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from data.tasks.mixture import CoreSpec
-from pipeline.artifacts.find_model import find_model
+from pipeline.artifacts.artifact import read_marker
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.commands.cli import STOPPED
-from pipeline.commands.exported import read_marker
+from pipeline.commands.find_model import TRUST_CODE, find_model
+from pipeline.commands.parser import Parser
 from pipeline.config import compose as config
 from pipeline.config.settings import Settings, StageConfig
 from pipeline.errors import StageFailed, UserError
@@ -40,27 +40,23 @@ NAME, MODULE = "eval", "pipeline.stages.evaluate"
 LISTED = ("tasks", "core", "prompts", "questions")  # params that tasks=[...] stands for
 
 
-def declare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="FILE.json", help="write the results there as well")
-    parser.add_argument("--trust-code", action="store_true", help="run code that a folder from elsewhere names")
-    parser.set_defaults(takes_names=True)
-
-
-def evaluate(flags: argparse.Namespace, overrides: list[str]) -> int:
-    """Print what was measured; the same numbers as the stages evaluate_* give for the same settings."""
-    if len(flags.names) != 1:
-        raise UserError("needs one model", NAME, "python flows.py eval MODEL 'tasks=[...]'; `ls` shows names.")
+def evaluate(arguments: list[str]) -> int:
+    """Print the results, which are those of the stages evaluate_* for the same settings."""
+    parser = Parser("eval", "MODEL", least=1, most=1)
+    parser.add_argument("--out", metavar="FILE.json", help="also write the results there")
+    parser.flag("--trust-code", help=TRUST_CODE)
+    flags = parser.parse(arguments)
     out = user_path(flags.out) if flags.out else None
     if out and not out.absolute().parent.is_dir():
         raise UserError("is in a folder that does not exist", str(out), "Create it, or choose another file.")
-    own, rest = split(overrides)
+    own, rest = split(flags.overrides)
     session = Session.open(rest)
     with workplace() as work, StopSwitch() as switch, RunView() as view:
         model = Subject.find(session, rest, flags.names[0], flags.trust_code)
         stage, datasets = declared(session.settings, params(session.settings, model.stages, own))
         if model.artifact is None and not own.keys() & {"tasks", "bpb_tokens"}:
             stage.params.bpb_tokens = None
-            print("Bits per byte are left out: the store does not have the text of its training.", file=sys.stderr)
+            print("Bits per byte are left out: the store does not have the training text.", file=sys.stderr)
         inputs = {"model": model.folder, "tokenizer": model.tokenizer}
         if stage.params.bpb_tokens is not None:
             inputs["tokens"] = model.tokens()
@@ -69,7 +65,7 @@ def evaluate(flags: argparse.Namespace, overrides: list[str]) -> int:
         outcome = run(stage, model.label, inputs, work, session.store, switch, view)
         if outcome.status != "done":
             if switch.asked:
-                print("stopped; nothing is kept of an evaluation outside a pipeline", file=sys.stderr)
+                print("stopped. An evaluation outside a pipeline keeps nothing.", file=sys.stderr)
                 return STOPPED
             raise StageFailed(NAME, outcome.cause or "unknown", outcome.message, str(work / "log.txt"))
         if out:
@@ -80,7 +76,7 @@ def evaluate(flags: argparse.Namespace, overrides: list[str]) -> int:
 
 @contextmanager
 def workplace() -> Iterator[Path]:
-    """A temporary folder. It stays if the stage fails, as the log lies in it."""
+    """A temporary folder, which stays if the stage fails, because the log is in it."""
     folder = Path(tempfile.mkdtemp(prefix="chatmill-eval-"))
     keep = False
     try:
@@ -98,7 +94,7 @@ def workplace() -> Iterator[Path]:
 
 @dataclass
 class Subject:
-    """The model to be measured. artifact: what it is, or was exported from, if a store at hand has it."""
+    """The model to be evaluated. artifact: the model, or what it was exported from, if a store here has it."""
 
     label: str
     folder: Path

@@ -1,5 +1,5 @@
-"""Shows on the user's own config and machine that a killed and resumed training ends with the very bits of one that
-was never stopped: model, optimiser, generators, metrics."""
+"""`verify-resume`: shows on the user's own config and machine that a killed and resumed training matches an
+uninterrupted one to the bit: model, optimiser, generators, metrics."""
 
 import dataclasses
 import json
@@ -10,22 +10,25 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from pipeline.artifacts.locks import Lock
+from pipeline.commands.parser import Parser
 from pipeline.errors import StageFailed, UserError
+from pipeline.numbers import plural
 from pipeline.plan.dag import Stage, check_launch
 from pipeline.plan.session import Session
 from pipeline.runner import gpus, launch
 from pipeline.runner import machine as hardware
 from pipeline.runner.make import job_file
 
-MEASURED = ("seconds", "tok_s", "mfu", "memory_mb")  # ends of the names of metrics that depend on the hour
-SAVES = 5  # checkpoints of a run; one of them is cut short
-KILLS_TRIED = 5  # a save of a small model is over in milliseconds
+MEASURED = ("seconds", "tok_s", "mfu", "memory_mb")  # suffixes of metrics that differ between runs
+SAVES = 5  # checkpoints of a run; one of them is interrupted
+KILLS_TRIED = 5  # to hit a save, which takes milliseconds for a small model
 
 Say = Callable[[str], None]
 
@@ -39,7 +42,7 @@ class Trial:
         self.job = job_file(stage, f"verify-{stage.name}", None, inputs, self.work, session.store.root)
 
     def run(self, kill_when: Callable[[int], bool] | None = None) -> launch.Outcome:
-        """To the end, or until kill_when(step) is true, when all its processes are ended by SIGKILL."""
+        """Run to the end, or until kill_when(step) is true; then all its processes are ended by SIGKILL."""
         ended = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(kill_when, ended)) if kill_when else None
         if watcher:
@@ -66,7 +69,7 @@ class Trial:
 
     @property
     def step(self) -> int:
-        """The last one that was logged."""
+        """The last step that was logged."""
         with suppress(OSError, ValueError, IndexError):
             return int(json.loads((self.work / "metrics.jsonl").read_text().splitlines()[-1])["step"])
         return 0
@@ -79,15 +82,25 @@ class Trial:
         return sorted(int(path.name.removeprefix("step-")) for path in self.checkpoints.glob("step-*"))
 
     def saving(self) -> bool:
-        """Whether a checkpoint newer than all that are complete is being written."""
+        """Return True if a checkpoint newer than all complete ones is being written."""
         done = self.saved()
         return any(int(p.name.removeprefix(".step-")) > max(done, default=0) for p in self.checkpoints.glob(".step-*"))
 
 
-def verify_resume(session: Session, name: str, steps: int, say: Say, seed: int | None = None) -> bool:
-    """Train twice, once killed in the middle and again while saving; say what was compared. True when all is equal.
+def verify_resume(arguments: list[str]) -> int:
+    parser = Parser("verify-resume", "STAGE", least=1, most=1)
+    parser.add_argument("--steps", type=int, default=40, help="how many to train, at least 10 (default: 40)")
+    flags = parser.parse(arguments)
+    if flags.steps < 10:
+        raise UserError(f"is {flags.steps}", "--steps", "It must be at least 10.")
+    say = partial(print, flush=True)
+    return 0 if verify(Session.open(flags.overrides), flags.names[0], flags.steps, say) else 1
 
-    Raises UserError for a stage that trains nothing or whose inputs are not made, StageFailed when training fails.
+
+def verify(session: Session, name: str, steps: int, say: Say, seed: int | None = None) -> bool:
+    """Train twice, the second time killed in the middle and again while saving. Returns True if all is equal.
+
+    Raises UserError for a stage that trains nothing or whose inputs are missing, StageFailed if training fails.
     """
     inputs, stage = trial_stage(session, name, steps)
     draw = random.Random(seed)
@@ -96,7 +109,7 @@ def verify_resume(session: Session, name: str, steps: int, say: Say, seed: int |
     lock = Lock(session.store.root / "locks" / f"{folder.name}.lock", {"stage": name})  # without it, `gc` cleans up
     try:
         with lock:
-            say(f"{name}: {stage.params.steps} steps without a stop")
+            say(f"{name}: {stage.params.steps} steps without interruption")
             straight = Trial(session, stage, inputs, folder / "straight")
             finish(straight)
             killed = Trial(session, stage, inputs, folder / "killed")
@@ -108,12 +121,12 @@ def verify_resume(session: Session, name: str, steps: int, say: Say, seed: int |
 
 
 def trial_stage(session: Session, name: str, steps: int) -> tuple[dict[str, Path], Stage]:
-    """The folders the stage reads, and the stage cut to a few steps, deterministic and saving often."""
+    """The folders that the stage reads, and the stage cut to a few steps, deterministic and saving often."""
     session.dag.check_names([name], "verify-resume")
     made = session.plan(online=False, targets=[name])
     stage = made.steps[name].stage
     if not hasattr(stage.params, "steps"):
-        raise UserError("trains nothing", name, "Name a stage that does, such as pretrain, midtrain, sft or rl.")
+        raise UserError("trains nothing", name, "Name a stage that does: pretrain, midtrain, sft or rl.")
     check_launch(stage, session.dag)
     artifacts = {key: made.steps[source].artifact for key, source in stage.inputs.items()}
     if missing := [stage.inputs[key] for key, artifact in artifacts.items() if artifact is None]:
@@ -122,12 +135,10 @@ def trial_stage(session: Session, name: str, steps: int) -> tuple[dict[str, Path
     inputs = {key: session.store.open(artifact) for key, artifact in artifacts.items() if artifact is not None}
     few = min(steps, stage.params.steps or steps)
     horizon: dict[str, Any] = {"tokens": None} if hasattr(stage.params, "tokens") else {}
-    how = dataclasses.replace(
-        stage.launch, deterministic=True, save_every=few // SAVES, log_every=1, resume="latest", keep_last=2
-    )
-    return inputs, dataclasses.replace(
-        stage, params=dataclasses.replace(stage.params, steps=few, **horizon), launch=how
-    )
+    often: dict[str, Any] = {"save_every": few // SAVES, "log_every": 1, "resume": "latest", "keep_last": 2}
+    how = dataclasses.replace(stage.launch, deterministic=True, **often)
+    params = dataclasses.replace(stage.params, steps=few, **horizon)
+    return inputs, dataclasses.replace(stage, params=params, launch=how)
 
 
 def finish(trial: Trial) -> None:
@@ -139,28 +150,29 @@ def finish(trial: Trial) -> None:
 
 
 def interrupt(trial: Trial, draw: random.Random, say: Say) -> None:
-    """Kill it at a random step after its first checkpoint, let it go on, and kill it while it saves.
+    """Kill it at a random step after its first checkpoint, resume it, and kill it while it saves.
 
-    Raises UserError when no kill met a save: there is then nothing to compare.
+    Raises UserError if no kill hit a save: there is then nothing to compare.
     """
     steps, every = trial.stage.params.steps, trial.stage.launch.save_every or 1
     wanted = draw.randint(every + 1, max(every + 1, steps - 2 * every))
     outcome = trial.run(lambda step: step >= wanted and bool(trial.saved()))
     if outcome.status == "done":
-        raise UserError(f"ended before it could be killed at step {wanted}", trial.stage.name, "Ask for more --steps.")
-    say(f"killed with -9 at step {trial.step}; checkpoints of steps {_listed(trial.saved())} are there")
+        raise UserError(f"ended before it could be killed at step {wanted}", trial.stage.name, "Set more --steps.")
+    say(f"killed with -9 at step {trial.step}; checkpoints of steps: {_listed(trial.saved())}")
     for _ in range(KILLS_TRIED):
         outcome = trial.run(lambda step: trial.saving())
         if outcome.status == "done":
             break
         if trial.saving():
-            say(f"killed with -9 again while saving, at step {trial.step}; complete: {_listed(trial.saved())}")
+            complete = f"complete checkpoints: {_listed(trial.saved())}"
+            say(f"killed with -9 again while saving, at step {trial.step}; {complete}")
             return
-    raise UserError("no kill met a save, saves being over too quickly", trial.stage.name, "Try again.")
+    raise UserError("no kill hit a save, because saves are too fast", trial.stage.name, "Try again.")
 
 
 def compare(straight: Trial, killed: Trial, say: Say) -> bool:
-    """Every tensor of the last checkpoint and of the model, every metric that is no measurement of time."""
+    """Compare every tensor of the last checkpoint and of the model, and every metric that time does not influence."""
     lasts = [trial.checkpoints / f"step-{trial.saved()[-1]:07d}" for trial in (straight, killed)]
     good = True
     for path in [*sorted(lasts[0].glob("*.safetensors")), straight.work / "out" / "model.safetensors"]:
@@ -173,13 +185,14 @@ def compare(straight: Trial, killed: Trial, say: Say) -> bool:
     good &= not wrong
     say(f"metrics.jsonl: {lines} lines, " + (f"DIFFERENT at {', '.join(wrong[:5])}" if wrong else "equal"))
     here = hardware.describe()
-    machine = f"{straight.stage.launch.nproc} process(es) on {here['gpus'] or 'no'} GPUs, {here['cpu']}"
+    processes = plural(straight.stage.launch.nproc, "process")
+    machine = f"{processes} on {plural(here['gpus'], 'GPU') if here['gpus'] else 'no GPU'}, {here['cpu']}"
     say(f"{straight.stage.name}: {'exact' if good else 'NOT exact'} on {machine}")
     return good
 
 
 def differing_tensors(one: Path, other: Path) -> tuple[int, list[str]]:
-    """How many tensors there are, and the names of those whose bits differ."""
+    """The number of tensors, and the names of those whose bits differ."""
     import torch
     from safetensors.torch import load_file
 
@@ -193,7 +206,7 @@ def differing_tensors(one: Path, other: Path) -> tuple[int, list[str]]:
 
 
 def differing_metrics(one: Path, other: Path) -> tuple[int, list[str]]:
-    """How many lines there are, and "step N: NAME" of what differs."""
+    """The number of lines, and "step N: NAME" for each difference."""
     a, b = (_metrics(path) for path in (one, other))
     wrong = [f"{len(a)} and {len(b)} lines"] if len(a) != len(b) else []
     for left, right in zip(a, b):

@@ -1,4 +1,4 @@
-"""What a run looks like on the terminal: a live line a stage, plain lines where the output is no terminal."""
+"""A run in the terminal: a live line per stage, or plain lines where the output is not a terminal."""
 
 import os
 import sys
@@ -7,54 +7,21 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.table import Table
 from rich.text import Text
 
-from pipeline.numbers import duration, money
-from pipeline.plan.plan import Plan, Step
+from pipeline.numbers import duration, metric, short
 from pipeline.printing import PlainConsole
 from pipeline.runner.make import Events
 
-PLAIN_SECONDS = 15.0  # between progress lines of a stage where there is no terminal
-
-
-def plan_table(plan: Plan, everything: bool = True) -> Table:
-    """The plan as a table: what happens to each stage, why, how long and for how much."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("stage", "", "key", "time", "cost", "why"):
-        justify: Literal["left", "right"] = "right" if column in ("time", "cost") else "left"
-        table.add_column(column, overflow="fold", no_wrap=column != "why", justify=justify)
-    for step in plan.steps.values():
-        if not everything and step.action != "run":
-            continue
-        style = {"run": "bold", "cached": "green", "idle": "dim"}[step.action]
-        word = {"run": "run", "cached": "cached", "idle": "not needed"}[step.action]
-        paid = step.action == "run"
-        table.add_row(
-            Text(step.name, style=style),
-            Text(word, style=style),
-            step.key or "?",
-            ("?" if step.seconds is None else duration(step.seconds)) if paid else "",
-            ("?" if step.usd is None else money(step.usd)) if paid else "",
-            Text(_why(step), style="dim"),
-        )
-    return table
-
-
-def _why(step: Step) -> str:
-    if step.stage.pin:
-        return f"pinned to {step.key}"
-    if step.key != step.wanted:
-        return f"{step.key} was accepted as equal"
-    return step.why
+PLAIN_SECONDS = 15.0  # between progress lines of a stage, without a terminal
 
 
 class RunConsole(PlainConsole):
-    """Falls silent when it cannot be written to (a closed pipe, a dropped terminal, a full disk); the run continues."""
+    """Falls silent if it cannot be written to (a closed pipe, a dropped terminal, a full disk). The run continues."""
 
     def _check_buffer(self) -> None:
         try:
@@ -68,7 +35,7 @@ class RunConsole(PlainConsole):
 
 
 class RunView:
-    """Shows a run as it goes. Its methods come from several threads."""
+    """Shows a run as it proceeds. Its methods are called from several threads."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or RunConsole()
@@ -83,7 +50,7 @@ class RunView:
         )
         self._tasks: dict[str, Any] = {}
         self._started: dict[str, float] = {}
-        self._told: dict[str, float] = {}
+        self._shown: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -102,7 +69,7 @@ class RunView:
 
     def on_start(self, stage: str, why: str, log: Path) -> None:
         with self._lock:
-            self._started[stage] = self._told[stage] = time.monotonic()
+            self._started[stage] = self._shown[stage] = time.monotonic()
             self._line(stage, "starts", why)
             if self.live:
                 self._remove(stage)
@@ -116,8 +83,8 @@ class RunView:
                 self.progress.update(
                     task, completed=state["done"], total=state["total"], shown=shown, unit=state["unit"]
                 )
-            elif not self.live and time.monotonic() - self._told.get(stage, 0.0) >= PLAIN_SECONDS:
-                self._told[stage] = time.monotonic()
+            elif not self.live and time.monotonic() - self._shown.get(stage, 0.0) >= PLAIN_SECONDS:
+                self._shown[stage] = time.monotonic()
                 self._line(stage, _position(state["done"], state["total"], state["unit"]), shown)
 
     def on_say(self, stage: str, line: str) -> None:
@@ -130,8 +97,8 @@ class RunView:
                 if stage not in self._tasks:
                     self._tasks[stage] = self.progress.add_task(stage, total=None, shown="", unit="")
                 self.progress.update(self._tasks[stage], shown=f"waits for {what}")
-            elif time.monotonic() - self._told.get(stage, -PLAIN_SECONDS) >= PLAIN_SECONDS:
-                self._told[stage] = time.monotonic()
+            elif time.monotonic() - self._shown.get(stage, -PLAIN_SECONDS) >= PLAIN_SECONDS:
+                self._shown[stage] = time.monotonic()
                 self._line(stage, f"waits for {what}")
 
     def on_end(self, stage: str, how: str, seconds: float) -> None:
@@ -142,7 +109,7 @@ class RunView:
             self._line(stage, text, style=style)
 
     def _describe(self, stage: str, state: dict[str, Any]) -> str:
-        parts = [f"{name} {_number(value)}" for name, value in state.get("shown", {}).items()]
+        parts = [f"{name} {metric(value)}" for name, value in state.get("shown", {}).items()]
         elapsed = time.monotonic() - self._started.get(stage, time.monotonic())
         if 0 < state["done"] < state["total"] and elapsed > 3:
             parts.append(f"about {duration(elapsed / state['done'] * (state['total'] - state['done']))} left")
@@ -163,7 +130,7 @@ class RunView:
 
 
 class _Position(ProgressColumn):
-    """How far a stage has come, in its own unit."""
+    """The progress of a stage, in its own unit."""
 
     def render(self, task: Task) -> Text:
         if task.total is None:
@@ -174,14 +141,4 @@ class _Position(ProgressColumn):
 def _position(done: float, total: float, unit: str) -> str:
     if unit == "bytes":
         done, total, unit = done / 1e6, total / 1e6, "MB"
-    return f"{_short(done)}/{_short(total)} {unit}"
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.1f}"
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return str(value)
+    return f"{short(done)}/{short(total)} {unit}"

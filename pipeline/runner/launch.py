@@ -37,7 +37,9 @@ class Outcome:
     rank: int = 0
 
 
-OUTCOME = dataclasses.asdict(Outcome(""))  # outcome.json
+def read_outcome(work: Path) -> Outcome:
+    """The outcome that a stage wrote; an empty status if it wrote none."""
+    return Outcome(**read_fields(work / "outcome.json", dataclasses.asdict(Outcome(""))))
 
 
 @dataclass
@@ -178,7 +180,7 @@ def _group_lives(group: int) -> bool:
 
 def _outcome(work: Path, returncode: int | None, killed: str) -> Outcome:
     """The outcome that the stage wrote, else what its exit code tells. killed: why the launcher ended it, if it did."""
-    outcome = Outcome(**read_fields(work / "outcome.json", OUTCOME))
+    outcome = read_outcome(work)
     if outcome.status and (outcome.status != "failed" or not killed):  # ranks that lose the killed ones fail as well
         return outcome
     if killed:

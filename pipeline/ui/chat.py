@@ -242,8 +242,8 @@ def _load(model: Path, tokenizer: Path, device: str) -> "tuple[Generate, Tokeniz
     from model.kernels.decoder import decoder_of
     from model.precision import resolve_dtype
     from model.saved import load_model
+    from pipeline.artifacts.artifact import read_marker
     from pipeline.artifacts.store import Store
-    from pipeline.commands.exported import read_marker
 
     vocabulary = Tokenizer.load(tokenizer)
     where = choose_device(device)

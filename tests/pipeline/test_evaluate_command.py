@@ -66,7 +66,7 @@ def test_a_model_by_name_and_its_exported_folder_have_the_same_results(chatmill,
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ([], "eval: needs one model"),
+        ([], "eval: needs MODEL"),
         (["nobody"], "called 'nobody'"),
         ([str(Path(__file__).parent)], "holds no model: neither artifact.json"),
         (["sft", "tasks=[Sums]"], "knows no task 'Sums'. There are: Arithmetic, Remainders,"),

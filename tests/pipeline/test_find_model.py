@@ -10,10 +10,10 @@ import torch
 
 from data.tokens import bpe
 from model.saved import load_model
-from pipeline.artifacts.find_model import default_model, find_model, in_folder
 from pipeline.artifacts.store import Artifact, Store
 from pipeline.commands.cli import main
 from pipeline.commands.export import write
+from pipeline.commands.find_model import default_model, find_model, in_folder
 from pipeline.errors import UserError
 from tests.pipeline.small_store import model_of, put_model, seal, session_of, small_store
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.commands.cli import Parser, main
+from pipeline.commands.cli import main
+from pipeline.commands.parser import Parser
 from pipeline.config import compose as config
 from pipeline.config.quoting import quote, quoted, texts_in
 from pipeline.config.settings import Settings
@@ -123,7 +124,7 @@ def test_numbers_in_letters_are_named_with_their_setting() -> None:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     """The verbs that a command line comes down to, with what is left for them."""
     found: list[tuple[str, list[str]]] = []
-    monkeypatch.setattr("pipeline.commands.verbs.run_verb", lambda verb, rest: found.append((verb, rest)) or 0)
+    monkeypatch.setattr("pipeline.commands.cli.carry_out", lambda verb, rest: found.append((verb, rest)) or 0)
     return found
 
 
@@ -145,7 +146,7 @@ def test_settings_may_come_before_the_verb(asked: Any, typed: list[str], verb: s
 
 
 def test_a_flag_takes_a_text_that_begins_with_a_dash() -> None:
-    parser = Parser(prog="chat")
+    parser = Parser("chat")
     parser.add_argument("--prompt")
     parser.add_argument("--cli", action="store_true")
     flags, rest = parser.parse_known_args(["--cli", "--prompt", "-5+3?", "sft"])

@@ -20,7 +20,8 @@ import pytest
 from rich.console import Console
 
 from pipeline.artifacts.store import Store
-from pipeline.commands import inspect_store
+from pipeline.commands.status import print_status
+from pipeline.commands.store import remove
 from pipeline.errors import Interrupted, UserError
 from pipeline.runner.run import Run
 from tests.conftest import ROOT, Chatmill
@@ -216,7 +217,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_ends_with_130(chatmill: Chatmill, tm
     out, err = process.communicate()
     assert process.returncode == 130, out + err
     assert "2 of 4 numbers are written" in err
-    assert "The same command goes on" in err
+    assert "Run the same command to continue" in err
     assert "ERROR" not in out + err
     assert not children_naming(chatmill.store)
     assert "the same command continues it" in chatmill.run("status", *overrides)
@@ -326,15 +327,15 @@ def test_status_says_how_unfinished_work_goes_on(
     (work / "job.json").write_text(json.dumps({"stage": "sft", "key": "4f2a00aa4f2a00aa"}))
     if outcome:
         (work / "outcome.json").write_text(json.dumps(outcome | {"message": "as it was"}))
-    inspect_store.print_status(Console(width=300), store)
+    print_status(Console(width=300), store)
     told = capsys.readouterr().out
     assert all(words in told for words in said), told
     other = store.root / "work" / "rl-4f2abbbb4f2abbbb"
     other.mkdir()
-    with pytest.raises(UserError, match="fits several unfinished works"):
-        inspect_store.remove(store, ["4f2a"])
+    with pytest.raises(UserError, match="matches several"):
+        remove(store, ["4f2a"])
     other.rmdir()
-    assert inspect_store.remove(store, ["4f2a"]) == ["finetune-4f2a00aa4f2a00aa (unfinished)"]
+    assert remove(store, ["4f2a"]) == ["finetune-4f2a00aa4f2a00aa (unfinished)"]
     assert not work.exists()
 
 

@@ -15,9 +15,9 @@ import pytest
 
 from data import durable
 from pipeline.artifacts.artifact import RECORD
-from pipeline.artifacts.find_model import newest
 from pipeline.artifacts.store import Store
 from pipeline.commands.cli import main
+from pipeline.commands.find_model import newest
 from pipeline.config import compose as config
 from pipeline.errors import UserError
 from pipeline.runner.run import Run

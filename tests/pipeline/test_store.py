@@ -18,7 +18,8 @@ from pipeline.artifacts.artifact import FORMAT
 from pipeline.artifacts.locks import Lock
 from pipeline.artifacts.store import RECORD as RECORD_FILE
 from pipeline.artifacts.store import Store
-from pipeline.commands.inspect_store import collect_garbage, find_unfinished
+from pipeline.artifacts.work import Work
+from pipeline.commands.store import collect_garbage
 from pipeline.errors import Corrupt, UserError
 from pipeline.plan.session import Session
 from tests.conftest import Chatmill
@@ -324,7 +325,8 @@ def test_gc_deletes_what_nothing_refers_to_and_nothing_else(store: Store) -> Non
 def test_work_that_is_published_while_it_is_looked_at_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "work" / "source-bbbb").mkdir(parents=True)
     (tmp_path / "work" / "source-aaaa").symlink_to(tmp_path / "gone")  # listed, and not there when asked for its age
-    assert find_unfinished(Store(tmp_path), "source", by_stage=True) == tmp_path / "work" / "source-bbbb"
+    found = Work.find(Store(tmp_path), "source", by_stage=True)
+    assert found is not None and found.folder == tmp_path / "work" / "source-bbbb"
 
 
 def test_a_store_of_an_earlier_version_is_named_as_such_until_something_is_published_in_it(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""From what a command line calls a model to the folders it is in."""
+"""Finds the model that a command line names: a stage, a run, a key, or a folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,25 +6,27 @@ from typing import Any
 
 from data.durable import read_fields, read_json
 from data.trust import fits
+from pipeline.artifacts.artifact import read_marker
 from pipeline.artifacts.store import Artifact, Store
-from pipeline.commands.exported import read_marker
 from pipeline.errors import Corrupt, UserError
 from pipeline.plan.session import ROW, RUN, Session
 from pipeline.runner.environment import user_path
 from pipeline.ui.models import CHAT_MODULES, MODULES, PROMPTS, TEXTS, ModelChoice, choice, describe
 
-# Settings that decide how and where things run, never which model a configuration plans.
+TRUST_CODE = "run the model code that a folder from elsewhere names"  # help of --trust-code
+
+# Settings of how and where things run, which never change the model that a configuration plans.
 NEUTRAL = ("launch", "store", "app", "hub", "logger", "guard", "run", "until", "only", "force", "hydra")
 
 
 def find_model(session: Session, overrides: list[str], name: str, trust_code: bool = False) -> tuple[ModelChoice, str]:
-    """The model that `name` stands for, and why it is this one.
+    """The model that `name` refers to, and why it is this one.
 
-    A stage means what this configuration plans; without any override, the newest. Other names are of runs, keys or the
-    start of one, and folders: an artifact's, or what `export` or transformers' save_pretrained wrote.
+    A stage refers to what this configuration plans; without overrides, to the newest. Other names are those of runs,
+    keys or the start of one, and folders: an artifact, or what `export` or transformers' save_pretrained wrote.
 
-    Raises UserError when there is none, when its tokenizer is gone, or when a folder from elsewhere names code of its
-    own and trust_code is False.
+    Raises UserError if there is none, if its tokenizer is gone, or if a folder from elsewhere names code of its own and
+    trust_code is False.
     """
     folder = user_path(name)
     found = in_folder(session.store, folder.resolve(), trust_code) if folder.is_dir() else None
@@ -40,23 +42,20 @@ def find_model(session: Session, overrides: list[str], name: str, trust_code: bo
         if not folder.is_dir():
             raise
     what = "holds no model: neither artifact.json, model.json nor config.json with a tokenizer.json"
-    raise UserError(what, str(folder), "`ls` shows the models of the store.")
+    raise UserError(what, str(folder), "Run `ls` to see the models of the store.")
 
 
 def default_model(session: Session, overrides: list[str]) -> tuple[ModelChoice, str]:
-    """The model that `chat` talks to when none is named: the last one of this configuration that chats.
-
-    Raises UserError when there is none.
-    """
+    """The model for `chat` if none is named: the last chat model of this configuration. Raises UserError."""
     stages = [name for name, stage in session.dag.stages.items() if stage.run.rpartition(".")[2] in CHAT_MODULES]
     artifact, why = planned(session, overrides, stages[::-1]) or newest(session.store, [])
     return choice(session.store, artifact), why
 
 
 def planned(session: Session, overrides: list[str], stages: list[str]) -> tuple[Artifact, str] | None:
-    """The artifact planned for the first of the stages that exists, and why; None if no override chooses one.
+    """The artifact planned for the first of the stages that has one, and why. None if no override chooses a model.
 
-    Raises UserError when overrides choose a configuration and the store has none of the stages.
+    Raises UserError if overrides choose a configuration and the store has none of the stages.
     """
     chosen = [override for override in overrides if not _is_neutral(override)]
     if not chosen or not stages:
@@ -67,11 +66,8 @@ def planned(session: Session, overrides: list[str], stages: list[str]) -> tuple[
             return artifact, f"as planned by {' '.join(chosen)}"
     others = [artifact for artifact in session.store.all() if stages[0] in artifact.stages]
     there = f"To use {_shown(others[0])} instead, name its key." if others else f"The store has no other {stages[0]}."
-    raise UserError(
-        f"the store has no {stages[0]} of this configuration",
-        " ".join(chosen),
-        f"Run `python flows.py {' '.join(chosen)} until={stages[0]}` to make it. {there}",
-    )
+    what, settings = f"the store has no {stages[0]} of this configuration", " ".join(chosen)
+    raise UserError(what, settings, f"Run `python flows.py {settings} until={stages[0]}` to make it. {there}")
 
 
 def _is_neutral(override: str) -> bool:
@@ -82,7 +78,7 @@ def _is_neutral(override: str) -> bool:
 def newest(store: Store, stages: list[str]) -> tuple[Artifact, str]:
     """The model that the newest finished pipeline has for one of the stages, else the newest in the store.
 
-    stages: names; empty for the last model that chats, or only continues text. Raises UserError when there is none.
+    stages: if empty, the last chat model, or else base model. Raises UserError if there is none.
     """
     for run, made in finished_runs(store):
         models = [artifact for name, artifact in made if artifact.module in MODULES and (not stages or name in stages)]
@@ -92,14 +88,14 @@ def newest(store: Store, stages: list[str]) -> tuple[Artifact, str]:
     found = [a for a in store.all() if a.module in MODULES and (not stages or set(stages) & set(a.stages))]
     if not found:
         what = f"the store has no {' or '.join(stages) or 'model'} yet"
-        raise UserError(what, str(store.root), "`python flows.py` trains one.")
+        raise UserError(what, str(store.root), "Run `python flows.py` to train one.")
     return min(found, key=lambda a: not stages and a.module not in CHAT_MODULES), "the newest: no pipeline has finished"
 
 
 def finished_runs(store: Store) -> Iterator[tuple[str, list[tuple[str, Artifact]]]]:
-    """Runs that made, or found, every stage of a whole pipeline, newest first, with what is still there of it.
+    """Runs of a whole pipeline that made or found every stage, newest first, with the artifacts that still exist.
 
-    Leaves out sweeps and runs of a part (until, only), which try something out.
+    Leaves out sweeps and partial runs (until, only), which try something out.
     """
     for path in sorted((store.root / "runs").glob("*/state.json"), reverse=True):
         state, rows = read_fields(path, RUN), read_json(path.with_name("plan.json"), list) or []
@@ -147,7 +143,7 @@ def in_folder(store: Store, folder: Path, trust_code: bool = False) -> ModelChoi
 
 
 def _foreign(folder: Path) -> ModelChoice:
-    """A folder that no store vouches for: an export, or what other tools made of one. Raises ModelError, DataError."""
+    """A folder without a manifest: an export, or what other tools made of one. Raises ModelError, DataError."""
     from data.tokens.tokenizer import Tokenizer
     from model.saved import inspect
 
@@ -166,8 +162,5 @@ def _check_code(folder: Path, trust_code: bool) -> None:
 
     arch = read_config(folder).arch
     if "." in arch and not trust_code:
-        raise UserError(
-            f"names {arch} as its architecture, which would run code of that name from the working directory",
-            str(folder),
-            "Add --trust-code if you trust it.",
-        )
+        what = f"names {arch} as its architecture, which would run code of that name from the working directory"
+        raise UserError(what, str(folder), "Add --trust-code if you trust it.")

@@ -1,0 +1,85 @@
+"""`graph`: the stages of a configuration and what each reads, as a tree in the terminal or as a Mermaid flowchart."""
+
+import re
+
+from rich.text import Text
+from rich.tree import Tree
+
+from pipeline.artifacts.work import Work
+from pipeline.commands.parser import Parser
+from pipeline.commands.plan import STYLES, expected
+from pipeline.commands.run import usual
+from pipeline.numbers import duration
+from pipeline.plan.dag import Dag
+from pipeline.plan.plan import Plan, Step
+from pipeline.plan.session import Session
+from pipeline.printing import PlainConsole
+from pipeline.runner.launch import read_outcome
+
+
+def graph(arguments: list[str]) -> int:
+    parser = Parser("graph")
+    parser.flag("--mermaid", help="print a flowchart for Mermaid, as in Markdown on GitHub")
+    flags = parser.parse(arguments)
+    session = Session.open(usual(flags))
+    if flags.mermaid:
+        print(mermaid(session.dag))
+        return 0
+    states = {}
+    if session.store.artifacts.exists():
+        failed = {work.job["key"] for work in Work.all(session.store) if read_outcome(work.folder).status == "failed"}
+        states = _states(session.plan(online=False), failed)
+    console = PlainConsole()
+    for root in tree(session.dag, states):
+        console.print(root, soft_wrap=False)
+    return 0
+
+
+def _states(plan: Plan, failed: set[str]) -> dict[str, Text]:
+    """What to show beside each stage of a plan: its state, and the time that it took or is expected to take."""
+
+    def state(step: Step) -> Text:
+        if step.action == "cached" and step.artifact:
+            return Text(f"cached, {duration(step.artifact.record['seconds'])}", STYLES["cached"])
+        if step.action != "run":
+            return Text("not needed", STYLES["idle"])
+        word, style = ("failed, will run again", "red") if step.key in failed else ("will run", STYLES["run"])
+        return Text(word if step.seconds is None else f"{word}, {expected(step)[0]}", style)
+
+    return {name: state(step) for name, step in plan.steps.items()}
+
+
+def edges(dag: Dag) -> dict[str, list[str]]:
+    """The inputs of each stage, without those that are also behind another input, whose edges would cross others."""
+    behind = {name: dag.behind([name]) - {name} for name in dag.stages}
+    reads = {name: set(stage.inputs.values()) for name, stage in dag.stages.items()}
+    return {name: sorted(all - {far for each in all for far in behind[each]}) for name, all in reads.items()}
+
+
+def tree(dag: Dag, states: dict[str, Text]) -> list[Tree]:
+    """Trees from what is made first to what is made of it. A stage is below the deepest of its inputs; the others are
+    named beside it."""
+    trees: dict[str, Tree] = {}
+    depth: dict[str, int] = {}
+    for name, sources in edges(dag).items():
+        parent = max(sources, key=lambda source: depth[source], default=None)
+        depth[name] = depth[parent] + 1 if parent else 0
+        label = Text(name, "bold")
+        if name in states:
+            label.append("  ").append_text(states[name])
+        if others := [source for source in sources if source != parent]:
+            label.append(f"  + {', '.join(others)}", "not bold dim")
+        trees[name] = trees[parent].add(label) if parent else Tree(label)
+    return [trees[name] for name, level in depth.items() if level == 0]
+
+
+def mermaid(dag: Dag) -> str:
+    """The stages as a flowchart, with arrows from each stage to those that read it."""
+    nodes = {name: re.sub(r"\W", "_", name) for name in dag.stages}
+    readers: dict[str, list[str]] = {name: [] for name in dag.stages}
+    for name, sources in edges(dag).items():
+        for source in sources:
+            readers[source].append(nodes[name])
+    named = [f'    {node}["{name}"]' for name, node in nodes.items() if node != name or not dag.stages[name].inputs]
+    arrows = [f"    {nodes[name]} --> {' & '.join(read_by)}" for name, read_by in readers.items() if read_by]
+    return "\n".join(["flowchart LR", *named, *arrows])
