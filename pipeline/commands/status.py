@@ -28,7 +28,7 @@ AGAIN = "the same command continues it"
 SAME_AGAIN = "the same command would fail again: change what it says; `rm {key}` deletes what is left of this"
 REMEDIES = {
     "oom": "to continue with less memory, run the same command with launch.device_batch_size=4, or with fewer workers",
-    "disk": "free some space (`gc`), then the same command continues it",
+    "disk": "make room (`gc`), then the same command continues it",
     "data": "fix what it names, then the same command continues it",
     "config": SAME_AGAIN,
     "nan": SAME_AGAIN,

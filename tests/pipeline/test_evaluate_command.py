@@ -165,7 +165,7 @@ def test_a_run_whose_evaluation_is_cached_prints_its_scores(store, monkeypatch, 
     folder = store.folder("evaluate", step.key)
     folder.mkdir(parents=True)
     chat = {"Sums": {"accuracy": 0.5, "correct": 2, "items": 4, "ci": [0.15, 0.85]}}
-    results = {"bpb": {"val": 1.25}, "core": None, "chat": chat, "chatcore": 0.5, "chatcore_tasks": 1}
+    results = {"bpb": {"val": 1.25}, "core": None, "chat": chat, "chatcore": 0.5, "chatcore_tasks": 1, "left_out": []}
     (folder / "results.json").write_text(json.dumps(results))
     record = {"module": "evaluate", "key": step.key, "stages": ["evaluate_sft"], "finished": 1.0, "files": {}}
     (folder / "artifact.json").write_text(json.dumps(record))

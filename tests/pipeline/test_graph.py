@@ -71,7 +71,7 @@ def test_readmes_picture_is_what_the_command_prints(drawn) -> None:
 
 def test_overrides_choose_the_stages(drawn) -> None:
     assert "dataset/gsm8k" in drawn("recipe=d20") and "dataset/gsm8k" not in drawn("recipe=tiny")
-    assert "extra" in drawn("+extra={run: pipeline.stages.download}", "+pipeline.stages=[download]", "--mermaid")
+    assert drawn("pipeline.stages=[a]", declare("a", n=4)) == "a\n"
 
 
 def test_without_a_store_no_state_is_shown(drawn) -> None:
