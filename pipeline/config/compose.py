@@ -268,7 +268,7 @@ def _mistake_in(override: str, folders: list[Path]) -> UserError | None:
                 fix = renamed.did_you_mean(chosen, choices, f"There are: {', '.join(choices)}.", f"{name}=")
                 return UserError(f"there is no {name} called {chosen!r} in {' or '.join(map(str, groups))}", fix=fix)
     elif not given and not override.startswith("~"):
-        return UserError(f"{override!r} is neither a verb nor a setting", fix="Settings are written NAME=VALUE.")
+        return UserError(f"{override!r} is neither a command nor a setting", fix="Settings are written NAME=VALUE.")
     elif override.startswith("~") and name.partition(".")[0] not in SETTINGS:
         return typed.unknown(name, sorted(SETTINGS), "")
     return None
