@@ -1,7 +1,7 @@
-"""The calculator a model may call: one Python expression in, its printed value out.
+"""The calculator that a model can call: evaluates one Python expression, returns its value as text.
 
-Arithmetic on numbers, comparisons, `len` and `str.count` of string literals; there is nothing else to reach. Work is
-bounded by size (of the text, of the tree, of every number on the way) rather than by a clock, so that an answer never
+Arithmetic on numbers, comparisons, `len` and `str.count` of string literals; nothing else can be reached. Work is
+bounded by size (of the text, of the tree, of every intermediate number) rather than by a clock, so that an answer never
 depends on the machine's speed and the calculator runs in any thread.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 MAX_LENGTH = 512  # characters of an expression
 MAX_DEPTH = 100  # of nested operations
-MAX_BITS = 1024  # of a whole number anywhere on the way; also about where floats end
+MAX_BITS = 1024  # of an intermediate whole number; floats end at about the same size
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -40,16 +40,16 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 class _Refused(Exception):
-    """The expression is outside of what the calculator does."""
+    """The expression is not one that the calculator evaluates."""
 
 
 def calculate(expression: str) -> str | None:
-    """The expression's value as text, see shown(); None for anything that has no such value here.
+    """The expression's value as text, see shown(); None for anything that it does not evaluate.
 
-    Thousands separators (1,000) are read as such where no string literal is involved.
+    Thousands separators (1,000) are accepted in expressions without string literals.
     """
     expression = expression.strip()
-    # A backslash only serves escapes, for which Python's parser may warn on stderr; no keyword serves at all.
+    # Python's parser may warn on stderr about escapes, which need a backslash, and about a number before a keyword.
     if len(expression) > MAX_LENGTH or "\\" in expression or _WARNED.search(_LITERAL.sub("''", expression)):
         return None
     if "'" not in expression and '"' not in expression:
@@ -62,7 +62,7 @@ def calculate(expression: str) -> str | None:
 
 
 def shown(value: int | float) -> str:
-    """As GSM8K writes the results of its calls (27,175 of 27,998 in these very letters): 48/2 is 24, 70*.01*90 is 63.
+    """As GSM8K writes the results of its calls (27,175 of 27,998 are identical): 48/2 is 24, 70*.01*90 is 63.
 
     Whole numbers without a point, others with at most twelve digits; True and False by name.
     """
@@ -90,7 +90,7 @@ def _evaluate(node: ast.expr, depth: int) -> int | float | str:
 
 
 def _compare(node: ast.Compare, depth: int) -> bool:
-    """All operands are evaluated first: a chain that is false early may still be refused later, as it should be."""
+    """Evaluates all operands first, so that a chain that is false early is still refused for a later operand."""
     values = [_evaluate(item, depth - 1) for item in (node.left, *node.comparators)]
     tests = [_COMPARE[_known(op, _COMPARE)] for op in node.ops]
     return all(test(a, b) for test, a, b in zip(tests, values, values[1:], strict=False))

@@ -1,4 +1,4 @@
-"""From a conversation to token ids, the same way in training, evaluation, chat and export.
+"""Rendering of conversations as token ids, the same in training, evaluation, chat and export.
 
 A conversation is {"messages": [{"role", "content"}, ...]}: an optional system message first, then user and assistant in
 turn. Content is text; an assistant's may also be a list of parts {"type": "text" | "python" | "python_output", "text"}.
@@ -6,8 +6,8 @@ An assistant's message may have a weight; one with weight 0 is context for what 
 
     <|bos|> <|user_start|> TEXT <|user_end|> <|assistant_start|> TEXT <|assistant_end|> <|user_start|> ...
 
-A tool call stands inside the assistant's turn as <|python_start|> CALL <|python_end|> and its result as
-<|output_start|> RESULT <|output_end|>. A system message goes in front of the first user message, a blank line between.
+A tool call is part of the assistant's turn, as <|python_start|> CALL <|python_end|>, and so is its result, as
+<|output_start|> RESULT <|output_end|>. A system message is put before the first user message, after it a blank line.
 """
 
 import re
@@ -31,7 +31,7 @@ PARTS = {
 
 
 class Encoder(Protocol):
-    """What rendering needs of a tokenizer."""
+    """A tokenizer, as far as rendering needs it."""
 
     special: dict[str, int]
 
@@ -39,7 +39,7 @@ class Encoder(Protocol):
 
 
 class Piece(NamedTuple):
-    """A special token or a stretch of ordinary text, and whether a model is trained to write it.
+    """A special token or a stretch of ordinary text. trained: a model is trained to write it.
 
     muted: not trained on, even where all other tokens are.
     """
@@ -51,7 +51,7 @@ class Piece(NamedTuple):
 
 
 def check(conversation: Any) -> None:
-    """Raise DataError saying what is wrong, if this is no conversation."""
+    """Raise DataError if this is not a conversation, with the reason."""
     messages = conversation.get("messages") if isinstance(conversation, dict) else None
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise DataMistake("a conversation is a list of messages, and needs at least one")
@@ -59,16 +59,15 @@ def check(conversation: Any) -> None:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise DataMistake(f"message {i + 1} needs a role and a content")
         if not isinstance(message["role"], str):
-            raise DataMistake(f"the role of message {i + 1} is no text")
+            raise DataMistake(f"the role of message {i + 1} is not text")
     turns = messages[1:] if messages[0]["role"] == "system" else messages
     if not turns:
-        raise DataMistake("a system message alone is no conversation")
+        raise DataMistake("a system message alone is not a conversation")
     for i, message in enumerate(turns):
         expected = "assistant" if i % 2 else "user"
         if message["role"] != expected:
-            raise DataMistake(
-                f"message {i + 1 + len(messages) - len(turns)} is by {shown(message['role'])} where {expected!r} is due"
-            )
+            number = i + 1 + len(messages) - len(turns)
+            raise DataMistake(f"message {number} is by {shown(message['role'])}, expected {expected!r}")
     for i, message in enumerate(messages):
         _check_content(message, f"the content of message {i + 1}")
         if message.get("weight") not in (None, 0, 1):
@@ -80,9 +79,9 @@ def _check_content(message: dict[str, Any], where: str) -> None:
     if isinstance(content, str):
         return
     if message["role"] != "assistant" or not isinstance(content, Sequence):
-        raise DataMistake(f"{where} is no text")
+        raise DataMistake(f"{where} is not text")
     for part in content:
-        known = isinstance(part, dict) and part.get("type") in list(PARTS)  # what is in a list need not be hashable
+        known = isinstance(part, dict) and part.get("type") in list(PARTS)  # a list, as the type may not be hashable
         if not known or not isinstance(part.get("text"), str):
             raise DataMistake(f"{where} has a part that is not {{type: {' | '.join(PARTS)}, text: ...}}")
 
@@ -90,13 +89,12 @@ def _check_content(message: dict[str, Any], where: str) -> None:
 def pieces(conversation: Conversation) -> Iterator[Piece]:
     """The conversation in order. Trained on: the assistant's text, its calls, and the end of its turn.
 
-    Raises DataError for what is no conversation.
+    Raises DataError for anything that is not a conversation.
     """
     check(conversation)
-    messages = conversation["messages"]
     system = ""
     yield Piece(BOS, True, False)
-    for message in messages:
+    for message in conversation["messages"]:
         role, content = message["role"], message["content"]
         if role == "system":
             system = content + "\n\n"
@@ -108,25 +106,19 @@ def pieces(conversation: Conversation) -> Iterator[Piece]:
         else:
             muted = message.get("weight") == 0
             yield Piece(ASSISTANT[0], True, False)
-            for kind, parts in groupby(_parts(content), key=lambda part: part["type"] == "text"):
-                # Neighbouring texts are one text, or their tokens would not be those of what the template writes.
-                for part in [{"type": "text", "text": "".join(part["text"] for part in parts)}] if kind else parts:
-                    yield from _part(part, muted)
+            if isinstance(content, str):
+                content = [{"type": "text", "text": content}]
+            for is_text, parts in groupby(content, key=lambda part: part["type"] == "text"):
+                # Neighbouring texts are one text, or their tokens would differ from those of the template's output.
+                for part in [{"type": "text", "text": "".join(part["text"] for part in parts)}] if is_text else parts:
+                    start, end = PARTS[part["type"]]
+                    trained = part["type"] != "python_output" and not muted
+                    if start:
+                        yield Piece(start, True, trained, muted)
+                    yield Piece(part["text"], False, trained, muted)
+                    if end:
+                        yield Piece(end, True, trained, muted)
             yield Piece(ASSISTANT[1], True, not muted, muted)
-
-
-def _parts(content: str | list[dict[str, str]]) -> list[dict[str, str]]:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-def _part(part: dict[str, str], muted: bool) -> Iterator[Piece]:
-    start, end = PARTS[part["type"]]
-    trained = part["type"] != "python_output" and not muted
-    if start:
-        yield Piece(start, True, trained, muted)
-    yield Piece(part["text"], False, trained, muted)
-    if end:
-        yield Piece(end, True, trained, muted)
 
 
 def is_empty_answer(message: dict[str, Any]) -> bool:
@@ -141,7 +133,7 @@ def encoded(conversation: Conversation, tokenizer: Encoder) -> Iterator[tuple[li
 
 
 def render(conversation: Conversation, tokenizer: Encoder) -> tuple[list[int], list[int]]:
-    """(ids, mask), equally long; mask is 1 where the token is one the model is trained to write.
+    """(ids, mask), equally long; mask is 1 for the tokens that the model is trained to write.
 
     Special tokens are never read from text: "<|bos|>" in a message is seven ordinary characters.
     """
@@ -154,7 +146,7 @@ def render(conversation: Conversation, tokenizer: Encoder) -> tuple[list[int], l
 
 
 def render_prompt(conversation: Conversation, tokenizer: Encoder) -> list[int]:
-    """Ids up to and including <|assistant_start|> of the turn to be written.
+    """Ids up to and including <|assistant_start|> of the turn to generate.
 
     That is the last assistant message's (whose content is left out) or, after a last user message, the next one.
     """
@@ -171,10 +163,10 @@ _TOOL_USE = re.compile(
 
 
 def spoken(completion: str) -> str:
-    """What a decoded completion says to the user: tool calls, their results and special tokens left out."""
+    """The part of a decoded completion that the user reads: without tool calls, their results and special tokens."""
     return _TOOL_USE.sub("", completion)
 
 
 def text_of(content: str | list[dict[str, str]]) -> str:
-    """A message's content as one text, its tool calls and their results in place."""
+    """A message's content as one text, with its tool calls and their results."""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)

@@ -1,6 +1,6 @@
-"""Conversations as other tools write them: OpenAI's fine-tuning lines, ShareGPT and Alpaca, as ours.
+"""Conversion of conversations in the formats of other tools: OpenAI's fine-tuning lines, ShareGPT and Alpaca.
 
-What changes the meaning is obeyed or refused; other fields are ignored and counted.
+Fields that change the meaning are used or refused; others are ignored and counted.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ KNOWN = (
 )
 SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "developer": "system"}
 CALLS = ("tool_calls", "function_call")
-MOST_NOTES = 20  # different fields that are counted by name
+MOST_NOTES = 20  # fields that are counted by name
 
 
 class Unlearnable(DataMistake):
@@ -24,9 +24,9 @@ class Unlearnable(DataMistake):
 
 
 def conversation_of(value: Any, notes: Counter[str]) -> Conversation:
-    """The conversation to learn from that a JSON value represents, checked. notes: counts fields that are ignored.
+    """The conversation that a JSON value represents, checked for training. notes: counts fields that are ignored.
 
-    Raises DataError for any other value, for answers that call tools or are empty, and where none comes last.
+    Raises DataError for any other value, for answers that call tools or are empty, and if the last message is not one.
     """
     if isinstance(value, list):
         messages = value
@@ -36,9 +36,7 @@ def conversation_of(value: Any, notes: Counter[str]) -> Conversation:
         messages = value["messages"]
         _ignore(value, {"messages"}, notes)
     elif "conversations" in value:
-        turns = value["conversations"]
-        messages = [_from_sharegpt(turn) for turn in turns] if isinstance(turns, list) else turns
-        messages = _with_system(value, messages)
+        messages = _with_system(value, _from_sharegpt(value["conversations"]))
         _ignore(value, {"conversations", "system"}, notes)
     elif "instruction" in value and "output" in value:
         messages = _from_alpaca(value)
@@ -58,11 +56,16 @@ def is_trained(conversation: Conversation) -> bool:
     return any(m["role"] == "assistant" and m.get("weight") != 0 for m in conversation["messages"])
 
 
-def _from_sharegpt(turn: Any) -> Any:
-    if not isinstance(turn, dict) or "from" not in turn:
-        return turn
+def _from_sharegpt(turns: Any) -> Any:
     renamed = {"from": "role", "value": "content"}
-    return {renamed.get(name, name): value for name, value in turn.items()}
+    if not isinstance(turns, list):
+        return turns
+    return [
+        {renamed.get(name, name): value for name, value in turn.items()}
+        if isinstance(turn, dict) and "from" in turn
+        else turn
+        for turn in turns
+    ]
 
 
 def _from_alpaca(value: dict[str, Any]) -> Any:
@@ -86,7 +89,7 @@ def _with_system(value: dict[str, Any], messages: Any) -> Any:
 
 
 def _message(message: Any, number: int, notes: Counter[str]) -> Any:
-    """The message with our roles, and no field but role, content and weight. What is not one is left to `check`."""
+    """The message with our roles, and no fields but role, content and weight. Anything else is left to `check`."""
     if not isinstance(message, dict):
         return message
     if called := next((name for name in CALLS if message.get(name)), None):
@@ -116,7 +119,7 @@ def _is_text_part(part: Any) -> bool:
 
 def _check_answers(messages: list[dict[str, Any]]) -> None:
     if messages[-1]["role"] != "assistant":
-        raise Unlearnable("a conversation to learn from ends with the assistant")
+        raise Unlearnable("the last message of a conversation to learn from must be by the assistant")
     for number, message in enumerate(messages, 1):
         if is_empty_answer(message) and message.get("weight") != 0:
             raise Unlearnable(f'the answer in message {number} is empty. Leave it out, or give it "weight": 0')

@@ -1,7 +1,8 @@
-"""Text that every Python installation carries: the language reference's topics, and the standard library's own words.
+"""Text in every Python installation: the topics of the language reference, and the source of the standard library.
 
-A module gives two kinds of documents: its prose (docstrings and long comments) and its code without them, so nothing
-is told twice. Modules and topics are held out whole: no text of the validation shard has a neighbour in training.
+A module gives two kinds of documents: its prose (docstrings and long comments) and its code without them, so that
+nothing occurs twice. Modules and topics are held out completely: no text of the validation shard has a neighbour in
+training.
 """
 
 import ast
@@ -23,13 +24,13 @@ from data.trust import group, is_sha256
 SHARDS = 4
 PAGE_CHARS = 4000
 VAL_FRACTION = 0.05  # of the modules and topics
-LONG_COMMENT_LINES = 4  # shorter comments stay with the code they are about
-# Tables and generated text, tests, and what is not the standard library.
+LONG_COMMENT_LINES = 4  # shorter comments stay with the code that they describe
+# Tables, generated text, tests, and packages that are not in the standard library.
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "entities.py"}
 
 
 def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any]:
-    """{"files": {"python", "sources"}, "source": {}}: which Python's text this is; needs no network."""
+    """{"files": {"python", "sources"}, "source": {}} of this Python installation; needs no network."""
     found = _sources()
     stats = [(name, (stat := path.stat()).st_size, stat.st_mtime_ns) for name, path in found.items()]
     seen_as = hashlib.sha256(repr(stats).encode()).hexdigest()
@@ -74,7 +75,7 @@ def _shuffled(texts: list[str], seed: int) -> list[str]:
 
 
 def _sources() -> dict[str, Path]:
-    """The standard library's modules, by path below its folder. Raises DataError where they came without source."""
+    """The standard library's modules, by path below its folder. Raises DataError if they have no source."""
     root = Path(sysconfig.get_path("stdlib"))
     found = {}
     for folder, below, names in os.walk(root):
@@ -84,7 +85,7 @@ def _sources() -> dict[str, Path]:
             if path.suffix == ".py" and name not in LEFT_OUT:
                 found[path.relative_to(root).as_posix()] = path
     if not found:
-        raise DataError(f"{root}: this Python carries no source of its standard library. Use data=local with text.")
+        raise DataError(f"{root}: this Python has no source of its standard library. Use data=local with text.")
     return dict(sorted(found.items()))
 
 
@@ -96,17 +97,17 @@ def _units() -> Iterator[tuple[str, str]]:
         try:
             text = path.read_text("utf-8")
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of old escapes in somebody else's text
+                warnings.simplefilter("ignore")  # about invalid escapes in these files
                 tree = ast.parse(text)
         except (UnicodeDecodeError, SyntaxError):
-            continue  # a few files show off other encodings, or errors
+            continue  # a few files demonstrate other encodings, or errors
         prose, code = split_module(name.removesuffix(".py").replace("/", "."), tree, text)
         yield name, prose
         yield name, code
 
 
 def _topics() -> dict[str, str]:
-    """The language reference as `help()` shows it; some distributions leave it out."""
+    """The language reference as `help()` shows it; some distributions do not include it."""
     try:
         from pydoc_data.topics import topics as found
     except ImportError:
@@ -120,8 +121,7 @@ def split_module(module: str, tree: ast.Module, text: str) -> tuple[str, str]:
     prose = []
     taken: set[int] = set()  # line numbers from 0
     for name, node in _described(module, tree):
-        docstring = ast.get_docstring(node)
-        if docstring:
+        if docstring := ast.get_docstring(node):
             prose.append(f"{name}\n\n{docstring}\n")
             first = node.body[0]
             taken.update(range(first.lineno - 1, first.end_lineno or first.lineno))
@@ -144,7 +144,7 @@ def pages(text: str) -> Iterator[str]:
         if page or line.strip():
             page.append(line)
             size += len(line)
-    if size > 40:  # a line or two on their own are no document
+    if size > 40:  # a line or two on their own are not a document
         yield "".join(page).strip("\n")
 
 

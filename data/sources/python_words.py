@@ -1,4 +1,4 @@
-"""The words that Python's own library is written in, as a data set: words for the spelling tasks without a network."""
+"""Words from the source of Python's standard library, as a data set for the spelling tasks; needs no network."""
 
 import re
 import sysconfig
@@ -14,18 +14,18 @@ _NOT_PROSE = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib
 
 
 def identity(params: Any, memory: dict[str, Any], online: bool) -> dict[str, Any]:
-    """Which Python's words these are; needs no network."""
+    """As pydocs.identity: the words depend on this Python installation."""
     return pydocs.identity(params, memory, online)
 
 
 def make(request: Request) -> Made:
-    """words.txt, a word a line, sorted."""
+    """Write words.txt, one word per line, sorted."""
     (request.out / "words.txt").write_text("".join(word + "\n" for word in sorted(python_words())), encoding="utf-8")
     return Made(["words.txt"])
 
 
 def python_words() -> list[str]:
-    """Words written in at least two modules of the standard library; in one alone many are abbreviations."""
+    """Words that occur in two modules of the standard library or more; many that occur in one are abbreviations."""
     library = Path(sysconfig.get_path("stdlib"))
     seen: Counter[str] = Counter()
     for path in [*library.glob("*.py"), *library.glob("*/*.py"), *library.glob("*/*/*.py")]:

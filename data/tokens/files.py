@@ -1,4 +1,4 @@
-"""Shards of text as files of token ids, made once each and kept under the tokenizer and the shard they are of."""
+"""Token files: shards of text as token ids, made once for each tokenizer and shard."""
 
 import functools
 import hashlib
@@ -9,18 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from data.durable import file_sha256, locked, read_fields, remove, write_json
+from data.durable import file_sha256, locked, read_fields, remove, sync, write_json
 from data.errors import DataError
 from data.text.files import documents
 from data.tokens.tokenizer import Tokenizer
 
 PARTS = ("tokens.npy", "offsets.npy")
-FORMAT = 1  # of the files, and of how text becomes tokens; part of where they are kept
+FORMAT = 1  # of the files and of tokenisation; part of their path
 
 
 @dataclass
 class TokenFile:
-    """A shard that is tokenised: `folder` has tokens.npy (flat ids) and offsets.npy (int64 starts, and the end)."""
+    """A tokenised shard: `folder` has tokens.npy (flat ids) and offsets.npy (int64 starts, and the end)."""
 
     folder: str
     shard_sha256: str
@@ -38,7 +38,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def tokenizer_key(tokenizer_folder: Path, column: str) -> str:
-    """16 hex digits for everything but the shard that its tokens depend on."""
+    """16 hex digits of all that the tokens depend on besides the shard."""
     content = f"{FORMAT} {column} {file_sha256(tokenizer_folder / 'tokenizer.json')}"
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -46,18 +46,17 @@ def tokenizer_key(tokenizer_folder: Path, column: str) -> str:
 def tokenize_shard(
     shard: Path, column: str, tokenizer_folder: Path, root: Path, on_text: Callable[[int, int], None]
 ) -> TokenFile:
-    """The token files of `shard` under root/TOKENIZER_KEY/SHARD_SHA256: those that are there if whole, else new ones.
+    """The token files of `shard` under root/TOKENIZER_KEY/SHARD_SHA256: the existing ones if complete, else new ones.
 
-    Every document starts with <|bos|>. on_text(bytes of UTF-8, tokens) is told of each batch of documents.
-    Raises DataError naming a damaged shard or one without text.
+    Every document starts with <|bos|>. on_text(bytes of UTF-8, tokens) is called after each batch of documents.
+    Raises DataError for a damaged shard or one without text.
     """
     sha256 = file_sha256(shard)
     parent = root / tokenizer_key(tokenizer_folder, column)
     parent.mkdir(parents=True, exist_ok=True)
     folder = parent / sha256
     with locked(parent / f"{sha256}.lock"):
-        kept = _whole(folder)
-        if kept:
+        if kept := _complete(folder):
             return kept
         aside = parent / f"{sha256}.tmp"
         for leftover in (folder, aside):
@@ -74,8 +73,7 @@ def tokenize_shard(
         )
         write_json(aside / "shard.json", asdict(made))
         for path in aside.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+            sync(path)
         os.rename(aside, folder)
     return made
 
@@ -113,7 +111,7 @@ def _write_header(file, dtype: np.dtype, length: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _whole(folder: Path) -> TokenFile | None:
+def _complete(folder: Path) -> TokenFile | None:
     """The files of a finished folder if their bytes are still those that were written."""
     try:
         kept = TokenFile(**read_fields(folder / "shard.json", asdict(NONE)) | {"folder": str(folder)})

@@ -1,4 +1,4 @@
-"""The tokenizer that training and chat use: byte-level BPE by tiktoken, from a tokenizer.json that others read too."""
+"""The tokenizer of training and chat: byte-level BPE by tiktoken, from a tokenizer.json that other tools can load."""
 
 import functools
 import json
@@ -27,10 +27,10 @@ LONGEST_SPACE = 50_000  # characters; the regex engine's stack ends somewhere ab
 
 
 class Tokenizer:
-    """Text to token ids and back.
+    """Encodes text as token ids and decodes them.
 
-    special: the ids of SPECIAL_TOKENS by name. They are never read out of text: encode gives a text that spells
-    <|bos|> ordinary tokens.
+    special: the ids of SPECIAL_TOKENS by name. They are never read from text: encode turns "<|bos|>" into ordinary
+    tokens.
     """
 
     def __init__(self, pattern: str, ranks: dict[bytes, int], special: dict[str, int]):
@@ -43,7 +43,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """From a folder with tokenizer.json. Raises DataError when it is missing or not one of ours."""
+        """Load tokenizer.json from a folder. Raises DataError when it is missing or not one of ours."""
         path = folder / "tokenizer.json"
         try:
             document = json.loads(path.read_text("utf-8"))
@@ -66,7 +66,7 @@ class Tokenizer:
             raise DataError(f"{path}: is not a byte-level BPE tokenizer of this project ({error!r:.200}).") from None
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of ordinary text. A character that is none (half a surrogate pair) becomes U+FFFD."""
+        """Token ids of ordinary text. Half of a surrogate pair becomes U+FFFD."""
         if len(text) > LONGEST_SPACE and _LONG_SPACE.search(text):
             return [token for piece in _pieces(text) for token in self.encoding.encode_ordinary(piece)]
         return self.encoding.encode_ordinary(text)
@@ -79,7 +79,7 @@ class Tokenizer:
             return list(pool.map(self.encode, texts))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text; bytes that are no UTF-8 become U+FFFD, special tokens their names."""
+        """Text; bytes that are not UTF-8 become U+FFFD, special tokens their names."""
         return self.encoding.decode(ids)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
@@ -87,7 +87,7 @@ class Tokenizer:
 
     @functools.cached_property
     def token_bytes(self) -> np.ndarray:
-        """(vocab_size,) int32: the bytes that each token stands for, 0 for special tokens. What bpb divides by."""
+        """(vocab_size,) int32: number of bytes of each token, 0 for special tokens. The divisor of bpb."""
         sizes = np.zeros(self.vocab_size, np.int32)
         special = set(self.special.values())
         for token in range(self.vocab_size):
@@ -97,21 +97,22 @@ class Tokenizer:
 
 
 def byte_characters() -> list[str]:
-    """The printable character that stands for each byte in tokenizer.json, as GPT-2 chose them.
+    """The printable character that represents each byte in tokenizer.json, as GPT-2 chose them.
 
-    Printable Latin-1 bytes stand for themselves, the others for the characters from U+0100 on.
+    Printable Latin-1 bytes represent themselves, the others are characters from U+0100 on.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
 
 
-# From where a run starts: tried from each of its characters, one that is too short would cost its length squared.
+# Matches only at the start of a run: tried from each of its characters, a run that is too short would cost its length
+# squared.
 _LONG_SPACE = re.compile(rf"(?<!\s)\s{{{LONGEST_SPACE},}}")
 
 
 def _pieces(text: str) -> list[str]:
-    """The text with its longest runs of white space cut, as nothing else overflows the regex engine."""
+    """The text cut within its longest runs of white space, as nothing else overflows the regex engine."""
     cuts = [0]
     for run in _LONG_SPACE.finditer(text):
         cuts += range(run.start() + LONGEST_SPACE, run.end(), LONGEST_SPACE)

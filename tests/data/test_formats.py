@@ -34,7 +34,7 @@ GOOD = '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "He
         ("{", "no JSON"),
         ("[]", "at least one"),
         ('"text"', "is not a conversation"),
-        ('[{"role": "user", "content": "Hi"}]', "ends with the assistant"),
+        ('[{"role": "user", "content": "Hi"}]', "must be by the assistant"),
         ('[{"role": "assistant", "content": "Hi"}]', "message 1 is by 'assistant'"),
         ('[{"role": "user", "content": 3}, {"role": "assistant", "content": "Hi"}]', "content of message 1"),
         ('[{"role": "user", "text": "Hi"}]', "needs a role and a content"),
