@@ -5,7 +5,9 @@ from collections.abc import Iterable
 
 NOW = {
     # earlier versions
-    "overlap": "overlap_text or overlap_rows",
+    "overlap": "contamination_text or contamination_rows",
+    "overlap_text": "contamination_text",
+    "overlap_rows": "contamination_rows",
     "data.kind": "data.source",
     # nanochat's flags
     "depth": "model.depth",

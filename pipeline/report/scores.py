@@ -98,12 +98,13 @@ def footnotes(tested: Sequence[Made]) -> list[str]:
 
 def not_contaminated(made: Sequence[Made]) -> list[str]:
     """A note that the training data was searched for evaluation text in vain; `warnings` tell of what was found."""
-    looked = [found for m in made if (found := m.file("overlap.json"))]
-    tasks = [task for found in looked for task in found["tasks"].values()]
+    looked = [result for m in made if (result := m.file("contamination.json"))]
+    tasks = [task for result in looked for task in result["tasks"].values()]
     if not any(task["checked"] for task in tasks) or any(task["found"] for task in tasks):
         return []
-    tokens = count(sum(sum(found["sources"].values()) for found in looked))
-    return [f"No evaluation question has four fifths of its {looked[0]['ngram']}-grams in {tokens} training tokens."]
+    tokens = count(sum(sum(result["sources"].values()) for result in looked))
+    found = f"no evaluation question has four fifths of its {looked[0]['ngram']}-grams in {tokens} training tokens."
+    return [f"Contamination check: {found}"]
 
 
 def warnings(made: Sequence[Made]) -> list[str]:
@@ -155,10 +156,10 @@ def _by_task(counted: list[tuple[str, int, int]]) -> str:
 def _contamination(made: Made) -> list[str]:
     """Evaluation items in the training data, a line for each kind of data."""
     by_source: dict[str, list[tuple[str, int, int]]] = {}
-    for name, task in (made.file("overlap.json").get("tasks") or {}).items():
+    for name, task in (made.file("contamination.json").get("tasks") or {}).items():
         for source, number in task["found"].items():
             by_source.setdefault(source, []).append((name, number, task["items"]))
-    what = "Evaluation questions are in the training data (four fifths of their n-grams)"
+    what = "Contamination: evaluation questions are in the training data (four fifths of their n-grams)"
     return [f"{what}, in that of {source}: {_by_task(counted)}." for source, counted in by_source.items()]
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals import contamination as overlap
+from evals import contamination
 from evals.contamination import BASE, EvaluationText, Lookup, chunks, window_hashes
 
 VOCAB, START, END = 1000, 998, 999
@@ -48,7 +48,7 @@ def noise(seed: int, count: int) -> list[int]:
 
 @pytest.mark.parametrize("at", [0, 1, 55, 63, 64, 65, 200])
 def test_an_item_is_found_wherever_it_stands(monkeypatch, at):
-    monkeypatch.setattr(overlap, "CHUNK_TOKENS", 64)
+    monkeypatch.setattr(contamination, "CHUNK_TOKENS", 64)
     text = EvaluationText(13, VOCAB)
     text.add("task", [noise(1, 30), noise(2, 40)], None)
     training = noise(3, 200)
@@ -76,7 +76,7 @@ def test_what_stands_around_a_text_may_change_its_first_and_last_token():
     assert found == {"core": [0], "chat": []}
 
 
-def test_the_form_that_questions_share_is_no_overlap():
+def test_the_form_that_questions_share_does_not_count_as_contamination():
     form = noise(9, 30)
     text = EvaluationText(13, VOCAB)
     text.add("task", [[*form, *noise(n, 14)] for n in range(5)], None)

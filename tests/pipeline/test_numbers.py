@@ -54,7 +54,7 @@ ZERO = {
     "evaluate.Params.sample_temperature": "the likeliest token",
     "evaluate.Params.keep": "none",
     "finetune.Params.dropout": "none",
-    "overlap.Params.examples": "none",
+    "contamination.Params.examples": "none",
     "report.Params.samples": "none",
     "report.Params.talks": "none",
     "rl.Params.keep": "none",

@@ -270,8 +270,10 @@ def test_planning_and_stage_modules_import_nothing_heavy(tmp_path: Path) -> None
     ("override", "now"),
     [
         ("data.kind=x", "data.source"),
-        ("overlap.params.ngram=8", "overlap_text or overlap_rows"),
-        ("until=overlap", "overlap_text or overlap_rows"),
+        ("overlap.params.ngram=8", "contamination_text or contamination_rows"),
+        ("until=overlap", "contamination_text or contamination_rows"),
+        ("overlap_rows.params.ngram=8", "contamination_rows"),
+        ("until=overlap_text", "contamination_text"),
         ("num_iterations=5", "pretrain.params.steps"),
         ("device_batch_size=4", "launch.device_batch_size"),
     ],

@@ -1,7 +1,7 @@
-"""Whether the questions of the evaluations stand in what the model was trained on; the report warns where they do.
+"""Contamination check: searches the training data for evaluation questions; the report warns of those it finds.
 
 Reads   tokenizer; tokens (tokenize) and any number of rows (render); the data sets of tasks and of the CORE bundle
-Writes  overlap.json
+Writes  contamination.json
 """
 
 import json
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from data.tokens.tokenizer import Tokenizer
     from evals.contamination import EvaluationText, Lookup
 
-KEPT = "stopped; parts of the training data that are looked through are kept"
+KEPT = "stopped; finished parts of the training data are kept"
 AHEAD = 4  # stretches of tokens a worker may have waiting
 
 
@@ -29,14 +29,14 @@ AHEAD = 4  # stretches of tokens a worker may have waiting
 class Params:
     tasks: list[TaskSpec] = field(default_factory=list)  # chat tasks that are evaluated
     core: CoreSpec | None = None
-    practice: list[TaskSpec] = field(default_factory=list)  # problems of rl, which are trained on without being rows
+    practice: list[TaskSpec] = field(default_factory=list)  # problems of rl, which are trained on and are not rows
     ngram: Count = 13  # tokens
-    examples: Natural = 2  # found items of each task in overlap.json
+    examples: Natural = 2  # found items of each task in contamination.json
 
 
 @dataclass
 class Source:
-    """Training tokens under the name that the report gives them; conversations: with the special tokens of turns."""
+    """Training tokens and their name in the report. conversations: they have the special tokens of turns."""
 
     name: str
     parts: "list[np.ndarray]"
@@ -62,7 +62,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
     reading = Counted(job, sum(source.tokens for source in sources), "tokens", KEPT)
     found = {source.name: text.found(look_through(text, source, reading)) for source in sources}
     described = describe(job.params, text, sources, found, {task: items for task, (items, _) in texts.items()})
-    (job.out / "overlap.json").write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    (job.out / "contamination.json").write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n")
     for name, task in described["tasks"].items():
         for source, count in task["found"].items():
             job.say(f"{name}: {count} of {task['checked']} items are in {source}")
@@ -70,7 +70,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
 
 
 def evaluation_texts(job: Job[Params], tokenizer: "Tokenizer") -> Iterator[tuple[str, tuple[list[str], bool]]]:
-    """Name, texts of the items, and whether they are asked in conversations."""
+    """(name, (texts of the items, True if they are asked in conversations)) of each task."""
     from data.chat.conversation import pieces
     from data.tasks.mixture import load_tasks
 
@@ -109,8 +109,10 @@ def training_sources(job: Job[Params], tokenizer: "Tokenizer") -> Iterator[Sourc
 
 
 def look_through(text: "EvaluationText", source: Source, reading: Counted) -> "dict[int, np.ndarray]":
-    """By length of window: the hashes of evaluation text that the source has, sorted. What each part of it has is kept,
-    so that a stage that was killed goes on at the part it was at."""
+    """By length of window: the hashes of evaluation text that the source has, sorted.
+
+    The result of each part is kept, so that a stage that was killed resumes at the part it had reached.
+    """
     import numpy as np
 
     from data.durable import put_in_place
@@ -134,7 +136,7 @@ def look_through(text: "EvaluationText", source: Source, reading: Counted) -> "d
 def scan(
     text: "EvaluationText", lookups: "dict[int, Lookup]", name: str, part: "np.ndarray", reading: Counted
 ) -> dict[str, Any]:
-    """Which hashes of each lookup a part has: arrays of their places, by length."""
+    """By length: the positions in each lookup of the hashes that a part has."""
     import numpy as np
 
     from evals.contamination import chunks
@@ -159,7 +161,7 @@ def describe(
     found: dict[str, dict[str, list[int]]],
     texts: dict[str, list[str]],
 ) -> dict[str, Any]:
-    """overlap.json: by task how many items there are, can be looked up, and are in which source."""
+    """contamination.json: by task the number of items, of those long enough to look up, and of those in each source."""
     tasks = {}
     for name, items in texts.items():
         where = {source: numbers[name] for source, numbers in found.items() if numbers[name]}

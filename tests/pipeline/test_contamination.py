@@ -1,4 +1,4 @@
-"""overlap: evaluation questions that stand in any kind of training data are counted, and the report warns of them."""
+"""Evaluation questions that occur in any kind of training data are counted, and the report warns of them."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from data.tokens.tokenizer import Tokenizer
 from pipeline.job import Job, Launch, Stopped
 from pipeline.report.made import read
 from pipeline.report.scores import not_contaminated, warnings
-from pipeline.stages import overlap, render
+from pipeline.stages import contamination, render
 from tests.pipeline.made_up import artifact
 from tests.pipeline.test_evaluate import write_bundle
 from tests.pipeline.test_render import turns, write_jsonl
@@ -48,10 +48,10 @@ def write_rows(work: Path, tokenizer: Path, *specs: TaskSpec) -> Path:
     return job.out
 
 
-def look(tmp_path: Path, params: overlap.Params, **inputs: Path) -> tuple[dict, Job]:
-    job = Job("overlap", "k", params, Launch(), inputs, tmp_path / "work", tmp_path)
-    overlap.main(job)
-    return json.loads((job.out / "overlap.json").read_text()), job
+def look(tmp_path: Path, params: contamination.Params, **inputs: Path) -> tuple[dict, Job]:
+    job = Job("contamination", "k", params, Launch(), inputs, tmp_path / "work", tmp_path)
+    contamination.main(job)
+    return json.loads((job.out / "contamination.json").read_text()), job
 
 
 def own(tmp_path: Path, name: str, *questions: str) -> TaskSpec:
@@ -63,7 +63,7 @@ def test_questions_are_counted_in_text_rows_and_practice(tmp_path, tokenizer):
     text = write_text(tmp_path / "text", tokenizer, "def mill(): pass", f"He said: {LONG} Nobody knew. {SHORT}")
     rows = write_rows(tmp_path / "rows", tokenizer, own(tmp_path, "said", "How are you today, my friend?", SHORT))
     asked = own(tmp_path, "Mill", LONG, SHORT, "Which of the wheels of this mill is the one that turns the others?")
-    params = overlap.Params(tasks=[asked], practice=[own(tmp_path, "tried", LONG)])
+    params = contamination.Params(tasks=[asked], practice=[own(tmp_path, "tried", LONG)])
 
     found, job = look(tmp_path, params, tokenizer=tokenizer, pretrain=text, sft=rows)
 
@@ -82,7 +82,7 @@ def test_problems_of_a_generated_task_are_not_in_its_training_set(tmp_path, toke
     rows = write_rows(tmp_path / "rows", tokenizer, TaskSpec(SUMS, size=4000), TaskSpec("data.tasks.identity.Identity"))
     tasks = [TaskSpec(SUMS, **held_out), TaskSpec("data.tasks.identity.Identity", split="test")]
 
-    params = overlap.Params(tasks, practice=[TaskSpec(SUMS, size=500, args={"seed": 3})])
+    params = contamination.Params(tasks, practice=[TaskSpec(SUMS, size=500, args={"seed": 3})])
     found, _ = look(tmp_path, params, tokenizer=tokenizer, sft=rows)
 
     assert [(task["checked"], task["found"]) for task in found["tasks"].values()] == [(500, {}), (20, {})]
@@ -93,7 +93,7 @@ def test_core_is_looked_up_by_what_its_items_say(tmp_path, tokenizer):
     (tmp_path / "bundle").mkdir()
     write_bundle(tmp_path / "bundle")
     clean = write_text(tmp_path / "clean", tokenizer, "def mill(): pass")
-    params = overlap.Params(core=CoreSpec("core"), ngram=4)
+    params = contamination.Params(core=CoreSpec("core"), ngram=4)
 
     found, _ = look(tmp_path, params, tokenizer=tokenizer, pretrain=clean, **{"dataset/core": tmp_path / "bundle"})
 
@@ -108,7 +108,7 @@ def test_a_question_below_a_system_message_is_looked_up(tmp_path, tokenizer):
     train = own(tmp_path, "train", f"{rules['content']}\n\n{LONG} And of rye, 31 sacks?")
     rows = write_rows(tmp_path / "rows", tokenizer, train)
 
-    found, _ = look(tmp_path, overlap.Params([spec], ngram=5), tokenizer=tokenizer, sft=rows)
+    found, _ = look(tmp_path, contamination.Params([spec], ngram=5), tokenizer=tokenizer, sft=rows)
 
     assert found["tasks"]["asked"]["checked"] == 5
     assert found["tasks"]["asked"]["found"] == {"sft": 1}
@@ -119,16 +119,16 @@ def test_it_stops_when_asked_to(tmp_path, tokenizer):
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "stop").touch()
 
-    with pytest.raises(Stopped, match="that are looked through are kept"):
-        look(tmp_path, overlap.Params([own(tmp_path, "Mill", LONG)]), tokenizer=tokenizer, pretrain=text)
+    with pytest.raises(Stopped, match="finished parts of the training data are kept"):
+        look(tmp_path, contamination.Params([own(tmp_path, "Mill", LONG)]), tokenizer=tokenizer, pretrain=text)
 
 
 def test_a_part_that_was_looked_through_before_a_kill_is_not_read_again(tmp_path, tokenizer, monkeypatch):
     inputs = {"tokenizer": tokenizer, "pretrain": write_text(tmp_path / "text", tokenizer, LONG)}
-    params = overlap.Params([own(tmp_path, "Mill", LONG)])
+    params = contamination.Params([own(tmp_path, "Mill", LONG)])
     before, _ = look(tmp_path, params, **inputs)
 
-    monkeypatch.setattr(overlap, "scan", None)
+    monkeypatch.setattr(contamination, "scan", None)
     again, _ = look(tmp_path, params, **inputs)
 
     assert again == before and again["tasks"]["Mill"]["found"] == {"pretrain": 1}
@@ -138,19 +138,23 @@ def test_the_report_warns_of_what_was_found_or_says_that_nothing_was(tmp_path):
     task = {"items": 164, "checked": 164, "found": {"sft": 3}, "examples": []}
     nothing = {"ngram": 13, "sources": {"pretrain": 2_000_000}, "tasks": {"HumanEval": task | {"found": {}}}}
     some = artifact(
-        tmp_path, "overlap", "overlap", {}, files={"overlap.json": nothing | {"tasks": {"HumanEval": task}}}
+        tmp_path,
+        "contamination",
+        "contamination",
+        {},
+        files={"contamination.json": nothing | {"tasks": {"HumanEval": task}}},
     )
-    none = artifact(tmp_path, "other", "overlap", {}, files={"overlap.json": nothing})
+    none = artifact(tmp_path, "other", "contamination", {}, files={"contamination.json": nothing})
 
-    warned = warnings(read({"overlap": some}))
+    warned = warnings(read({"contamination": some}))
 
     assert warned == [
-        "Evaluation questions are in the training data (four fifths of their n-grams), in that of sft: "
+        "Contamination: evaluation questions are in the training data (four fifths of their n-grams), in that of sft: "
         "HumanEval 3 of 164."
     ]
-    nowhere = artifact(tmp_path, "empty", "overlap", {}, files={"overlap.json": nothing | {"tasks": {}}})
-    assert not_contaminated(read({"overlap": nowhere})) == []  # nothing was looked for
-    assert warnings(read({"overlap": none})) == [] and not_contaminated(read({"overlap": some})) == []
-    assert not_contaminated(read({"overlap": none})) == [
-        "No evaluation question has four fifths of its 13-grams in 2 M training tokens."
+    nowhere = artifact(tmp_path, "empty", "contamination", {}, files={"contamination.json": nothing | {"tasks": {}}})
+    assert not_contaminated(read({"contamination": nowhere})) == []  # nothing was looked for
+    assert warnings(read({"contamination": none})) == [] and not_contaminated(read({"contamination": some})) == []
+    assert not_contaminated(read({"contamination": none})) == [
+        "Contamination check: no evaluation question has four fifths of its 13-grams in 2 M training tokens."
     ]
