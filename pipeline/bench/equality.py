@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import model.kernels.fp8
 from model.attention import attend
 from model.gpt import GPT, fill_normal
+from model.kernels import fp8
 from model.kernels.decoder import Decoder
 from model.precision import resolve_dtype
 from pipeline.bench import jobs
@@ -80,7 +80,7 @@ def compiled(bench: Bench) -> Result:
     return result
 
 
-def fp8(bench: Bench) -> Result:
+def eight_bits(bench: Bench) -> Result:
     """Products of a layer in 8 bits against exact ones, and training steps in 8 bits against bfloat16."""
     if not _has_fp8(bench.device):
         raise Skipped("this GPU has no FP8 hardware")
@@ -95,7 +95,7 @@ def fp8(bench: Bench) -> Result:
 
 def _has_fp8(device: torch.device) -> bool:
     """Return True if 8-bit products run at all: in hardware on a GPU, or emulated on a CPU."""
-    return device.type == "cpu" or model.kernels.fp8.has_units(device)
+    return device.type == "cpu" or fp8.has_units(device)
 
 
 def judged(error: float, bound: float) -> dict[str, Any]:
@@ -154,12 +154,10 @@ def _product_errors(bench: Bench) -> dict[str, float]:
     shapes = [(rows, fan_in), (fan_out, fan_in), (rows, fan_out)]
     x, weight, gradient = (torch.randn(shape, device=bench.device, dtype=torch.bfloat16) for shape in shapes)
     x.requires_grad_(), weight.requires_grad_()
-    y = model.kernels.fp8.linear(x, weight)
+    y = fp8.linear(x, weight)
     d_x, d_weight = torch.autograd.grad(y, (x, weight), gradient)
-    formats = (model.kernels.fp8.FORWARD, model.kernels.fp8.FORWARD, model.kernels.fp8.BACKWARD)
-    quantised = [
-        model.kernels.fp8.quantise(tensor.detach(), kind) for tensor, kind in zip((x, weight, gradient), formats)
-    ]
+    formats = (fp8.FORWARD, fp8.FORWARD, fp8.BACKWARD)
+    quantised = [fp8.quantise(tensor.detach(), kind) for tensor, kind in zip((x, weight, gradient), formats)]
     held_x, held_weight, held_gradient = (eight.cpu().double() * scale.cpu().double() for eight, scale in quantised)
     return {
         "products forward": difference(y, held_x @ held_weight.T),

@@ -200,10 +200,8 @@ def summary(result: Result) -> Result:
         return result
     for name, found in result.items():
         cases = {case: values for case, values in found.items() if case != "seconds"}
-        equal = {
-            case: values["error"] / (values["bound"] or 1.0) for case, values in cases.items() if values.get("within")
-        }
-        worst = max(equal, key=lambda case: equal[case], default=None)
+        equal = [case for case, values in cases.items() if values.get("within")]
+        worst = max(equal, key=lambda case: cases[case]["error"] / (cases[case]["bound"] or 1.0), default=None)
         for case, values in cases.items():
             if case in REASONS:
                 rows[name] = {"measured": f"{case}: {next(iter(values.values()))}"}
@@ -211,8 +209,6 @@ def summary(result: Result) -> Result:
                 rows[f"{name}: {case}"] = {"measured": f"{reason}: {values[reason]}"}
             elif case not in equal or case == worst:
                 bars = {quantity: values.get(f"{quantity}_bar") for quantity in SHOWN} | {"error": values.get("bound")}
-                for quantity in SHOWN:
-                    if quantity in values:
-                        row = {"measured": values[quantity], "bar": bars[quantity]}
-                        rows[f"{name}: {case} {quantity}"] = row
+                for quantity in [quantity for quantity in SHOWN if quantity in values]:
+                    rows[f"{name}: {case} {quantity}"] = {"measured": values[quantity], "bar": bars[quantity]}
     return rows

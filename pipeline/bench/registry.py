@@ -39,7 +39,7 @@ MEASUREMENTS = {  # name: module of pipeline.bench and function, in the order of
     "gpu": "gpu.gpu",
     "equal_steps": "equality.steps",
     "equal_compiled": "equality.compiled",
-    "equal_fp8": "equality.fp8",
+    "equal_fp8": "equality.eight_bits",
     "equal_attention": "equality.attention",
     "equal_graphs": "equality.graphs",
 }
