@@ -53,6 +53,8 @@ Settings: recipe=tiny|d12|d20|d26|d32, data=..., mixture=..., run.name=NAME,
 
 def program() -> NoReturn:
     """Run the command line and exit, also where Prefect's threads hang on a server that does not answer."""
+    # Processes that multiprocessing starts import the file of __main__ again: flows.py, and with it Prefect.
+    vars(sys.modules["__main__"]).pop("__file__", None)
     code = FAILURE
     try:
         code = main()

@@ -85,6 +85,13 @@ def test_encoding_is_measured_on_the_text_that_is_given(hub: Path) -> None:
     assert found["1 process"]["tok_s"] > 0
 
 
+def test_processes_that_encode_do_not_load_prefect(hub: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-X", "importtime", "flows.py", "bench", "tokenise", *QUICK, f"bench.data={hub}"]
+    done = subprocess.run([*line, f"bench.out={tmp_path}/b.json"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.count("tiktoken.core") >= 3 and "prefect" not in done.stderr
+
+
 @pytest.mark.parametrize("zipped", [False, True])
 def test_core_is_measured_on_the_bundle_that_is_given_and_both_ways_agree(tmp_path: Path, hub: Path, zipped) -> None:
     bundle = tmp_path / "bundle"
