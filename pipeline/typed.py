@@ -7,6 +7,7 @@ import typing
 from contextlib import suppress
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
+from data.errors import did_you_mean
 from model.checks import (  # noqa: F401  (stages import them from here)
     Amount,
     Count,
@@ -61,7 +62,7 @@ def build(cls: type[T], plain: Any, where: str = "") -> T:
 def unknown(name: str, known: list[str], where: str) -> UserError:
     """The error for a name that is none of the known ones, with the nearest of them."""
     otherwise = f"Known here: {', '.join(sorted(known)) or 'nothing'}."
-    fix = renamed.did_you_mean(name, known, otherwise, join(where, ""))
+    fix = did_you_mean(name, known, otherwise, join(where, ""))
     return UserError(f"there is no setting {join(where, name)}", fix=renamed.hint(join(where, name)) or fix)
 
 

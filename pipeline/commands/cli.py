@@ -12,9 +12,9 @@ import threading
 from contextlib import suppress
 from typing import NoReturn
 
+from data.errors import did_you_mean
 from data.trust import printable
 from pipeline.artifacts import disk
-from pipeline.config.renamed import did_you_mean
 from pipeline.errors import FOR_USERS, Guarded, Interrupted, UserError
 from pipeline.runner import environment
 

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data.errors import did_you_mean
 from pipeline import typed
-from pipeline.config import renamed
 from pipeline.config.quoting import parsed_override, quote, quoted, texts_in
 from pipeline.config.settings import FOLLOWS, PipelineConfig, Settings, StageConfig
 from pipeline.errors import UserError
@@ -265,7 +265,7 @@ def _mistake_in(override: str, folders: list[Path]) -> UserError | None:
         choices = sorted({path.stem for group in groups for path in group.glob("*.yaml")})
         for chosen in value.strip("'\"").split(","):  # several in a sweep
             if chosen and chosen not in choices and not chosen.startswith("["):
-                fix = renamed.did_you_mean(chosen, choices, f"There are: {', '.join(choices)}.", f"{name}=")
+                fix = did_you_mean(chosen, choices, f"There are: {', '.join(choices)}.", f"{name}=")
                 return UserError(f"there is no {name} called {chosen!r} in {' or '.join(map(str, groups))}", fix=fix)
     elif not given and not override.startswith("~"):
         return UserError(f"{override!r} is neither a command nor a setting", fix="Settings are written NAME=VALUE.")

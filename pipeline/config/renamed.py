@@ -1,8 +1,5 @@
 """Former names of settings and stages, and nanochat's names. Add a line for each renaming."""
 
-import difflib
-from collections.abc import Iterable
-
 NOW = {
     # earlier versions
     "overlap": "contamination_text or contamination_rows",
@@ -26,12 +23,6 @@ NOW = {
     "init_lr_frac": "sft.params.lr_frac",
     "model_tag": "run.name",
 }
-
-
-def did_you_mean(name: str, known: Iterable[str], otherwise: str, prefix: str = "") -> str:
-    """Advice on an unknown name: the nearest known ones, each after `prefix`, or else `otherwise`."""
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-    return f"Did you mean {' or '.join(prefix + other for other in near)}?" if near else otherwise
 
 
 def hint(name: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from data.errors import did_you_mean
 from pipeline import typed
 from pipeline.config import renamed
 from pipeline.config.settings import Settings, StageConfig
@@ -62,7 +63,7 @@ class Dag:
     def check_names(self, names: list[str], where: str) -> None:
         for name in names:
             if name not in self.stages:
-                fix = renamed.did_you_mean(name, self.stages, f"There are: {', '.join(self.stages)}.")
+                fix = did_you_mean(name, self.stages, f"There are: {', '.join(self.stages)}.")
                 raise UserError(f"there is no stage {name!r}", where, renamed.hint(name) or fix)
 
 
@@ -80,7 +81,7 @@ def build(settings: Settings) -> Dag:
     for stage in stages.values():
         for input_name, source in stage.inputs.items():
             if source not in stages:
-                fix = renamed.did_you_mean(source, stages, "Add it to pipeline.stages.")
+                fix = did_you_mean(source, stages, "Add it to pipeline.stages.")
                 raise UserError(
                     f"reads {source}, which is not in pipeline.stages", f"{stage.name}.inputs.{input_name}", fix
                 )
@@ -150,7 +151,7 @@ def _typed(name: str, declared: StageConfig, launch: Launch) -> Stage:
 
 def _dataset(dataset: str, reader: str, settings: Settings) -> StageConfig:
     if dataset not in settings.datasets:
-        fix = renamed.did_you_mean(dataset, settings.datasets, f"There are: {', '.join(settings.datasets)}.")
+        fix = did_you_mean(dataset, settings.datasets, f"There are: {', '.join(settings.datasets)}.")
         raise UserError(f"asks for the data set {dataset!r}, which is not declared", reader, fix)
     return StageConfig(run="pipeline.stages.download", params=settings.datasets[dataset])
 
