@@ -28,7 +28,7 @@ class World:
     aside: "dist.ProcessGroup | None" = None  # for a thread beside the one that trains
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     def sum(self, tensor: Tensor, wait: bool = True) -> "dist.Work | Done":

@@ -80,7 +80,7 @@ class Bucket:
         dtype = torch.promote_types(self.own_grads.dtype, torch.float32)
         parts = self.own_grads.view(-1).split(SQUARED_AT_ONCE)
         total = torch.stack([part.square().sum(dtype=dtype) for part in parts]).sum()
-        return total if self.sharded or self.world.leads else torch.zeros_like(total)
+        return total if self.sharded or self.world.is_main else torch.zeros_like(total)
 
 
 Named = list[tuple[str, nn.Parameter]]

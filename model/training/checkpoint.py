@@ -27,7 +27,6 @@ from model.distributed import World
 from model.optim.optimiser import Optimizer
 
 MARKER = "checkpoint.json"
-CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,11 @@ class Keep:
 
 
 class Checkpointer:
-    """Saves a run into `folder`. One save is under way at a time; failing to save is said and never ends the run."""
+    """Saves a run into `folder`, one save at a time. A save that fails is reported and never ends the run."""
 
     def __init__(self, folder: Path, world: World, key: str, keep: Keep, say: Callable[[str], None]) -> None:
         self.folder, self.world, self.key, self.keep, self.say = folder, world, key, keep, say
-        self.conditions: dict[str, Any] = {}  # what exactness needs; set by whoever knows it
+        self.conditions: dict[str, Any] = {}  # that a resume must meet to be exact; set by the stage
         self.last_step: int | None = None
         self.thread: threading.Thread | None = None
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +52,7 @@ class Checkpointer:
         self.wait()
         state = {f"{name}@{first}": held for name, first, held in optimizer.pieces()} | capture_rng(self.world.device)
         parts = {f"state-{self.world.rank}.safetensors": to_host(state)}
-        if self.world.leads:
+        if self.world.is_main:
             parts["model.safetensors"] = to_host(model.state_dict())
         about = {"step": step, "key": self.key, "optimizer_steps": optimizer.steps, "progress": progress}
         about |= {"world_size": self.world.size, "conditions": self.conditions}
@@ -71,20 +70,22 @@ class Checkpointer:
         aside = self.folder / f".step-{step:07d}"
         failure = ""
         try:
-            if self.world.leads:
+            if self.world.is_main:
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.mkdir(parents=True)
-        except OSError as error:  # the others are at the meeting and would meet every later save one too late
+        except OSError as error:  # no raise: the other ranks wait below, and would be one meeting behind ever after
             failure = str(error)
         self.world.meet_aside(0)
         try:
-            check_finite(parts.get("model.safetensors", {}))
+            for name, weight in parts.get("model.safetensors", {}).items():
+                if not bool(weight.isfinite().all()):  # it would push out a checkpoint that can be used
+                    raise OSError(f"{name} holds NaN or infinity")
             for name, tensors in parts.items():
                 write_part(aside / name, tensors)
         except (OSError, SafetensorError) as error:
             failure = failure or str(error)
         failed = self.world.meet_aside(int(bool(failure)))
-        if not self.world.leads:
+        if not self.world.is_main:
             self.last_step = self.last_step if failed else step
             return
         try:
@@ -102,23 +103,25 @@ class Checkpointer:
             digest = path.with_suffix(".sha256")
             files[path.name] = {"bytes": path.stat().st_size, "sha256": digest.read_text()}
             digest.unlink()
-        write_synced(aside / MARKER, json.dumps(about | {"files": files}, indent=1))
+        with open(aside / MARKER, "w") as file:
+            file.write(json.dumps(about | {"files": files}, indent=1))
+            file.flush()
+            os.fsync(file.fileno())
         final = folder_of(self.folder, step)
-        if step == self.last_step and (final / MARKER).exists():  # the same state: stopped where it saved or went on
+        if step == self.last_step and (final / MARKER).exists():  # the same state: it stopped where it had just saved
             shutil.rmtree(aside)
         else:
             remove(final)
             os.replace(aside, final)
-            sync_folder(self.folder)
+            handle = os.open(self.folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)  # a rename is on disk once its folder is
+            finally:
+                os.close(handle)
         self.last_step = step
-        self._forget()
-
-    def _forget(self) -> None:
-        steps = steps_in(self.folder)
-        every = self.keep.every
-        for step in steps[: -self.keep.last] if self.keep.last else []:
-            if not (every and step % every == 0):
-                remove(folder_of(self.folder, step))
+        for old in steps_in(self.folder)[: -self.keep.last] if self.keep.last else []:
+            if not (self.keep.every and old % self.keep.every == 0):
+                remove(folder_of(self.folder, old))
 
 
 def folder_of(folder: Path, step: int) -> Path:
@@ -135,13 +138,6 @@ def to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def check_finite(weights: dict[str, Tensor]) -> None:
-    """A checkpoint of weights that are no numbers would push out one that can be used."""
-    wrong = [name for name, weight in weights.items() if not bool(weight.isfinite().all())]
-    if wrong:
-        raise OSError(f"{wrong[0]} holds NaN or infinity")
-
-
 def write_part(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write, read back, and put the sha256 of what was read beside it. OSError when they differ or the disk is full."""
     needed = sum(t.numel() * t.element_size() for t in tensors.values())
@@ -151,46 +147,21 @@ def write_part(path: Path, tensors: dict[str, Tensor]) -> None:
     save_file(tensors, path)
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
-    path.with_suffix(".sha256").write_text(verified_sha256(path, tensors))
-
-
-def verified_sha256(path: Path, tensors: dict[str, Tensor]) -> str:
     with safe_open(path, "pt") as saved:
-        for name, tensor in tensors.items():
-            if not torch.equal(as_bytes(saved.get_tensor(name)), as_bytes(tensor)):
-                raise OSError(errno.EIO, f"{name} in {path.name} reads back as something else than was written")
-    return sha256(path)
-
-
-def as_bytes(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1).view(torch.uint8)
+        for name, tensor in tensors.items():  # as bytes, since NaN differs from itself
+            found, wanted = (x.reshape(-1).view(torch.uint8) for x in (saved.get_tensor(name), tensor))
+            if not torch.equal(found, wanted):
+                raise OSError(errno.EIO, f"{name} in {path.name} reads back differently than it was written")
+    path.with_suffix(".sha256").write_text(sha256(path))
 
 
 def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(CHUNK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def write_synced(path: Path, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove(checkpoint: Path) -> None:
-    """The marker first: a half-removed checkpoint is none."""
+    """The marker goes first, so that a half-removed checkpoint does not count as one."""
     if checkpoint.exists():
         if (checkpoint / MARKER).is_file():
             (checkpoint / MARKER).unlink()

@@ -1,4 +1,4 @@
-"""Finding a good checkpoint and going on from it, on any number of processes."""
+"""Find a good checkpoint and resume from it, on any number of processes."""
 
 import json
 from bisect import bisect_right
@@ -26,7 +26,7 @@ ABOUT |= {"files": dict}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One that has been verified. `about` is its marker."""
+    """A checkpoint whose files are what was written. about: the content of its marker."""
 
     folder: Path
     about: dict[str, Any]
@@ -47,11 +47,11 @@ class Checkpoint:
 def find(folder: Path, wanted: str | int, world: World, say: Callable[[str], None]) -> Checkpoint | None:
     """The newest good checkpoint ("latest"), the one of a step, or None for "never". Every rank gets the same.
 
-    A damaged one is passed over with a warning. Raises ModelError when a step is asked for and not there, or damaged.
+    A damaged one is passed over with a warning. Raises ModelError when a step is asked for and missing or damaged.
     """
     if wanted == "never":
         return None
-    step = _find_step(folder, wanted, say) if world.leads else 0
+    step = _find_step(folder, wanted, say) if world.is_main else 0
     step = world.sum_host([step])[0]
     if step < 0:
         if wanted == "latest":
@@ -93,7 +93,7 @@ def _find_step(folder: Path, wanted: str | int, say: Callable[[str], None]) -> i
 
 
 def damage_of(checkpoint: Path) -> str:
-    """What is wrong with it; empty when every file is there with its sha256."""
+    """What is wrong with a checkpoint; empty when every file is there with its sha256."""
     try:
         files = read_about(checkpoint)["files"]
         with ThreadPoolExecutor(4) as pool:
@@ -101,7 +101,7 @@ def damage_of(checkpoint: Path) -> str:
     except (OSError, ValueError, RecursionError) as error:
         return str(error)
     wrong = [name for name, found in zip(files, sums) if files[name]["sha256"] != found]
-    return f"{', '.join(wrong)}: the sha256 is not what was written" if wrong else ""
+    return f"{', '.join(wrong)}: the sha256 differs from what was written" if wrong else ""
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer, world: World) -> None:
@@ -146,16 +146,15 @@ class Shards:
         parts, at = [], first
         while at < first + count:
             number = bisect_right([place[0] for place in places], at) - 1
-            part = self._slice(places[number], at, first + count) if number >= 0 else None
-            if part is None or not len(part):
+            part = torch.empty(0)
+            if number >= 0:
+                start, file, key = places[number]
+                part = self.files[file].get_slice(key)[at - start : first + count - start]
+            if not len(part):
                 raise ModelError(f"{self.where} has no state {name}: it is of another optimiser or model")
             parts.append(part)
             at += len(part)
         return torch.cat(parts)
-
-    def _slice(self, place: tuple[int, int, str], start: int, stop: int) -> Tensor:
-        first, number, key = place
-        return self.files[number].get_slice(key)[start - first : stop - first]
 
     def all_of(self, parameter: str) -> dict[str, Tensor]:
         prefix = parameter + "."

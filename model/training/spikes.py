@@ -43,13 +43,8 @@ class NormGuard:
 
 
 def is_spike(loss: float, smooth: float, logged: int) -> bool:
-    """Whether a finite loss is that of a run that has come apart: over twice the smoothed one, and 2 nats more."""
+    """Return True if a finite loss is that of a run that has diverged: over twice the smoothed one, and 2 nats more."""
     return logged >= LOSSES_KNOWN and loss > 2 * smooth + 2
-
-
-def still_since(since: int, step: int, still: bool) -> int:
-    """The first logged step, from 1, of the present series in which nothing moved; 0: there is none."""
-    return (since or step) if still else 0
 
 
 def is_guessing(loss: float, vocab_size: int) -> bool:

@@ -22,7 +22,7 @@ from model.optim.schedule import Schedule
 from model.precision import LossScale
 from model.training.checkpoint import Checkpointer
 from model.training.prefetch import Batch, Batches, Prefetcher
-from model.training.spikes import STILL_STEPS, NormGuard, is_guessing, is_spike, still_since
+from model.training.spikes import STILL_STEPS, NormGuard, is_guessing, is_spike
 
 SMOOTHING = 0.9  # of the logged loss
 COLLECT_EVERY = 500  # steps between garbage collections, which would otherwise fall into any step
@@ -44,14 +44,14 @@ class Settings:
     log_every: int = 10
     save_every: int | None = None
     save_minutes: float | None = 10.0
-    epoch_rows: int | None = None  # rows that there are; null: not said
+    epoch_rows: int | None = None  # rows of the whole data; null: unknown
     vocab_size: int | None = None  # gives the loss of guessing; null: unknown
     trace: Path | None = None  # folder for a profiler trace
 
 
 @dataclass
 class Hooks:
-    """How the loop talks to who runs it. `evaluate` gives metrics of the model as it is; ranks call it together."""
+    """What the loop calls on its way. `evaluate` returns metrics of the model as it is; all ranks call it together."""
 
     log: Callable[..., None]  # (step, **metrics)
     progress: Callable[..., None]  # (done, total, **shown)
@@ -66,20 +66,24 @@ class Progress:
 
     step: int = 0  # finished steps
     tokens: int = 0  # trained on, masked ones not counted
-    skipped: int = 0  # steps whose targets were all masked
-    dropped: int = 0  # steps not taken for their gradient norm
-    norm_mean: float = 0.0  # what model.training.spikes knows of gradient norms
+    empty: int = 0  # steps whose targets were all masked
+    dropped: int = 0  # steps whose update was thrown away for its gradient norm
+    norm_mean: float = 0.0  # of gradient norms, as NormGuard keeps it
     norm_count: int = 0
     seconds: float = 0.0  # of training, without saving and evaluating
     loss: float = math.nan  # of the last logged step, nats per token
     smooth: float = 0.0  # running sum of SMOOTHING-weighted losses, not yet divided by its weights
-    logged: int = 0  # how often a loss was logged
+    logged: int = 0  # losses logged
     no_gradient_since: int = 0  # first of the latest logged steps without a gradient; 0: the last one had one
     guessing_since: int = 0  # likewise, of those with a loss of ln(vocab_size)
     loss_scale: float = 1.0
     good_steps: int = 0
     record: dict[str, Any] = field(default_factory=dict)  # what was logged at `step`
     evaluated: dict[str, float] = field(default_factory=dict)  # the newest metrics of evaluate
+
+    @property
+    def loss_smooth(self) -> float:
+        return self.smooth / (1 - SMOOTHING ** max(1, self.logged))
 
 
 class Trainer:
@@ -100,14 +104,14 @@ class Trainer:
         self.settings, self.world, self.hooks, self.saver = settings, world, hooks, saver
         self.scale = LossScale(settings.dtype)
         self.guard = NormGuard(settings.config.skip_spikes)
-        self.dropped = False  # the step that has just ended
+        self.dropped = False  # whether the step that has just ended was
         self.peak = peak_flops(world.device, settings.dtype) * world.size
         self.saved_at = time.monotonic()
         self.interval_seconds, self.interval_tokens = 0.0, 0  # since the last logged step
-        self.last_record: dict[str, Any] = {}
+        self.shown: dict[str, float] = {}  # of the last logged step, beside the progress
 
     def run(self, progress: Progress) -> bool:
-        """Go on from `progress`, which is kept up to date, to the last step. False: asked to stop, and saved.
+        """Train from `progress`, which is kept up to date, to the last step. False: asked to stop, and saved.
 
         Raises Diverged when the loss is not finite, ModelError when the model does not learn at all.
         """
@@ -115,8 +119,11 @@ class Trainer:
         self.scale.value, self.scale.good_steps = progress.loss_scale, progress.good_steps
         self.guard.mean, self.guard.count = progress.norm_mean, progress.norm_count
         self.model.train()
-        if progress.step:
-            self._repeat_last_words()
+        # What the checkpoint's step logged and evaluated came after saving, and was dropped from the log on resuming.
+        if progress.record:
+            self.hooks.log(progress.step, **progress.record)
+        if progress.step and self._evaluation_due():
+            self._evaluate()
         steps, micro_batch = self.settings.steps, self.settings.micro_batch
         prefetcher = Prefetcher(self.batches, progress.step, steps, micro_batch, self.world.device)
         with ExitStack() as stack:
@@ -124,7 +131,7 @@ class Trainer:
             stack.enter_context(calm_garbage_collection())
             trace = self.settings.trace
             tracing = stack.enter_context(tracer(trace, self.world.rank, self.world.device)) if trace else None
-            while progress.step < self.settings.steps:
+            while progress.step < steps:
                 if not self._next_step(prefetcher):
                     return False
                 if tracing:
@@ -132,17 +139,14 @@ class Trainer:
         self.saver.wait()
         return True
 
-    def _repeat_last_words(self) -> None:
-        """What the step of the checkpoint logged and evaluated came after saving it, so it is said again."""
-        if self.progress.record:
-            self.hooks.log(self.progress.step, **self.progress.record)
-        if self._evaluation_due():
-            self._evaluate()
-
     def _next_step(self, prefetcher: Prefetcher) -> bool:
+        """Train, log, save and evaluate, in this order. False: asked to stop, and saved."""
         started = time.perf_counter()
         batch = prefetcher.next()
-        flags = [sum(batch.counted), self.hooks.should_stop(), self.world.leads and self._time_to_save()]
+        minutes = self.settings.save_minutes
+        overdue = minutes is not None and time.monotonic() - self.saved_at > minutes * 60
+        # One rank's clock decides, and any rank may be asked to stop: all must take the same way.
+        flags = [sum(batch.counted), self.hooks.should_stop(), self.world.is_main and overdue]
         count, stop, save = self.world.sum_host([int(flag) for flag in flags])
         if stop:
             self._save()
@@ -156,12 +160,16 @@ class Trainer:
         logged, evaluated = self._due(self.settings.log_every), self._evaluation_due()
         logged = logged and count > 0  # without a target there is no loss, and a loss of 0 would count as one
         loss = self._mean_loss(losses, norm, count) if count and (logged or evaluated or save) else math.nan
-        self._count_time(time.perf_counter() - started, batch.tokens.numel() * self.world.size)
+        seconds = time.perf_counter() - started
+        progress.seconds += seconds
+        self.interval_seconds += seconds
+        self.interval_tokens += batch.tokens.numel() * self.world.size
         progress.record = self._measure(loss, norm) if logged else {}
         if logged:
             self.hooks.log(progress.step, **progress.record)
+            self.shown = {name: progress.record[name] for name in ("loss", "tok_s", "mfu")}
             self._check_that_it_learns(loss, progress.record["grad_norm"])
-        self.hooks.progress(progress.step, self.settings.steps, **self._shown())
+        self.hooks.progress(progress.step, self.settings.steps, **self.shown)
         if save:
             self._save()
         if evaluated:
@@ -188,7 +196,7 @@ class Trainer:
             (loss * self.scale.value if self.scale.active else loss).backward()
             total += loss.detach()
         if not count:
-            self.progress.skipped += 1
+            self.progress.empty += 1
             self.hooks.say(f"step {self.progress.step + 1} had no target to train on and was skipped")
             return total, torch.zeros_like(total)
         rates = self.schedule.at(self.progress.step)
@@ -212,25 +220,26 @@ class Trainer:
                 self.hooks.say(f"step {self.progress.step + 1} was dropped: its gradient norm was {norm:.3g}")
 
     def _mean_loss(self, losses: Tensor, norm: Tensor, count: int) -> float:
-        """Nats per target of the step that has just ended. The only place where the host waits for the device."""
+        """Nats per target of the step that has just ended. The only place where the host waits for the device.
+
+        Raises Diverged for a loss or a gradient norm that a run does not recover from.
+        """
+        progress = self.progress
         self.world.sum(losses)
         loss = float(losses) / count
-        if wrong := self._what_is_wrong(loss, norm):
+        wrong = ""
+        if not math.isfinite(loss):
+            wrong = f"loss became {loss}"
+        # Where steps can be dropped, one whose gradients overflow was; elsewhere it has reached the weights.
+        elif not (self.scale.active or self.guard.active) and not math.isfinite(float(norm)):
+            wrong = f"gradient norm became {float(norm)}"
+        elif not self.dropped and is_spike(loss, progress.loss_smooth, progress.logged):
+            wrong = f"loss jumped from about {progress.loss_smooth:.3g} to {loss:.3g}"
+        if wrong:
             saved = self.saver.wait()
             good = f"the last good checkpoint is of step {saved}" if saved is not None else "there is no checkpoint yet"
-            raise Diverged(f"the {wrong} at step {self.progress.step}; {good}")
+            raise Diverged(f"the {wrong} at step {progress.step}; {good}")
         return loss
-
-    def _what_is_wrong(self, loss: float, norm: Tensor) -> str:
-        """Empty when nothing is."""
-        if not math.isfinite(loss):
-            return f"loss became {loss}"
-        # Where steps can be dropped, one whose gradients overflow was; elsewhere it has reached the weights.
-        if not (self.scale.active or self.guard.active) and not math.isfinite(float(norm)):
-            return f"gradient norm became {float(norm)}"
-        if not self.dropped and is_spike(loss, smooth := self._smooth(), self.progress.logged):
-            return f"loss jumped from about {smooth:.3g} to {loss:.3g}"
-        return ""
 
     def _check_that_it_learns(self, loss: float, norm: float) -> None:
         """Raises ModelError when for many steps there was no gradient, or the loss stayed that of guessing.
@@ -241,9 +250,9 @@ class Trainer:
         rate = max(self.optimizer.learning_rates(self.schedule.at(progress.step - 1)).values())
         warm = self.schedule.config.warmup_steps
         stuck = norm == 0 and rate > 0 and loss > 0  # at a loss of 0 everything is learnt
-        progress.no_gradient_since = still_since(progress.no_gradient_since, progress.step, stuck)
+        progress.no_gradient_since = (progress.no_gradient_since or progress.step) if stuck else 0
         guesses = rate > 0 and progress.step > warm and vocab_size is not None and is_guessing(loss, vocab_size)
-        progress.guessing_since = still_since(progress.guessing_since, progress.step, guesses)
+        progress.guessing_since = (progress.guessing_since or progress.step) if guesses else 0
         for since, what in (
             (progress.no_gradient_since, "the gradient norm has been exactly 0"),
             (progress.guessing_since, f"the loss has been ln({vocab_size}), that of guessing,"),
@@ -255,54 +264,31 @@ class Trainer:
                     "(optim.*_lr, optim.init_lr_frac, lr_frac), the dtype, and the architecture if it is your own"
                 )
 
-    def _smooth(self) -> float:
-        """The smoothed loss."""
-        return self.progress.smooth / (1 - SMOOTHING ** max(1, self.progress.logged))
-
-    def _count_time(self, seconds: float, tokens: int) -> None:
-        self.progress.seconds += seconds
-        self.interval_seconds += seconds
-        self.interval_tokens += tokens
-
     def _measure(self, loss: float, norm: Tensor) -> dict[str, Any]:
-        """Metrics of the step that has just ended; rates are over the steps since the last time."""
-        progress = self.progress
+        """Metrics of the step that has just ended; tok_s and mfu are over the steps since the last logged one."""
+        progress, settings, world = self.progress, self.settings, self.world
         progress.loss = loss
         progress.logged += 1
         progress.smooth = SMOOTHING * progress.smooth + (1 - SMOOTHING) * loss
         tokens_per_second = self.interval_tokens / self.interval_seconds
         self.interval_seconds, self.interval_tokens = 0.0, 0
         rates = self.schedule.at(progress.step - 1)
-        if self.world.device.type == "cpu":  # others may have had the cores when it was measured first
-            self.peak = max(self.peak, matmul_flops(self.world.device, torch.float32, tries=1) * self.world.size)
+        if world.device.type == "cpu":  # other programs may have had the cores when it was measured first
+            self.peak = max(self.peak, matmul_flops(world.device, torch.float32, tries=1) * world.size)
+        rows = settings.epoch_rows
         return {
             "loss": loss,
-            "loss_smooth": self._smooth(),
+            "loss_smooth": progress.loss_smooth,
             "grad_norm": float(norm),
             **self.optimizer.learning_rates(rates),
             "momentum": rates.momentum,
             "tokens": progress.tokens,
-            **self._position(),
+            **({"epoch": progress.step * settings.rows * world.size / rows} if rows else {}),
             "tok_s": tokens_per_second,
-            "mfu": tokens_per_second * self.settings.flops_per_token / self.peak,
+            "mfu": tokens_per_second * settings.flops_per_token / self.peak,
             "seconds": progress.seconds,
-            "memory_mb": memory_bytes(self.world.device) / 1e6,
+            "memory_mb": memory_bytes(world.device) / 1e6,
         }
-
-    def _position(self) -> dict[str, float]:
-        """How often the data has been seen."""
-        if not self.settings.epoch_rows:
-            return {}
-        return {"epoch": self.progress.step * self.settings.rows * self.world.size / self.settings.epoch_rows}
-
-    def _shown(self) -> dict[str, float]:
-        record = self.progress.record or self.last_record
-        self.last_record = record
-        return {name: record[name] for name in ("loss", "tok_s", "mfu") if name in record}
-
-    def _time_to_save(self) -> bool:
-        minutes = self.settings.save_minutes
-        return minutes is not None and time.monotonic() - self.saved_at > minutes * 60
 
     def _save(self) -> None:
         self.progress.loss_scale, self.progress.good_steps = self.scale.value, self.scale.good_steps

@@ -134,7 +134,7 @@ def warnings(made: Sequence[Made]) -> list[str]:
     for m in made:
         found += [*_contamination(m), *_lost_conversations(m)]
     for m in trainings(made):
-        if skipped := m.metrics.get("skipped_steps"):
+        if skipped := m.metrics.get("empty_steps"):
             found.append(f"{m.stage}: skipped {plural(skipped, 'step')} that had no target to train on.")
         if dropped := m.metrics.get("dropped_steps"):
             found.append(f"{m.stage}: dropped {plural(dropped, 'step')} because of unusually large gradients.")

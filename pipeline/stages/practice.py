@@ -113,7 +113,7 @@ class Practice:
         from model.device import tracer
 
         progress = self.progress
-        if self.world.leads:
+        if self.world.is_main:
             drop_rollouts(self.job.out, progress.step)
         if progress.record:
             self.job.log(progress.step, **progress.record)  # it came after saving, and was dropped on resuming
@@ -132,7 +132,7 @@ class Practice:
         started = time.perf_counter()
         groups = self._rollouts()
         generated = time.perf_counter() - started
-        stop, save = self._agree(self.job.should_stop, self.world.leads and self._time_to_save())
+        stop, save = self._agree(self.job.should_stop, self.world.is_main and self._time_to_save())
         if stop:
             self._stop()
         sums = self._learn(groups)
@@ -141,7 +141,7 @@ class Practice:
         progress.seconds += time.perf_counter() - started
         progress.record = self._describe(groups, sums, generated, time.perf_counter() - started, logs_divergence)
         self.job.log(progress.step, **progress.record)
-        if self.world.leads:
+        if self.world.is_main:
             keep_rollouts(self.job.out, progress.step, groups, self.params.keep)
         shown = {name: progress.record[name] for name in ("reward", "signal", "response_tokens")}
         self.job.progress(progress.step, self.steps, "steps", **shown, **progress.evaluated)
@@ -324,7 +324,7 @@ class Practice:
                 bounds[f"eval_low/{name}"], bounds[f"eval_high/{name}"] = wilson(accuracy[name], counts[name])
             self.progress.evaluated = {f"eval/{name}": accuracy[name] for name in names}
             self.job.log(self.progress.step, **self.progress.evaluated, **bounds)
-            if self.world.leads:
+            if self.world.is_main:
                 keep_answers(self.job.out, self.progress.step, groups, self.params.keep)
 
     def metrics(self) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def main(job: Job[Params]) -> dict[str, Any]:
     seed_everything(job.params.seed, world.rank)
     practice = set_up(job, world, own)
     practice.run()
-    if world.leads:
+    if world.is_main:
         write_model(job.out, practice.model)
     world.close()
     return practice.metrics()

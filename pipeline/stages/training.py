@@ -95,7 +95,7 @@ def train(job: Job[Any], work: Work) -> dict[str, Any]:
         make_saver(job, model, settings, world, own),
     )
     run(trainer, progress, job, work.gentler)
-    if world.leads:
+    if world.is_main:
         write_model(job.out, model)
     world.close()
     return describe(work, model, progress, settings, trainer.peak)
@@ -114,7 +114,7 @@ def find_own_checkpoint(job: Job[Any], world: "World") -> "Checkpoint | None":
     if own and own.about["key"] != job.key:
         raise ModelError(f"{folder} is of other work, with the key {own.about['key']}: move it away")
     at = own.step if own else -1
-    if world.leads:
+    if world.is_main:
         for step in steps_in(folder):
             if step > at:
                 remove(folder_of(folder, step))
@@ -332,6 +332,6 @@ def describe(work: Work, model: "GPT", progress: "Progress", settings: "Settings
         "mfu": rate * settings.flops_per_token / peak,
         "train_seconds": progress.seconds,
         "dtype": str(settings.dtype).removeprefix("torch."),
-        "skipped_steps": progress.skipped,
+        "empty_steps": progress.empty,
         "dropped_steps": progress.dropped,
     }

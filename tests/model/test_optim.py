@@ -217,7 +217,7 @@ def test_a_step_that_needs_no_norm_is_the_one_whose_limits_are_out_of_reach():
 class Noted:
     """Two processes of which only this one exists: collectives do nothing but leave a note, numbered by bucket."""
 
-    rank, size, leads, device = 0, 2, True, torch.device("cpu")
+    rank, size, is_main, device = 0, 2, True, torch.device("cpu")
 
     def __init__(self):
         self.notes, self.counts = [], Counter()

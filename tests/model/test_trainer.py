@@ -98,7 +98,7 @@ def test_gradients_do_not_depend_on_how_a_batch_is_split_and_masked_targets_coun
 
 def test_a_step_with_nothing_to_train_on_is_skipped_and_counted(tmp_path):
     session = Session(tmp_path, masked({1, 3}))
-    assert session.run() and session.progress.skipped == 2
+    assert session.run() and session.progress.empty == 2
     assert all(weight.isfinite().all() for weight in session.model.parameters())
     assert "step 2 had no target" in session.words[0]
 
