@@ -48,6 +48,12 @@ class World:
         dist.all_reduce(tensor)
         return tensor.tolist()
 
+    def sum_floats(self, values: list[float]) -> list[float]:
+        """Numbers added up over the ranks, in float64."""
+        total = torch.tensor(values, dtype=torch.float64)
+        self.sum(total)
+        return total.tolist()
+
     def min_host(self, value: int) -> int:
         if self.size == 1:
             return value

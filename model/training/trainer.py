@@ -3,24 +3,23 @@
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.config import TrainConfig
-from model.device import matmul_flops, memory_bytes, peak_flops, tracer
+from model.device import matmul_flops, memory_bytes, peak_flops
 from model.distributed import World
-from model.errors import Diverged, ModelError
+from model.errors import ModelError
 from model.gpt import GPT
 from model.optim.optimiser import Optimizer
 from model.optim.schedule import Schedule
-from model.precision import LossScale
 from model.training.checkpoint import Checkpointer
+from model.training.loop import Hooks, Loop, LoopProgress, Pace
 from model.training.prefetch import Batch, Batches, Prefetcher
 from model.training.spikes import STILL_STEPS, NormGuard, is_guessing, is_spike
 
@@ -36,58 +35,36 @@ class Settings:
     """
 
     config: TrainConfig
-    steps: int
+    pace: Pace
     rows: int
     micro_batch: int
     dtype: torch.dtype
     flops_per_token: float
-    log_every: int = 10
-    save_every: int | None = None
-    save_minutes: float | None = 10.0
     epoch_rows: int | None = None  # rows of the whole data; null: unknown
     vocab_size: int | None = None  # gives the loss of guessing; null: unknown
-    trace: Path | None = None  # folder for a profiler trace
 
 
 @dataclass
-class Hooks:
-    """What the loop calls on its way. `evaluate` returns metrics of the model as it is; all ranks call it together."""
-
-    log: Callable[..., None]  # (step, **metrics)
-    progress: Callable[..., None]  # (done, total, **shown)
-    say: Callable[[str], None]
-    should_stop: Callable[[], bool]
-    evaluate: Callable[[], dict[str, float]] | None = None
-
-
-@dataclass
-class Progress:
-    """How far a run is; travels in its checkpoints."""
-
-    step: int = 0  # finished steps
-    tokens: int = 0  # trained on, masked ones not counted
+class Progress(LoopProgress):
     empty: int = 0  # steps whose targets were all masked
     dropped: int = 0  # steps whose update was thrown away for its gradient norm
     norm_mean: float = 0.0  # of gradient norms, as NormGuard keeps it
     norm_count: int = 0
-    seconds: float = 0.0  # of training, without saving and evaluating
     loss: float = math.nan  # of the last logged step, nats per token
     smooth: float = 0.0  # running sum of SMOOTHING-weighted losses, not yet divided by its weights
     logged: int = 0  # losses logged
     no_gradient_since: int = 0  # first of the latest logged steps without a gradient; 0: the last one had one
     guessing_since: int = 0  # likewise, of those with a loss of ln(vocab_size)
-    loss_scale: float = 1.0
-    good_steps: int = 0
-    record: dict[str, Any] = field(default_factory=dict)  # what was logged at `step`
-    evaluated: dict[str, float] = field(default_factory=dict)  # the newest metrics of evaluate
 
     @property
     def loss_smooth(self) -> float:
         return self.smooth / (1 - SMOOTHING ** max(1, self.logged))
 
 
-class Trainer:
-    """Runs a model through its steps. Parameters and gradients belong to the optimiser's buckets."""
+class Trainer(Loop):
+    """Trains on rows. Parameters and gradients belong to the optimiser's buckets."""
+
+    progress: Progress
 
     def __init__(
         self,
@@ -100,64 +77,34 @@ class Trainer:
         hooks: Hooks,
         saver: Checkpointer,
     ) -> None:
-        self.model, self.optimizer, self.schedule, self.batches = model, optimizer, schedule, batches
-        self.settings, self.world, self.hooks, self.saver = settings, world, hooks, saver
-        self.scale = LossScale(settings.dtype)
+        super().__init__(model, optimizer, schedule, settings.pace, settings.dtype, world, hooks, saver)
+        self.batches, self.settings = batches, settings
         self.guard = NormGuard(settings.config.skip_spikes)
         self.dropped = False  # whether the step that has just ended was
         self.peak = peak_flops(world.device, settings.dtype) * world.size
-        self.saved_at = time.monotonic()
         self.interval_seconds, self.interval_tokens = 0.0, 0  # since the last logged step
         self.shown: dict[str, float] = {}  # of the last logged step, beside the progress
 
-    def run(self, progress: Progress) -> bool:
-        """Train from `progress`, which is kept up to date, to the last step. False: asked to stop, and saved.
-
-        Raises Diverged when the loss is not finite, ModelError when the model does not learn at all.
-        """
-        self.progress = progress
-        self.scale.value, self.scale.good_steps = progress.loss_scale, progress.good_steps
+    def opened(self, stack: ExitStack) -> None:
+        progress, micro_batch = self.progress, self.settings.micro_batch
         self.guard.mean, self.guard.count = progress.norm_mean, progress.norm_count
-        self.model.train()
-        # What the checkpoint's step logged and evaluated came after saving, and was dropped from the log on resuming.
-        if progress.record:
-            self.hooks.log(progress.step, **progress.record)
-        if progress.step and self._evaluation_due():
-            self._evaluate()
-        steps, micro_batch = self.settings.steps, self.settings.micro_batch
-        prefetcher = Prefetcher(self.batches, progress.step, steps, micro_batch, self.world.device)
-        with ExitStack() as stack:
-            stack.callback(prefetcher.close)
-            stack.enter_context(calm_garbage_collection())
-            trace = self.settings.trace
-            tracing = stack.enter_context(tracer(trace, self.world.rank, self.world.device)) if trace else None
-            while progress.step < steps:
-                if not self._next_step(prefetcher):
-                    return False
-                if tracing:
-                    tracing.step()
-        self.saver.wait()
-        return True
+        self.prefetcher = Prefetcher(self.batches, progress.step, self.pace.steps, micro_batch, self.world.device)
+        stack.callback(self.prefetcher.close)
+        stack.enter_context(calm_garbage_collection())
 
-    def _next_step(self, prefetcher: Prefetcher) -> bool:
+    def next_step(self) -> bool:
         """Train, log, save and evaluate, in this order. False: asked to stop, and saved."""
         started = time.perf_counter()
-        batch = prefetcher.next()
-        minutes = self.settings.save_minutes
-        overdue = minutes is not None and time.monotonic() - self.saved_at > minutes * 60
-        # One rank's clock decides, and any rank may be asked to stop: all must take the same way.
-        flags = [sum(batch.counted), self.hooks.should_stop(), self.world.is_main and overdue]
-        count, stop, save = self.world.sum_host([int(flag) for flag in flags])
+        batch = self.prefetcher.next()
+        stop, save, (count,) = self.agree(sum(batch.counted))
         if stop:
-            self._save()
-            self.saver.wait()
-            return False
+            return self.stop()
         losses, norm = self._train(batch, count)
         progress = self.progress
         progress.step += 1
         progress.tokens += count
-        save = bool(save) or self._due(self.settings.save_every)
-        logged, evaluated = self._due(self.settings.log_every), self._evaluation_due()
+        save = save or self.due(self.pace.save_every)
+        logged, evaluated = self.due(self.pace.log_every), self.evaluation_due()
         logged = logged and count > 0  # without a target there is no loss, and a loss of 0 would count as one
         loss = self._mean_loss(losses, norm, count) if count and (logged or evaluated or save) else math.nan
         seconds = time.perf_counter() - started
@@ -169,22 +116,10 @@ class Trainer:
             self.hooks.log(progress.step, **progress.record)
             self.shown = {name: progress.record[name] for name in ("loss", "tok_s", "mfu")}
             self._check_that_it_learns(loss, progress.record["grad_norm"])
-        self.hooks.progress(progress.step, self.settings.steps, **self.shown)
-        if save:
-            self._save()
-        if evaluated:
-            self._evaluate()
+        self.hooks.progress(progress.step, self.pace.steps, **self.shown)
         if progress.step % COLLECT_EVERY == 0:
             gc.collect()
-        return True
-
-    def _due(self, every: int | None) -> bool:
-        """The last step is always due: for logging, saving and evaluating."""
-        at = self.progress.step
-        return at == self.settings.steps or bool(every and at % every == 0)
-
-    def _evaluation_due(self) -> bool:
-        return self.hooks.evaluate is not None and self._due(self.settings.config.eval_every)
+        return self.end_step(save, evaluated)
 
     def _train(self, batch: Batch, count: int) -> tuple[Tensor, Tensor]:
         """One step. Returns the sum of this rank's losses and the gradient norm, both on the device."""
@@ -236,9 +171,7 @@ class Trainer:
         elif not self.dropped and is_spike(loss, progress.loss_smooth, progress.logged):
             wrong = f"loss jumped from about {progress.loss_smooth:.3g} to {loss:.3g}"
         if wrong:
-            saved = self.saver.wait()
-            good = f"the last good checkpoint is of step {saved}" if saved is not None else "there is no checkpoint yet"
-            raise Diverged(f"the {wrong} at step {progress.step}; {good}")
+            self.diverged(wrong, progress.step)
         return loss
 
     def _check_that_it_learns(self, loss: float, norm: float) -> None:
@@ -290,18 +223,9 @@ class Trainer:
             "memory_mb": memory_bytes(world.device) / 1e6,
         }
 
-    def _save(self) -> None:
-        self.progress.loss_scale, self.progress.good_steps = self.scale.value, self.scale.good_steps
+    def save(self) -> None:
         self.progress.norm_mean, self.progress.norm_count = self.guard.mean, self.guard.count
-        self.saver.save(self.progress.step, self.model, self.optimizer, asdict(self.progress))
-        self.saved_at = time.monotonic()
-
-    def _evaluate(self) -> None:
-        assert self.hooks.evaluate is not None
-        self.model.eval()
-        self.progress.evaluated = self.hooks.evaluate()
-        self.model.train()
-        self.hooks.log(self.progress.step, **self.progress.evaluated)
+        super().save()
 
 
 @contextmanager

@@ -17,19 +17,17 @@ from pipeline.stages.programs import Programs, open_sandbox, without_programs
 from pipeline.typed import Amount, Count, CountOrOff, Dtype, Natural, Positive, PositiveOrOff, Seed
 
 if TYPE_CHECKING:
-    from evals.sandbox.box import Sandbox
     from model.distributed import World
-    from model.gpt import GPT
+    from model.training.policy_trainer import PolicyTrainer
     from model.training.resume import Checkpoint
-    from pipeline.stages.practice import Practice
-    from pipeline.stages.rollouts import Answerer, Problem
+    from pipeline.stages.rollout_worker import Problem
 
 RANKS = True
 
 
 @dataclass
 class Params:
-    tasks: list[TaskSpec] = field(default_factory=list)  # what is practised; each must be graded, not multiple choice
+    tasks: list[TaskSpec] = field(default_factory=list)  # to train on; each must be graded, not multiple choice
     eval_tasks: list[TaskSpec] = field(default_factory=list)  # held-out problems for the curve
     eval_items: Count = 400  # the first so many of each
     eval_every: CountOrOff = 60  # steps; the start and the end are always measured
@@ -57,21 +55,43 @@ class Params:
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
-    """Raises UserError where the programs of a task cannot be confined, DataError for tasks that cannot be practised,
+    """Raises UserError where the programs of a task cannot be confined, DataError for tasks that cannot be used,
     ModelError, Diverged, Stopped after saving."""
     from model.distributed import seed_everything, start
-    from pipeline.stages.training import find_own_checkpoint, set_up_process, write_model
+    from model.training.policy_trainer import PolicyProgress
+    from model.training.resume import restore
+    from pipeline.stages.rollout_worker import drop_rollouts
+    from pipeline.stages.training import find_own_checkpoint, find_start, run, set_up_process, write_model
 
+    params = job.params
     world = start(job.rank, job.local_rank, job.world_size, job.launch.device)
     own = find_own_checkpoint(job, world)
     set_up_process(job, own)
-    seed_everything(job.params.seed, world.rank)
-    practice = set_up(job, world, own)
-    practice.run()
+    seed_everything(params.seed, world.rank)
+    trainer, progress = set_up(job, world, own), PolicyProgress()
+    if start_from := own or find_start(job, params.init, trainer.pace.steps):
+        restore(start_from, trainer.model, trainer.optimizer, world)
+        progress = PolicyProgress(**start_from.progress)
     if world.is_main:
-        write_model(job.out, practice.model)
+        drop_rollouts(job.out, progress.step)
+    run(trainer, progress, job, f"{job.stage}.params.lr_frac={params.lr_frac / 2:g}")
+    if world.is_main:
+        write_model(job.out, trainer.model)
     world.close()
-    return practice.metrics()
+    shown = ("reward", "pass@1", f"pass@{params.samples}", "response_tokens", "entropy", "kl")
+    return {
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "skipped_groups": progress.skipped,
+        **{name: progress.record[name] for name in shown if name in progress.record},
+        **accuracies(progress.evaluated),
+        "train_seconds": progress.seconds,
+    }
+
+
+def accuracies(measured: dict[str, Any]) -> dict[str, Any]:
+    """Without the bounds of their intervals."""
+    return {name: value for name, value in measured.items() if not name.startswith(("eval_low/", "eval_high/"))}
 
 
 def check(params: Params, inputs: Inputs) -> None:
@@ -102,10 +122,20 @@ def check_launch(params: Params, launch: Launch, inputs: Inputs) -> None:
         )
 
 
-def set_up(job: Job[Params], world: "World", own: "Checkpoint | None") -> "Practice":
+def set_up(job: Job[Params], world: "World", own: "Checkpoint | None") -> "PolicyTrainer":
+    """The trainer with the model that it starts from, and a worker that generates with the very weights it trains."""
+    from data.chat.calculator import calculate
+    from data.tokens.tokenizer import Tokenizer
+    from model.decoding.engine import Engine, rows_that_fit
+    from model.optim.optimiser import Optimizer
+    from model.optim.schedule import Schedule
     from model.precision import resolve_dtype
     from model.saved import load_model
-    from pipeline.stages.practice import Practice
+    from model.training.loop import Hooks
+    from model.training.policy import Objective
+    from model.training.policy_trainer import PolicySettings, PolicyTrainer
+    from pipeline.stages.rollout_worker import RolloutWorker
+    from pipeline.stages.training import make_pace, make_saver
 
     params = job.params
     sandbox = open_sandbox(job, [*chosen(job, params.tasks), *chosen(job, params.eval_tasks)])
@@ -115,22 +145,41 @@ def set_up(job: Job[Params], world: "World", own: "Checkpoint | None") -> "Pract
     problems = load_problems(job, params.tasks)
     held_out = load_problems(job, params.eval_tasks, params.eval_items)
     steps = params.steps or max(1, round(params.epochs * len(problems) / params.problems))
-    return Practice(job, model, world, answerer(job, model, sandbox), problems, held_out, steps, own)
-
-
-def answerer(job: Job[Params], model: "GPT", sandbox: "Sandbox") -> "Answerer":
-    """Generates with the very weights that are trained."""
-    from data.chat.calculator import calculate
-    from data.tokens.tokenizer import Tokenizer
-    from model.decoding.engine import Engine, rows_that_fit
-    from pipeline.stages.rollouts import Answerer
 
     tok = Tokenizer.load(job.inputs["tokenizer"])
-    rows = job.params.problems * job.params.samples
-    if model.lm_head.weight.device.type == "cuda":
+    rows = params.problems * params.samples
+    if world.device.type == "cuda":
         rows = min(rows, rows_that_fit(model))
     engine = Engine(model, tok.special, tok.decode_bytes, tok.encode, calculate, rows)
-    return Answerer(engine, tok, sandbox, lambda: job.should_stop, job.params.advisory)
+    worker = RolloutWorker(job, world, engine, tok, sandbox, problems, held_out)
+
+    rows_per_pass = job.launch.device_batch_size
+    if rows_per_pass == "auto":
+        batch_tokens = 4_096 if world.device.type == "cpu" else 16_384
+    else:
+        batch_tokens = int(rows_per_pass) * model.config.sequence_len
+    objective = Objective(params.clip, params.kl)
+    settings = PolicySettings(
+        params.problems, params.samples, params.updates, params.temperature, objective, params.grad_clip, batch_tokens
+    )
+
+    def show(done: int, total: int, **shown: Any) -> None:
+        job.progress(done, total, **accuracies(shown))
+
+    trainer = PolicyTrainer(
+        model,
+        Optimizer(model, params.optim, model.config.width, world, params.lr_frac),
+        Schedule(params.schedule, steps),
+        worker,
+        settings,
+        make_pace(job, steps, params.eval_every),
+        world,
+        Hooks(job.log, show, job.say, lambda: job.should_stop),
+        make_saver(job, model, batch_tokens, world, own),
+    )
+    if held_out:
+        trainer.hooks.evaluate = lambda: worker.evaluate(trainer.progress.step)
+    return trainer
 
 
 def chosen(job: Job[Params], specs: list[TaskSpec]) -> list[TaskSpec]:
@@ -146,7 +195,7 @@ def load_problems(job: Job[Params], specs: list[TaskSpec], limit: int | None = N
     """
     from data.errors import DataMistake
     from data.tasks.mixture import load_tasks
-    from pipeline.stages.rollouts import Problem
+    from pipeline.stages.rollout_worker import Problem
 
     problems = []
     used = chosen(job, specs)
@@ -163,12 +212,12 @@ def load_problems(job: Job[Params], specs: list[TaskSpec], limit: int | None = N
     for spec, task in zip(used, load_tasks(used, lambda name: job.inputs[f"dataset/{name}"])):
         if task.kind != "generate":
             raise DataMistake(
-                f"{job.stage}: {spec.label} is multiple choice; rl practises tasks that are answered in text"
+                f"{job.stage}: {spec.label} is multiple choice; rl trains on tasks that are answered in text"
             )
         items = range(min(len(task), limit or len(task)))
         problems += [Problem(task, spec.label, item) for _ in range(spec.repeat) for item in items]
     if not problems and limit is None:
         raise DataMistake(
-            f"{job.stage}: there is nothing to practise; name at least one task in {job.stage}.params.tasks"
+            f"{job.stage}: there is nothing to train on; name at least one task in {job.stage}.params.tasks"
         )
     return problems

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from model.distributed import World
     from model.gpt import GPT
     from model.training.checkpoint import Checkpointer
+    from model.training.loop import Hooks, Loop, LoopProgress, Pace
     from model.training.prefetch import Batches
     from model.training.resume import Checkpoint
-    from model.training.trainer import Hooks, Progress, Settings, Trainer
+    from model.training.trainer import Progress, Settings
 
 
 H100_FLOPS, USUAL_MFU = 989e12, 0.45  # of GPUs whose kind is not known while planning
@@ -92,7 +93,7 @@ def train(job: Job[Any], work: Work) -> dict[str, Any]:
         settings,
         world,
         make_hooks(job, work, model, settings, world),
-        make_saver(job, model, settings, world, own),
+        make_saver(job, model, settings.micro_batch, world, own),
     )
     run(trainer, progress, job, work.gentler)
     if world.is_main:
@@ -193,22 +194,25 @@ def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | 
     job.say(f"attention: {model.attention_backend} ({why})")
     return Settings(
         config=work.config,
-        steps=work.steps,
+        pace=make_pace(job, work.steps, work.config.eval_every),
         micro_batch=size,
         rows=rows,
         dtype=dtype,
         epoch_rows=len(work.rows),
         vocab_size=config.vocab_size,
         flops_per_token=config.flops_per_token(),
-        log_every=launch.log_every,
-        save_every=launch.save_every,
-        save_minutes=launch.save_minutes,
-        trace=job.out / "profile" if launch.profile else None,
     )
 
 
+def make_pace(job: Job[Any], steps: int, eval_every: int | None) -> "Pace":
+    from model.training.loop import Pace
+
+    launch, trace = job.launch, job.out / "profile" if job.launch.profile else None
+    return Pace(steps, eval_every, launch.log_every, launch.save_every, launch.save_minutes, trace)
+
+
 def make_saver(
-    job: Job[Any], model: "GPT", settings: "Settings", world: "World", own: "Checkpoint | None"
+    job: Job[Any], model: "GPT", micro_batch: int, world: "World", own: "Checkpoint | None"
 ) -> "Checkpointer":
     """Knows what a later resume must meet to be exact; says what this one does not."""
     import torch
@@ -221,9 +225,9 @@ def make_saver(
     cuda = world.device.type == "cuda"
     saver.conditions = {
         "world_size": world.size,
-        "micro_batch": settings.micro_batch,
+        "micro_batch": micro_batch,
         "threads": torch.get_num_threads(),
-        "dtype": str(settings.dtype),
+        "dtype": str(model.compute_dtype),
         "device": torch.cuda.get_device_name(world.device) if cuda else world.device.type,
         "products": "torch's" if cuda or not matmul.available() else "oneDNN's",
         "attention": model.attention_backend,
@@ -256,7 +260,7 @@ def make_batches(work: Work, settings: "Settings", world: "World") -> "Batches":
 
 
 def make_hooks(job: Job[Any], work: Work, model: "GPT", settings: "Settings", world: "World") -> "Hooks":
-    from model.training.trainer import Hooks
+    from model.training.loop import Hooks
 
     def evaluate() -> dict[str, float]:
         assert work.validation is not None
@@ -290,21 +294,17 @@ def pad_rows(array: "np.ndarray", rows: int, value: int) -> "np.ndarray":
     return np.pad(array, ((0, rows - len(array)), (0, 0)), constant_values=value)
 
 
-def run(trainer: "Trainer", progress: "Progress", job: Job[Any], gentler: str) -> None:
-    """Raises Stopped, and Diverged with the overrides that go on from the last good checkpoint more gently."""
+def run(loop: "Loop", progress: "LoopProgress", job: Job[Any], gentler: str) -> None:
+    """Raises Stopped, and Diverged with the overrides that continue from the last good checkpoint at half the rate."""
     from model.errors import Diverged
 
     try:
-        if not trainer.run(progress):
-            raise Stopped(f"checkpoint at step {trainer.saver.last_step} of {trainer.settings.steps}")
+        if not loop.run(progress):
+            raise Stopped(f"checkpoint at step {loop.saver.last_step} of {loop.pace.steps}")
     except Diverged as error:
-        raise Diverged(f"{error}. {way_out(job, trainer.saver.last_step, gentler)}") from error
-
-
-def way_out(job: Job[Any], saved: int | None, gentler: str) -> str:
-    """What a run that diverged is started with again. saved: step of the last good checkpoint."""
-    branch = f"{job.stage}.params.init={job.key}@{saved} " if saved is not None else ""
-    return f"With half the rate: {branch}{gentler}"
+        saved = loop.saver.last_step
+        branch = f"{job.stage}.params.init={job.key}@{saved} " if saved is not None else ""
+        raise Diverged(f"{error}. With half the rate: {branch}{gentler}") from error
 
 
 def write_model(folder: Path, model: "GPT") -> None:

@@ -18,9 +18,10 @@ from model.optim.schedule import Schedule
 from model.precision import LossScale, resolve_dtype
 from model.training.batch_size import micro_batch, rows_per_pass, rows_per_process
 from model.training.checkpoint import Checkpointer, Keep, steps_in
+from model.training.loop import Hooks, Pace
 from model.training.prefetch import Prefetcher
 from model.training.spikes import NormGuard
-from model.training.trainer import Hooks, Progress, Settings, Trainer
+from model.training.trainer import Progress, Settings, Trainer
 
 
 def batches(step):
@@ -46,14 +47,22 @@ class Session:
         if compile:
             self.model.use_compiler()
         optimizer = Optimizer(self.model, optim or OptimConfig(), 32, ALONE)
-        own = {f.name for f in fields(Settings)} - {"config"}
-        config = TrainConfig(**{"eval_every": None} | {n: v for n, v in settings.items() if n not in own})
-        defaults = {"steps": 6, "rows": 4, "micro_batch": 2, "log_every": 2, "dtype": torch.float32}
-        defaults |= {"flops_per_token": 1.0} | {n: v for n, v in settings.items() if n in own}
-        self.settings = Settings(config, **defaults)
+        values = {
+            "steps": 6,
+            "log_every": 2,
+            "rows": 4,
+            "micro_batch": 2,
+            "dtype": torch.float32,
+            "flops_per_token": 1.0,
+        }
+        values |= {"eval_every": None} | settings
+        pace, config, own = (
+            {f.name: values[f.name] for f in fields(cls) if f.name in values} for cls in (Pace, TrainConfig, Settings)
+        )
+        self.settings = Settings(TrainConfig(**config), Pace(**pace), **own)
         self.saver = Checkpointer(folder, ALONE, "key", Keep(), self.words.append)
         hooks = Hooks(self.log, lambda *_, **__: None, self.words.append, stop, evaluate and self.evaluated(evaluate))
-        schedule = Schedule(schedule or ScheduleConfig(), self.settings.steps)
+        schedule = Schedule(schedule or ScheduleConfig(), self.settings.pace.steps)
         self.trainer = Trainer(self.model, optimizer, schedule, batches, self.settings, ALONE, hooks, self.saver)
         self.progress = Progress()
 

@@ -26,7 +26,7 @@ SIZES = {"depth": 2, "width": 32, "head_dim": 16, "sequence_len": 128}
 def small_store(root: Path) -> Store:
     """Artifacts tokenizer, tokenize, pretrain, and sft, which comes from pretrain."""
     store = Store(root)
-    texts = [path.read_text() for path in sorted((ROOT / "data").rglob("*.py"))]
+    texts = [text for path in sorted((ROOT / "data").rglob("*.py")) if (text := path.read_text())]
     folder = put(store, "tokenizer", "tokenizer").folder
     tokenizer = bpe.save(bpe.train(texts, VOCAB), folder)
     seal(folder)

@@ -24,7 +24,7 @@ from tests.pipeline.trained import StageRun
 VOWELS = "tests.toys.vowels.Vowels"
 MEASURED = ("seconds", "tok_s", "memory_mb")
 PARAMS = {
-    "tasks": [{"task": VOWELS, "name": "practice"}],
+    "tasks": [{"task": VOWELS, "name": "train"}],
     "eval_tasks": [{"task": VOWELS, "name": "held out", "split": "test", "size": 24}],
     "eval_every": 4,
     "problems": 4,
@@ -70,7 +70,7 @@ def measured(run: StageRun) -> list[dict]:
     return [{name: value for name, value in line.items() if not name.endswith(MEASURED)} for line in lines]
 
 
-def test_practice_raises_held_out_accuracy(finished):
+def test_training_raises_held_out_accuracy(finished):
     accuracy = dict(finished.metrics("eval/held out"))
 
     assert list(accuracy) == [0, 4, 8] and accuracy[8] > accuracy[0] + 0.2
@@ -178,8 +178,8 @@ def test_a_problem_that_comes_twice_in_a_step_is_answered_anew(inputs, tmp_path)
     assert len({line["completion"] for line in lines if not line.get("held_out")}) > 2
 
 
-def test_nothing_to_practise_is_refused(inputs, tmp_path):
-    with pytest.raises(DataMistake, match="nothing to practise"):
+def test_nothing_to_train_on_is_refused(inputs, tmp_path):
+    with pytest.raises(DataMistake, match="nothing to train on"):
         make_run(inputs, tmp_path, tasks=[]).inside(deterministic=False)
 
 
@@ -187,7 +187,7 @@ ONE = {"size": 1, "name": "one"}
 SHORT = {"eval_tasks": [], "problems": 2, "samples": 2, "steps": 1}
 
 
-def test_programs_that_a_check_judges_are_practised(inputs, tmp_path):
+def test_programs_that_a_check_judges_are_trained_on(inputs, tmp_path):
     run = make_run(inputs, tmp_path, tasks=[{"task": "tests.toys.vowels.Judged", **ONE}], **SHORT)
 
     assert run.run(sandbox="weak")["status"] == "done"
@@ -232,7 +232,7 @@ def test_a_verdict_that_is_advisory_without_being_declared_so_is_refused(inputs,
         make_run(inputs, tmp_path, tasks=tasks, **SHORT).inside(deterministic=False, sandbox="weak")
 
 
-def test_multiple_choice_cannot_be_practised(inputs, tmp_path, shared_hub):
+def test_multiple_choice_cannot_be_trained_on(inputs, tmp_path, shared_hub):
     inputs = inputs | {"dataset/arc": str(shared_hub / "datasets" / "allenai" / "ai2_arc")}
     with pytest.raises(DataMistake, match="multiple choice"):
         make_run(inputs, tmp_path, tasks=[{"task": "data.tasks.arc.ARC", "dataset": "arc"}]).inside(deterministic=False)
