@@ -4,8 +4,10 @@ import argparse
 from typing import Any, NoReturn
 
 from pipeline.commands.cli import COMMANDS
+from pipeline.config.quoting import quote
 from pipeline.errors import UserError
 from pipeline.runner import machine
+from pipeline.runner.environment import user_path
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,6 +22,9 @@ class Parser(argparse.ArgumentParser):
         settings = "`python flows.py plan --config` shows all settings."
         super().__init__(prog=prog, usage=usage, description=description, epilog=settings)
         self.command, self.names, self.least, self.most = command, names, least, most
+        self.add_argument(
+            "--config-dir", metavar="DIR", help="also find recipes and the like there: DIR/recipe/NAME.yaml"
+        )
 
     def flag(self, *words: str, help: str) -> None:
         self.add_argument(*words, action="store_true", help=help)
@@ -30,6 +35,8 @@ class Parser(argparse.ArgumentParser):
         Raises UserError for an unknown option, and for too many or too few names.
         """
         flags, rest = self.parse_known_args(arguments)
+        if flags.config_dir:
+            rest.insert(0, f"hydra.searchpath=[{quote(str(user_path(flags.config_dir).absolute()))}]")
         flags.given = [a for a in rest if "=" in a or (a.startswith(("~", "+")) and not a.startswith("~/"))]
         flags.names = [a for a in rest if a not in flags.given]
         fix = f"Run `{self.prog} --help` to see what it takes."

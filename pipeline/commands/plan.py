@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.commands.parser import Parser
+from pipeline.config.show import commented
 from pipeline.errors import UserError
 from pipeline.numbers import duration, money
 from pipeline.plan.plan import Plan, Step
@@ -24,13 +25,12 @@ def plan(arguments: list[str]) -> int:
     from pipeline.commands.run import usual
 
     parser = Parser("plan")
-    parser.flag("--config", help="print all settings with their values instead")
+    parser.flag("--config", help="print all settings instead: value, origin and meaning")
     flags = parser.parse(arguments)
-    session = Session.open(usual(flags))
+    overrides = usual(flags)
+    session = Session.open(overrides)
     if flags.config:
-        import yaml
-
-        print(yaml.safe_dump(session.composed, sort_keys=False), end="")
+        say(commented(session.composed, overrides), end="")
         return 0
     made = session.plan(online=False)
     console = PlainConsole()

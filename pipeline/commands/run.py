@@ -1,22 +1,20 @@
 """`run`: trains what the configuration describes; `run -m`: once for each combination of values."""
 
 import json
-import os
 import sys
 from argparse import Namespace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
+import yaml
 from rich.console import Console
 
 from pipeline.artifacts.store import Artifact, Store
+from pipeline.commands import sweep
 from pipeline.commands.parser import Parser
 from pipeline.commands.plan import plan_table
 from pipeline.config import compose as config
-from pipeline.config.settings import StoreConfig
-from pipeline.plan.session import Session, new_run_id, store_root
-from pipeline.printing import PlainConsole, table
+from pipeline.plan.session import Session
+from pipeline.printing import PlainConsole, say, table
 from pipeline.runner import machine, orchestration, server
 from pipeline.runner.console import RunConsole, RunView
 from pipeline.runner.run import Run, parameters_of
@@ -26,9 +24,19 @@ from pipeline.runner.tracking import habits
 def run(arguments: list[str]) -> int:
     parser = Parser("run")
     parser.flag("-m", "--multirun", help="a run for each combination of values, as in sft.params.lr_frac=0.02,0.05")
+    parser.add_argument("--cfg", choices=["job", "hydra", "all"], help="print the settings as plain YAML instead")
+    about = ["defaults", "defaults-tree", "config", "plugins", "searchpath", "all"]
+    parser.add_argument("--info", choices=about, help="print how Hydra composes the settings; defaults: their files")
     flags = parser.parse(arguments)
     overrides = usual(flags)
-    return sweep(overrides) if flags.multirun else run_once(overrides)
+    if flags.multirun:
+        return sweep.sweep(overrides)
+    if flags.cfg == "job":
+        say(yaml.safe_dump(config.compose(overrides), sort_keys=False, allow_unicode=True), end="")
+        return 0
+    if flags.cfg or flags.info:
+        return sweep.show(f"--cfg={flags.cfg}" if flags.cfg else f"--info={flags.info}", overrides)
+    return run_once(overrides)
 
 
 def usual(flags: Namespace) -> list[str]:
@@ -88,45 +96,3 @@ def print_ending(console: Console, store: Store, artifacts: list[Artifact]) -> N
             console.print(f"Report: {artifact.folder / 'report.html'}", soft_wrap=True)
     if any(artifact.module in ("rl", "finetune") for artifact in artifacts):
         console.print("Chat:   python flows.py chat        (in the terminal: python flows.py chat --cli)")
-
-
-def sweep(overrides: list[str]) -> int:
-    """Run every combination through Hydra's sweepers and launchers. Returns the first exit code that is not 0."""
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-
-    codes: list[int] = []
-    sweep_id = new_run_id()
-
-    def job(_: Any) -> None:
-        from pipeline.commands.cli import main
-
-        chosen = list(HydraConfig.get().overrides.task)
-        print(f"\n=== {' '.join(chosen)}", flush=True)
-        codes.append(main(["run", *chosen, f"run.sweep={sweep_id}"]))
-        if codes[-1] == 130:
-            raise KeyboardInterrupt
-
-    folder = _store_of(overrides) / "runs" / "sweeps"
-    before = sys.argv
-    sys.argv = [before[0], "-m", *config.as_hydra_takes(overrides), f"hydra.sweep.dir={folder}/${{now:%Y%m%d-%H%M%S}}"]
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    try:
-        with config.explained(overrides):
-            hydra.main(config_path=str(Path(config.CONF)), config_name="config", version_base="1.3")(job)()
-    finally:
-        sys.argv = before
-    return next((code for code in codes if code), 0)
-
-
-def _store_of(overrides: list[str]) -> Path:
-    """The store of the sweep's runs; the usual one where they have several."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    root = StoreConfig.root
-    given = config.as_hydra_takes([o for o in overrides if "store.root=" in o])
-    with config.explained(overrides):
-        for override in OverridesParser.create().parse_overrides(given):
-            if override.key_or_group == "store.root" and not override.is_sweep_override():
-                root = str(override.value())
-    return store_root(root)

@@ -24,7 +24,12 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 SEVERAL = "-m runs one after the other; 'NAME=[a,b]' is a list."
 SETTINGS = {field.name for field in dataclasses.fields(Settings)} - {"stages"}
 TEXTS = dict(texts_in(Settings))
-UNUSED = ("hydra.run", "hydra.job", "hydra.output_subdir")  # Hydra would take them, and they would have no effect
+UNUSED = (
+    "hydra.run",
+    "hydra.job",
+    "hydra.output_subdir",
+    "hydra.sweep",
+)  # Hydra would take them, and they would have no effect
 
 
 def compose(overrides: list[str]) -> dict[str, Any]:
@@ -48,13 +53,31 @@ def composed_yaml(overrides: list[str]) -> dict[str, Any]:
 
     for override in overrides:
         if override.lstrip("+").startswith(UNUSED):
-            raise UserError("has no effect", override, "What a run leaves is in the store: set store.root=FOLDER.")
+            fix = (
+                "It is for -m."
+                if "hydra.sweep" in override
+                else "What a run leaves is in the store: set store.root=DIR."
+            )
+            raise UserError("has no effect", override, fix)
     OmegaConf.register_new_resolver("least", _least, replace=True)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra_compose("config", overrides=as_hydra_takes(overrides))
     tree: dict[str, Any] = OmegaConf.to_container(composed, resolve=False)  # type: ignore[assignment]
     return {"pipeline": {}} | tree
+
+
+def files_of(overrides: list[str]) -> list[tuple[str, str]]:
+    """The files that are composed, in their order: each without .yaml, and the name of the group that it fills."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        composed = loader.compute_defaults_list("config", as_hydra_takes(overrides), RunMode.RUN).defaults
+    return [(file.config_path, file.package or "") for file in composed if file.config_path]
 
 
 def _least(*numbers: int | None) -> int | None:
@@ -92,18 +115,23 @@ def _fill(
     """`given` and those defaults of `cls` that it does not name; groups typed by a dataclass likewise."""
     filled = _defaults(cls, without) if default is None else dict(default)
     for name, value in given.items():
-        group = _groups(cls).get(name)
+        group = groups_of(cls).get(name)
         if group and group not in without and isinstance(value, dict):
             value = _fill(group, value, filled.get(name), without)
         filled[name] = value
-    return filled
+    return _in_order(cls, filled)
+
+
+def _in_order(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The settings as `cls` declares them, then names that it does not know."""
+    return {field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values} | values
 
 
 def _defaults(cls: type, without: Collection[type]) -> dict[str, Any]:
     """Plain defaults of a dataclass, groups included. A setting that must be given is left out."""
     values = {}
     for field in dataclasses.fields(cls):
-        group = _groups(cls).get(field.name)
+        group = groups_of(cls).get(field.name)
         if field.default is not dataclasses.MISSING:
             values[field.name] = _plain(field.default)
         elif group in without or field.name == "stages":
@@ -119,16 +147,17 @@ def follow(composed: dict[str, Any]) -> None:
     """Give the groups of stages that follow settings the values of these that the stage itself does not name."""
     for name in composed["pipeline"]["stages"]:
         stage = composed.get(name)
-        if isinstance(stage, dict) and "run" in stage and isinstance(params := stage["params"], dict):
-            cls: type = load(stage["run"], name).Params
-            for field, group in _groups(cls).items():
+        if isinstance(stage, dict) and isinstance(stage.get("run"), str) and isinstance(stage["params"], dict):
+            params, cls = stage["params"], typing.cast(type, load(stage["run"], name).Params)
+            for field, group in groups_of(cls).items():
                 followed = FOLLOWS.get(group)
                 if followed and isinstance(own := params.get(field, {}), dict):
                     params[field] = _group_at(composed, followed) | own
+            stage["params"] = _in_order(cls, params)
 
 
 @functools.cache
-def _groups(cls: type) -> dict[str, type]:
+def groups_of(cls: type) -> dict[str, type]:
     """The fields of a dataclass that are dataclasses themselves, or null."""
     found = {}
     for name, hint in typing.get_type_hints(cls).items():
