@@ -56,11 +56,11 @@ class GPTConfig:
     of a class that is built as Class(config) and offers what model.gpt.GPT offers; it gets base's values.
     """
 
-    arch: str = "base"
-    depth: int = 20
+    arch: str = "base"  # base | modern | import path of a class of your own
+    depth: int = 20  # layers
     width: int | None = None  # null: 64 * depth
     head_dim: int = HEAD_DIM
-    kv_heads: int | None = None  # null: as many as query heads; fewer is GQA
+    kv_heads: int | None = None  # null: as many as query heads; fewer is grouped-query attention
     vocab_size: int | None = None  # null: the tokenizer's
     sequence_len: int = 2048  # context, in tokens
     dropout: float = 0.0
@@ -222,9 +222,9 @@ class OptimConfig:
     unembedding_lr: float = 0.004
     value_embedding_lr: float = 0.15
     scalar_lr: float = 0.5  # x0 lambdas, backout, smear; the residual lambdas learn at a hundredth of it
-    width_ref: int | None = 768  # null: AdamW's rates do not depend on the width
+    width_ref: int | None = 768  # AdamW's rates times (width / width_ref)^-0.5; null: they do not depend on the width
     init_lr_frac: float = 1.0  # multiplies every rate
-    betas: tuple[float, float] = (0.8, 0.95)
+    betas: tuple[float, float] = (0.8, 0.95)  # of AdamW and Lion
     embedding_betas: tuple[float, float] | None = None  # null: betas
     unembedding_betas: tuple[float, float] | None = None
     scalar_betas: tuple[float, float] | None = None
@@ -232,6 +232,7 @@ class OptimConfig:
     weight_decay: float = 0.0  # of the matrices, decoupled: p -= lr * weight_decay * p
     cautious: bool = False  # decay only where the update has the sign of the weight
     iterations: int = 5  # of the orthogonalisation
+    # classic: the iteration of Muon's first version, as in nanochat's
     coefficients: Literal["polar_express", "classic"] = "polar_express"
     orthogonal_dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"  # auto: bfloat16 on GPUs, else float32
     normuon: bool = False  # divide each row of an update by the root of its running mean square
@@ -268,10 +269,10 @@ class ScheduleConfig:
     """Learning rate: linear warm-up, constant, linear warm-down. Momentum and weight decay over the same steps."""
 
     warmup_steps: int = 0
-    warmdown_frac: float = 0.2  # part of all steps
+    warmdown_frac: float = 0.2  # part of all steps, over which the rates fall
     final_lr_frac: float = 0.0  # the rate that the warm-down ends at, as a part of the full one
     momentum: tuple[float, float] = (0.85, 0.95)  # Muon's and SGD's, first and last value of its own warm-up
-    momentum_steps: int = 300
+    momentum_steps: int = 300  # of that warm-up
     momentum_final: float | None = None  # null: no change in the warm-down
     weight_decay_to_zero: bool = False  # linear over all steps
     scale_lr_with_batch: bool = False  # every rate times sqrt(total_batch_tokens / 2^19); starves small runs
@@ -298,7 +299,7 @@ class TrainConfig:
     seed: Seed = 0  # of the order of rows and, in pretrain, of the weights
     grad_clip: PositiveOrOff = 1.0  # norm of the global gradients; null: off
     skip_spikes: FactorOrOff = None  # drop steps whose gradient norm is this many times the usual
-    dtype: Dtype = "auto"  # of the computations; auto: what the device is good at
+    dtype: Dtype = "auto"  # of the computations; auto: bfloat16 on GPUs that have it, else float32
     fp8: bool = False  # matmuls of the blocks in 8 bits
     eval_every: CountOrOff = 250  # steps between measurements of val_bpb; the end is always measured
     val_tokens: Count | None = 10_485_760  # of the validation shard, from its start; null: all

@@ -32,25 +32,25 @@ class Launch:
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     nproc: Count = 1  # processes under torchrun, for stages with ranks
-    threads: Count | None = None  # CPU threads a process; None: the cores divided by nproc
+    threads: Count | None = None  # CPU threads per process; null: the cores divided by nproc
     workers: Count = 2  # helper processes or connections of the stages that prepare data
-    device_batch_size: Count | Literal["auto"] = "auto"  # rows a forward pass; "auto" picks what fits
-    compile: bool = False
+    device_batch_size: Count | Literal["auto"] = "auto"  # rows of one forward pass; auto: what fits
+    compile: bool = False  # torch.compile; needs a C++ compiler
     grad_checkpoint: bool = False  # recompute activations in backward: less memory, about a third slower
     deterministic: bool = False  # bitwise equal on resume; slower on GPUs
-    save_every: CountOrOff = None  # steps between checkpoints; None: by save_minutes alone
-    save_minutes: PositiveOrOff = 10.0
-    keep_last: Count = 2
+    save_every: CountOrOff = None  # steps between checkpoints; null: by save_minutes alone
+    save_minutes: PositiveOrOff = 10.0  # between checkpoints
+    keep_last: Count = 2  # checkpoints
     keep_every: CountOrOff = None  # also keep each checkpoint whose step is a multiple of this
-    resume: Literal["latest", "never"] | Natural = "latest"  # latest | never | a step
+    resume: Literal["latest", "never"] | Natural = "latest"  # latest | never | a step; for unfinished work
     profile: bool = False  # write a profiler trace of a few steps into the artifact
-    sandbox: Literal["strict", "weak"] = "strict"
+    sandbox: Literal["strict", "weak"] = "strict"  # weak: run model-written code unconfined, too; the report says so
     log_every: Count = 10  # steps
     slots: Count = 1  # stages that may run side by side
-    grace_seconds: Amount = 60.0  # between asking a stage to stop and ending it
+    grace_seconds: Amount = 60.0  # for a stage that is asked to stop
     timeout_minutes: PositiveOrOff = None  # of a whole stage
     retries: Natural = 2  # after a lost peer or a preemption
-    usd_per_hour: Amount = 0.0
+    usd_per_hour: Amount = 0.0  # of this machine, for estimates and guard.budget_usd
 
 
 class Logger(Protocol):

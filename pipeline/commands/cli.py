@@ -42,12 +42,14 @@ COMMANDS = {
     "verify-resume": ("verify_resume.verify_resume", "kill and resume a training, and compare the bits"),
     "bench": ("bench.bench", "measure this machine and what runs on it: bench [NAME...]"),
     "doctor": ("doctor.doctor", "check this machine and this installation"),
+    "completion": ("completion.completion", "print a script that completes command lines in bash"),
 }
 
 SETTINGS = """\
 Settings: recipe=tiny|d12|d20|d26|d32, data=..., mixture=..., run.name=NAME,
   STAGE.params.NAME=VALUE, STAGE.pin=KEY, launch.NAME=VALUE, until=STAGE,
-  only=[STAGE,...], force=[STAGE,...]. `plan --config` prints all of them.
+  only=[STAGE,...], force=[STAGE,...]. `plan --config` prints all of them
+  with their meaning, `--cfg job` plain; --config-dir DIR adds recipes of your own.
 `python flows.py COMMAND --help` shows a command's options."""
 
 

@@ -24,12 +24,12 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 SEVERAL = "-m runs one after the other; 'NAME=[a,b]' is a list."
 SETTINGS = {field.name for field in dataclasses.fields(Settings)} - {"stages"}
 TEXTS = dict(texts_in(Settings))
-UNUSED = (
-    "hydra.run",
-    "hydra.job",
-    "hydra.output_subdir",
-    "hydra.sweep",
-)  # Hydra would take them, and they would have no effect
+WITHOUT_EFFECT = {  # Hydra would take these
+    "hydra.sweep": "It is for -m.",
+    "hydra.run": "Outputs of a run are in the store: set store.root=DIR.",
+    "hydra.job": "",
+    "hydra.output_subdir": "",
+}
 
 
 def compose(overrides: list[str]) -> dict[str, Any]:
@@ -39,9 +39,9 @@ def compose(overrides: list[str]) -> dict[str, Any]:
     with explained(overrides):
         tree = composed_yaml(overrides)
         tree["pipeline"]["stages"] = stages_of(tree)
-        composed: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(with_defaults(tree)), resolve=True)  # type: ignore[assignment]
+        composed: Any = OmegaConf.to_container(OmegaConf.create(with_defaults(tree)), resolve=True)
     follow(composed)
-    return composed
+    return dict(composed)
 
 
 def composed_yaml(overrides: list[str]) -> dict[str, Any]:
@@ -52,19 +52,15 @@ def composed_yaml(overrides: list[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     for override in overrides:
-        if override.lstrip("+").startswith(UNUSED):
-            fix = (
-                "It is for -m."
-                if "hydra.sweep" in override
-                else "What a run leaves is in the store: set store.root=DIR."
-            )
-            raise UserError("has no effect", override, fix)
+        for name, fix in WITHOUT_EFFECT.items():
+            if override.lstrip("+").startswith(name):
+                raise UserError("has no effect", override, fix)
     OmegaConf.register_new_resolver("least", _least, replace=True)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = hydra_compose("config", overrides=as_hydra_takes(overrides))
-    tree: dict[str, Any] = OmegaConf.to_container(composed, resolve=False)  # type: ignore[assignment]
-    return {"pipeline": {}} | tree
+    tree: Any = OmegaConf.to_container(composed, resolve=False)
+    return {"pipeline": {}, **tree}
 
 
 def files_of(overrides: list[str]) -> list[tuple[str, str]]:
@@ -150,9 +146,9 @@ def follow(composed: dict[str, Any]) -> None:
         if isinstance(stage, dict) and isinstance(stage.get("run"), str) and isinstance(stage["params"], dict):
             params, cls = stage["params"], typing.cast(type, load(stage["run"], name).Params)
             for field, group in groups_of(cls).items():
-                followed = FOLLOWS.get(group)
-                if followed and isinstance(own := params.get(field, {}), dict):
-                    params[field] = _group_at(composed, followed) | own
+                own = params.get(field, {})  # missing where the whole group follows; null is a value
+                if group in FOLLOWS and isinstance(own, dict):
+                    params[field] = _group_at(composed, FOLLOWS[group]) | own
             stage["params"] = _in_order(cls, params)
 
 

@@ -76,17 +76,20 @@ def _flow(value: Any) -> str:
 
 @functools.cache
 def comments(cls: type) -> dict[str, str]:
-    """The comment behind each field of a dataclass, by its name."""
+    """The comment behind each field of a dataclass, or in the line above it, by the field's name."""
     found = {}
     for base in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
         source = textwrap.dedent(inspect.getsource(base))
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-        texts = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+        texts = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}
         for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.end_lineno in texts:
-                found[node.target.id] = texts[node.end_lineno]
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                behind, above = texts.get(node.end_lineno or 0), texts.get(node.lineno - 1)
+                alone = above if above and above.line.lstrip().startswith("#") else None
+                if text := behind or alone:
+                    found[node.target.id] = text.string.lstrip("# ")
     return found
 
 
@@ -101,21 +104,21 @@ def origins(overrides: list[str]) -> dict[str, str]:
             shown = file.relative_to(config.CONF.parent) if file.is_relative_to(config.CONF) else file
             content = yaml.safe_load(file.read_text()) or {}
             content.pop("defaults", None)
-            found.update(dict.fromkeys(_dotted(content, package), str(shown)))
+            found.update(dict.fromkeys(dotted(content, package), str(shown)))
     for override in config.as_hydra_takes(overrides):
         parsed = parsed_override(override)
         if parsed and not parsed.is_delete() and not any((folder / parsed.key_or_group).is_dir() for folder in folders):
-            found.update(dict.fromkeys(_dotted(parsed.value(), parsed.key_or_group), "command line"))
+            found.update(dict.fromkeys(dotted(parsed.value(), parsed.key_or_group), "command line"))
     return found
 
 
-def _dotted(value: Any, path: str) -> Iterator[str]:
+def dotted(value: Any, path: str) -> Iterator[str]:
     """The names of all values in a group."""
     if not isinstance(value, dict) or not value:
         yield path
         return
     for name, inner in value.items():
-        yield from _dotted(inner, f"{path}.{name}" if path else str(name))
+        yield from dotted(inner, f"{path}.{name}" if path else str(name))
 
 
 def _origin(place: str, origin: dict[str, str]) -> str:

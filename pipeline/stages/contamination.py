@@ -28,9 +28,9 @@ AHEAD = 4  # stretches of tokens a worker may have waiting
 @dataclass
 class Params:
     tasks: list[TaskSpec] = field(default_factory=list)  # chat tasks that are evaluated
-    core: CoreSpec | None = None
+    core: CoreSpec | None = None  # null: no CORE
     practice: list[TaskSpec] = field(default_factory=list)  # problems of rl, which are trained on and are not rows
-    ngram: Count = 13  # tokens
+    ngram: Count = 13  # tokens; a shorter question is looked up as a whole
     examples: Natural = 2  # found items of each task in contamination.json
 
 

@@ -25,14 +25,14 @@ class Params:
     paths: list[str] = field(default_factory=list, metadata={"key": False})  # local: files or folders
     files: list[str] = field(default_factory=list)  # hub data set: names or globs in the repository
     shard: str = "shard_{:05d}.parquet"  # hub text: how shards are named, counted from 0
-    train_shards: Count | None = None  # text: how many; None: all there are (not on a hub)
-    val_shard: str | None = None  # text: the file held out; None (not on a hub): hold out single documents
-    validation: bool = True  # text: False keeps the held-out text away altogether, as the tokenizer's input does
+    train_shards: Count | None = None  # text: how many; null: all (not on a hub)
+    val_shard: str | None = None  # text: the file held out; null (not on a hub): hold out single documents
+    validation: bool = True  # text: false keeps the held-out text away altogether, as the tokenizer's input does
     shard_tokens: Count | None = field(default=None, metadata={"key": False})  # text: about as many, to check horizons
     column: str = "text"  # text: the column of a parquet file, the field of a jsonl line
     extract: bool = False  # url: also unpack a zip beside it
     shard_chars: Count = 50_000_000  # local text without val_shard: characters a shard
-    val_fraction: Fraction | None = None  # held out without a val_shard; None: 0.01 (pydocs: 0.05 of its modules)
+    val_fraction: Fraction | None = None  # held out without a val_shard; null: 0.01 (pydocs: 0.05 of its modules)
     seed: Seed = 0  # pydocs: the order of the pages
 
 

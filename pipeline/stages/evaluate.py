@@ -40,7 +40,7 @@ class Params:
     top_k: CountOrOff = 50
     samples: Count = 1  # answers to each question; with more than 1, pass@k is measured too
     seed: Seed = 0
-    dtype: Dtype = "auto"  # auto: what the device is good at
+    dtype: Dtype = "auto"  # auto: bfloat16 on GPUs that have it, else float32
 
 
 def check(params: Params, inputs: Inputs) -> None:

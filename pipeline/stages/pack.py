@@ -11,6 +11,7 @@ from pipeline.typed import Count
 
 @dataclass
 class Params:
+    # stream: every token once; bestfit: rows begin with a document, and a third of the tokens is cropped
     method: Literal["stream", "bestfit"] = "stream"
     sequence_len: Count = 2048  # input tokens per row; a row stores one more, the last target
     window: Count = 1000  # bestfit: documents to choose from

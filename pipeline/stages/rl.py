@@ -37,10 +37,10 @@ class Params:
     epochs: Positive = 1.0  # of all problems
     temperature: Positive = 1.0  # of rollouts; what is trained is the model at this temperature
     top_k: CountOrOff = 50
-    max_new_tokens: Count = 256
+    max_new_tokens: Count = 256  # of an answer
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(warmdown_frac=1.0))
-    lr_frac: Positive = 0.05  # every rate times this
+    lr_frac: Positive = 0.05  # every rate of optim times this
     divide_by_std: bool = False  # advantage (r - mean) / std instead of r - mean
     kl: Amount = 0.0  # weight of the divergence from the model it started with
     clip: PositiveOrOff = None  # of the probability ratio; matters with several updates a step
@@ -49,7 +49,7 @@ class Params:
     programs: Programs = "run"  # skip: leave out tasks that run programs which the model wrote
     advisory: bool = False  # train also on tasks whose programs report their own verdicts (Task.advisory)
     seed: Seed = 0
-    dtype: Dtype = "auto"  # of the computations; auto: what the device is good at
+    dtype: Dtype = "auto"  # of the computations; auto: bfloat16 on GPUs that have it, else float32
     keep: Natural = 2  # rollouts of each step, and answers to each held-out task at each evaluation, in rollouts.jsonl
     init: str | None = None  # KEY@STEP: go on from a checkpoint of another run of this stage
 
