@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 
 from pipeline import typed
@@ -106,13 +107,17 @@ class StageRun:
             work=self.work,
             store=self.work.parent / "store",
         )
-        return module.main(job)
+        try:
+            return module.main(job)
+        finally:
+            torch.use_deterministic_algorithms(False)  # as launch.deterministic has set it for the whole process
 
     def weights(self) -> dict[str, Any]:
         return load_file(self.work / "out" / "model.safetensors")
 
     def said(self) -> str:
-        return (self.work / "said.txt").read_text()
+        path = self.work / "said.txt"
+        return path.read_text() if path.exists() else ""
 
     def metrics(self, *names: str) -> list[tuple[float, ...]]:
         """(step, *names) of every line that has the names."""
