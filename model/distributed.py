@@ -1,7 +1,8 @@
-"""Processes that train together: who I am, how we add up, how we end. gloo on CPU, nccl on CUDA."""
+"""Processes that train together: their ranks and collectives. gloo on CPU, nccl on CUDA."""
 
 import random
 from dataclasses import dataclass
+from typing import Union
 
 import numpy as np
 import torch
@@ -15,24 +16,27 @@ class Done:
     """The handle of a collective that had nothing to do."""
 
     def wait(self) -> None:
-        """Returns at once."""
+        """Return at once."""
+
+
+Handle = Union["dist.Work", Done]  # quoted, as torch may be built without distributed
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one training run. With size 1 no process group exists and every collective is free."""
+    """The processes of one training run. With size 1 there is no process group, and collectives do nothing."""
 
     rank: int
     size: int
     device: torch.device
-    aside: "dist.ProcessGroup | None" = None  # for a thread beside the one that trains
+    aside: "dist.ProcessGroup | None" = None  # for the thread that writes checkpoints
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def sum(self, tensor: Tensor, wait: bool = True) -> "dist.Work | Done":
-        """Add `tensor` up over the ranks, in place; on its own device."""
+    def sum(self, tensor: Tensor, wait: bool = True) -> Handle:
+        """Sum `tensor` over the ranks, in place and on its own device."""
         if self.size == 1:
             return Done()
         work = dist.all_reduce(tensor, async_op=True)
@@ -41,7 +45,7 @@ class World:
         return work
 
     def sum_host(self, values: list[int]) -> list[int]:
-        """Integers added up over the ranks through the CPU: the GPU's queue is not waited for."""
+        """Integers summed over the ranks through the CPU, which does not wait for the GPU's queue."""
         if self.size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.int64)
@@ -61,13 +65,13 @@ class World:
         dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
         return int(tensor)
 
-    def reduce_scatter(self, own: Tensor, whole: Tensor) -> "dist.Work | Done":
-        """own becomes this rank's equal part of `whole` added up over the ranks. Not awaited."""
+    def reduce_scatter(self, own: Tensor, whole: Tensor) -> Handle:
+        """own becomes this rank's equal part of `whole` summed over the ranks. Not awaited."""
         if self.size == 1:
             return Done()
         return _reduce_scatter(own, whole, async_op=True)
 
-    def all_gather(self, whole: Tensor, own: Tensor) -> "dist.Work | Done":
+    def all_gather(self, whole: Tensor, own: Tensor) -> Handle:
         """whole becomes the parts of all ranks side by side; own may be a part of it. Not awaited."""
         if self.size == 1:
             return Done()
@@ -95,9 +99,9 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 
 
 def start(rank: int, local_rank: int, size: int, device: str = "auto") -> World:
-    """Join the other processes (found as torchrun describes them). device: auto | cpu | cuda | mps.
+    """Join the other processes, which torchrun describes in the environment. device: auto | cpu | cuda | mps.
 
-    Raises ModelError when the device is not there or there are fewer GPUs than processes on this host.
+    Raises ModelError when the device is missing or there are fewer GPUs than processes on this host.
     """
     own = choose_device(device, local_rank)
     if own.type == "cuda":

@@ -1,4 +1,4 @@
-"""Rows of text that are generated side by side: one cache with a slot for each, and the queue of those that wait."""
+"""Rows of text that are generated side by side: a cache with a slot for each, and a queue of waiting ones."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -35,12 +35,12 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     waiting: deque[int] = field(default_factory=deque)  # tool output still to be forced
     call: list[int] | None = None  # tokens of the python call being written
-    pieces: "Pieces | None" = None  # what looks for stop texts, where there are any
+    pieces: "Pieces | None" = None  # looks for stop texts, where there are any
     finish: Finish | None = None
 
 
 class Batch:
-    """The rows of one decode: a cache with a slot for each, and the queue of those that wait for one."""
+    """The rows of one call of decode()."""
 
     # Inference mode is entered call by call: held open in a generator, it would leak into whoever reads from it.
     @torch.inference_mode()
@@ -61,19 +61,15 @@ class Batch:
             vocab_size = self.model.lm_head.weight.size(0)
             self.sampler = Sampler(slots, max(row.room for row in rows), vocab_size, engine.device)
         self.slots: list[Row | None] = [None] * slots
-        self._resized()
+        self.decoder_step = decoder.step(slots, self.replay) if decoder is not None else None
         self._admit()
-
-    def _resized(self) -> None:
-        """There are as many slots as there are now."""
-        self.decoder_step = self.decoder.step(len(self.slots), self.replay) if self.decoder is not None else None
 
     @property
     def active(self) -> bool:
         return any(row is not None for row in self.slots)
 
     def end(self) -> None:
-        """Nothing is called afterwards."""
+        """Give back what was borrowed from the decoder. Nothing is called afterwards."""
         if self.decoder is not None and self.replay is not None:
             self.decoder.give_back(self.replay)
 
@@ -86,7 +82,7 @@ class Batch:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """One token for every row in a slot; then free slots are filled, or given up when nobody waits for them."""
+        """One token for every row in a slot; then fill the free slots, or give them up when no row waits."""
         tokens = [row.tokens[-1] if row else 0 for row in self.slots]
         if self.replay is not None:
             drawn = self.replay.step(tokens, self._step, self.logprobs)
@@ -101,21 +97,21 @@ class Batch:
             self._shrink()
 
     def _step(self, feed: Tensor) -> Drawn:
-        """What follows the tokens (rows,) of all slots."""
+        """The tokens that follow `feed` (rows,), the latest ones of all slots."""
         slots, step = list(range(len(feed))), self.decoder_step
         if step is None:
             return self._draw(self.model.head(self.model.hidden(feed[:, None], self.cache)[:, 0]), slots)
         return self._draw(step.logits(step.hidden(feed, self.cache)), slots, self.model.cap)
 
     def _draw(self, logits: Tensor, slots: list[int], cap: Cap | None = None) -> Drawn:
-        """A token for each of these slots, as its line of logits (N, vocab) has it; cap: as of Sampler.draw."""
+        """A token for each of these slots, drawn from its line of logits (N, vocab). cap: as in Sampler.draw."""
         tokens = self.sampler.draw(logits, slots, cap)
         if not self.logprobs:
             return tokens, None
         return tokens, logits if cap is None else cap(logits)
 
     def _take(self, slots: list[int], tokens: Tensor, logits: Tensor | None) -> None:
-        """The rows in these slots go on with what was drawn for them, or with what they must."""
+        """Append to the rows in these slots the tokens drawn for them, or the tool output that is due instead."""
         rows = [self.slots[slot] for slot in slots]
         chosen = [self.engine.take(row, token) if row else 0 for row, token in zip(rows, tokens.tolist())]
         self.sampler.saw(slots, chosen)
@@ -145,10 +141,10 @@ class Batch:
         self.slots = [self.slots[slot] for slot in taken] + [None] * spare
         for slot in range(len(taken), len(kept)):
             self.cache.clear(slot)
-        self._resized()
+        self.decoder_step = self.decoder.step(len(self.slots), self.replay) if self.decoder is not None else None
 
     def _admit(self) -> None:
-        """Read waiting prompts, each once however many samples it has, and give their rows a slot and a first token."""
+        """Read waiting prompts, each once for all of its samples, and give their rows a slot and a first token."""
         while self.queue and None in self.slots:
             prompts: dict[int, list[int]] = {}
             rows: dict[int, Row] = {}

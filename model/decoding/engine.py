@@ -17,7 +17,7 @@ from model.errors import ModelError
 from model.gpt import GPT
 from model.kernels.decoder import Decoder, decoder_of
 
-REPLY_PART = 4  # a prompt is shortened rather than leave less than a fourth of the context for the reply
+REPLY_PART = 4  # prompts are shortened so that at least a fourth of the context is left for the reply
 
 
 @dataclass(frozen=True)
@@ -55,23 +55,19 @@ class Pieces:
         self.stopped = False
 
     def feed(self, token: int, forced: bool) -> Iterator[Event]:
-        """The events that one more token brings. forced: it is a tool's; a result that the model makes up is text."""
+        """The events of one more token. forced: a tool wrote it; a tool result that the model makes up is text."""
         if token in self.begins and (forced or self.begins[token] == "tool_call"):
-            yield from self._close()
+            yield from self.close()
             self.inside = self.begins[token]
         elif token in self.ends and self.inside is not None:
-            yield from self._close()
+            yield from self.close()
         elif token not in self.silent:
             self.held += self.decoder.decode(self.decode_bytes([token]))
             if self.inside is None:
                 yield from self._say(self._sure())
 
-    def finish(self) -> Iterator[Event]:
-        """What is left when no token follows."""
-        yield from self._close()
-
-    def _close(self) -> Iterator[Event]:
-        """The end of a stretch of text, of a call or of a result."""
+    def close(self) -> Iterator[Event]:
+        """What is left at the end of a stretch of text, of a call or of a result."""
         self.held += self.decoder.decode(b"", final=True)
         self.decoder.reset()
         if self.inside is None:
@@ -107,8 +103,8 @@ class Pieces:
 class Completion:
     """What came after a prompt.
 
-    prompt: the ids that were really read, without the turns that did not fit. tokens: all that follows, the token that
-    ended it included. forced[i]: tokens[i] is a tool's output, not the model's. logprobs[i]: natural logarithm of its
+    prompt: the ids that were read, without the turns that did not fit. tokens: all that follows, with the token that
+    ended it. forced[i]: tokens[i] is a tool's output, not the model's. logprobs[i]: natural logarithm of its
     probability at the temperature, before any limit, if asked for. finish: "end" (the model ended its turn or the
     text), "length", "stop" (a stop text), "cancelled".
     """
@@ -129,9 +125,9 @@ class Completion:
 class Engine:
     """Generates with a model whose weights it shares: change them, and the next call uses the new ones.
 
-    model: as model.gpt.GPT. special: ids of the special tokens by name. decode_bytes, encode: of the tokenizer.
-    tools: the text of a python call to its result; None for a call that has none, after which the model just goes on.
-    rows: completions decoded side by side. decoder: of a model whose weights will not change, made once and for all.
+    special: ids of the special tokens by name. decode_bytes, encode: of the tokenizer. tools: the text of a python call
+    -> its result, or None for a call without one, after which the model continues. rows: completions decoded side by
+    side. decoder: of a model whose weights will not change, made once for all calls.
     """
 
     def __init__(
@@ -165,9 +161,9 @@ class Engine:
     ) -> list[Completion]:
         """`samples` completions of each prompt, those of one prompt together and in order.
 
-        sampling: for all, or one a prompt. A prompt longer than the context allows loses its oldest turns (see
-        Completion.dropped_turns). When should_stop() turns true, what there is comes back as "cancelled".
-        finished(place in the list, completion) is called as soon as one has come to its end by itself.
+        sampling: for all, or one per prompt. A prompt longer than the context allows loses its oldest turns (see
+        Completion.dropped_turns). When should_stop() turns true, unfinished completions are returned as "cancelled".
+        finished(place in the list, completion) is called as soon as one has ended by itself.
         """
         each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
         rows = [self.row(i, j, prompt, each[i]) for i, prompt in enumerate(prompts) for j in range(samples)]
@@ -197,7 +193,7 @@ class Engine:
         return Completion(row.prompt, row.tokens, row.forced, scores, finish, row.dropped_turns)
 
     def decode(self, rows: list[Row], logprobs: bool = False) -> Iterator[list[Row]]:
-        """Bring all rows to their end; after each token of all active rows, yields the rows that came to it since."""
+        """Generate until all rows have ended. After each token of all active rows, yields those that ended with it."""
         if not rows:
             return
         batch = Batch(self, rows, logprobs, self.decoder or decoder_of(self.model))
@@ -225,11 +221,11 @@ class Engine:
             read = len(row.tokens)
             if should_stop is not None and row.finish is None and should_stop():
                 break
-        yield from pieces.finish()
+        yield from pieces.close()
         yield Event("end", "", row.finish or "cancelled", len(row.tokens), row.dropped_turns)
 
     def take(self, row: Row, token: int) -> int:
-        """The row's next token is `token`, unless tool output is due; what follows from it. Returns the token."""
+        """Append `token` to the row, or tool output that is due instead, and act on it. Returns what was appended."""
         forced = bool(row.waiting)
         if forced:
             token = row.waiting.popleft()
@@ -238,8 +234,11 @@ class Engine:
         row.room -= 1
         if not forced:
             self._react(row, token)
-        if row.pieces is not None and row.finish is None and self._stopped(row.pieces, token, forced):
-            row.finish = "stop"
+        if row.pieces is not None and row.finish is None:
+            for _ in row.pieces.feed(token, forced):
+                """Only whether a stop text was found matters here."""
+            if row.pieces.stopped:
+                row.finish = "stop"
         if row.finish is None and row.room <= 0:
             row.finish = "length"
         return token
@@ -250,7 +249,8 @@ class Engine:
         elif token == self.python_start:
             row.call = []
         elif token == self.python_end and row.call is not None:
-            result = self.tools(self.text(row.call)) if self.tools is not None else None
+            call = self.decode_bytes(row.call).decode(errors="replace")
+            result = self.tools(call) if self.tools is not None else None
             row.call = None
             if result is not None:
                 output = [self.special["<|output_start|>"], *self.encode(result), self.special["<|output_end|>"]]
@@ -258,18 +258,9 @@ class Engine:
         elif row.call is not None:
             row.call.append(token)
 
-    def _stopped(self, pieces: Pieces, token: int, forced: bool) -> bool:
-        """Whether the text that is said holds a stop text now; calls, their results and special tokens are no text."""
-        for _ in pieces.feed(token, forced):
-            pass
-        return pieces.stopped
-
-    def text(self, tokens: list[int]) -> str:
-        return self.decode_bytes(tokens).decode(errors="replace")
-
 
 def rows_that_fit(model: GPT) -> int:
-    """Completions to decode side by side: on a GPU what half of its free memory caches, elsewhere a good number."""
+    """Completions to decode side by side: on a GPU as many as half of its free memory can cache, elsewhere 64."""
     device = model.lm_head.weight.device
     if device.type != "cuda":
         return 64

@@ -9,15 +9,15 @@ from torch.nn import functional as F
 from model.attention import attend
 from model.config import ResolvedConfig
 
-MANY = 128  # rows and heads from which on batched products of one query each are faster on CPUs, measured
+MANY = 128  # rows * heads from which batched GEMMs of one query each are faster on CPUs, measured
 
 
 class KVCache:
     """Keys and values of all layers for `rows` sequences of at most `length` tokens.
 
-    GPT.hidden(tokens, cache) says begin(T), lets each layer write and read through attend, and leaves the lengths
-    alone: after it the caller says with advance() how many of the T tokens of each row are real. Padding at the right
-    of a row is written too, but never read, and overwritten by what comes next.
+    GPT.hidden(tokens, cache) calls begin(T) and lets each layer write and read through attend. Afterwards its caller
+    passes to advance() how many of the T tokens of each row are real. Padding at the right of a row is written too, but
+    never read, and overwritten by the next tokens.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class KVCache:
         self.pairs = torch.zeros(shape, device=device, dtype=dtype)  # keys of all layers, then values of all layers
         self.embeddings = torch.zeros(rows, config.width, device=device, dtype=dtype)  # of the last token, for smear
         self.grouped = config.heads != config.kv_heads
-        self.lengths = [0] * rows  # known without asking the device; -1: nobody's, see clear()
+        self.lengths = [0] * rows  # known without asking the device; -1: of no row, see clear()
         self.pending: Tensor | None = None  # the embeddings of the last call, until advance() says which are real
 
     @property
@@ -41,12 +41,12 @@ class KVCache:
         return max(0, *self.lengths)
 
     def begin(self, count: int) -> slice | Tensor:
-        """Where the next `count` tokens of each row will stand: a slice if all rows go on at one place, which is cheap
-        to write to, (rows, count) otherwise."""
+        """Positions of the next `count` tokens of each row: a slice if all rows have the same, which is cheap to write
+        to, (rows, count) otherwise."""
         self.masks: dict[int, Tensor] = {}
         self.start = self.extent
         self.held = self.start + count
-        # Views of all layers are made at once: with one token a row, making them takes longer than using them.
+        # Views of all layers are made at once: with one token per row, making them takes longer than using them.
         self.keys, self.values = self._layers(0, self.held)
         self.together = {self.start, -1}.issuperset(self.lengths)
         if self.together:
@@ -56,12 +56,12 @@ class KVCache:
         return self.at
 
     def _layers(self, start: int, count: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Keys and values of each layer at these places, (rows, H_kv, count, D)."""
+        """Keys and values of each layer at `count` positions from `start`, (rows, H_kv, count, D)."""
         both = self.pairs.narrow(3, start, count).unbind()
         return both[: len(both) // 2], both[len(both) // 2 :]
 
     def positions(self, count: int) -> Tensor:
-        """(rows, count): where the next `count` tokens of each row will stand."""
+        """(rows, count): positions of the next `count` tokens of each row."""
         starts = torch.tensor([max(0, length) for length in self.lengths], device=self.device)
         return starts[:, None] + torch.arange(count, device=self.device)
 
@@ -71,15 +71,15 @@ class KVCache:
         if self.start > 0:
             return self.attend_on(layer, *heads, window).transpose(1, 2)
         self._write(layer, *heads[1:])
-        return attend(q, k, v, window)  # nothing is seen but what comes now
+        return attend(q, k, v, window)  # the rows were empty: these tokens see only each other
 
     def attend_on(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-        """The same with heads before tokens, (rows, H, T, D), for rows that hold something."""
+        """The same with heads before tokens, (rows, H, T, D), for rows that are not empty."""
         self._write(layer, k, v)
         keys, values, mask = self.keys[layer], self.values[layer], None
         if not (self.together and q.size(2) == 1):
             mask = self._mask(q.size(2), window, q.dtype)
-        elif window < self.held:  # what the window shows is one piece
+        elif window < self.held:  # what the window shows is contiguous
             keys, values = keys[:, :, -window:], values[:, :, -window:]
         if q.size(2) == 1 and not self.grouped and q.device.type == "cpu" and q.size(0) * q.size(1) >= MANY:
             return attend_once(q, keys, values, mask)
@@ -94,8 +94,7 @@ class KVCache:
             self.values[layer][self.row, :, self.at] = v.transpose(1, 2)
 
     def _mask(self, count: int, window: int, dtype: torch.dtype) -> Tensor:
-        """(rows, 1, count, held), 0 where a query may look and -inf elsewhere; one for all layers with the
-        same window."""
+        """(rows, 1, count, held): 0 where a query may look, -inf elsewhere. Layers with the same window share one."""
         if window not in self.masks:
             distance = self.positions(count)[:, :, None] - torch.arange(self.held, device=self.device)
             seen = (distance >= 0) & (distance < window)
@@ -110,7 +109,7 @@ class KVCache:
         return before
 
     def advance(self, counts: list[int] | int) -> None:
-        """The first counts[row] tokens of the last call (of every row, if one number) are part of the row now."""
+        """Count the first counts[row] tokens of the last call (of every row, if one number) as part of the row."""
         counts = counts if isinstance(counts, list) else [counts] * len(self.lengths)
         if self.pending is not None:
             added = torch.tensor(counts, device=self.device)
@@ -128,7 +127,7 @@ class KVCache:
             self.lengths[row] = other.lengths[place]
 
     def clear(self, row: int) -> None:
-        """Forget a row: it counts for nothing until adopt() gives it another beginning."""
+        """Forget a row: it is empty until adopt() fills it again."""
         self.lengths[row] = -1
 
     def select(self, rows: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""How the next token is drawn: settings of one row, and the sampler of many rows that each have their own."""
+"""Drawing the next token: settings of one row, and a sampler of many rows that each have their own."""
 
 import hashlib
 from collections.abc import Callable
@@ -9,16 +9,16 @@ from torch import Tensor
 
 from model.errors import ModelError
 
-GROUP = 8  # logits that likeliest() looks at together
-SMALLEST = 1e-30  # temperature or top_p: by less, float32 cannot divide a logit
+GROUP = 8  # logits of a group in likeliest()
+SMALLEST = 1e-30  # temperature or top_p; dividing a logit by less overflows float32
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one completion is drawn. Applied in this order: penalty, temperature, top_k, top_p, min_p.
+    """Settings of one completion. Applied in this order: penalty, temperature, top_k, top_p, min_p.
 
-    The same prompt, settings and seed give the same completion, whatever else is generated beside it, as far as the
-    logits are the same: matmuls of other sizes round differently, which decides between all but equal tokens.
+    The same prompt, settings and seed give the same completion, whatever is generated beside it, as far as the logits
+    are the same: GEMMs of other sizes round differently, which can decide between tokens of almost equal logits.
     """
 
     temperature: float = 1.0  # 0: always the likeliest token
@@ -55,9 +55,9 @@ def uniforms(seed: int, sample: int, count: int) -> Tensor:
 def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The values and places (N, count) of the largest of logits (N, vocab), in descending order.
 
-    On CPUs topk looks for many of few in a slower way, up to half as fast as going by groups first: the largest are in
-    groups that have one of the largest maxima. Which way is taken depends on the sizes alone, as equals may be picked
-    differently.
+    On CPUs, topk of a large part of the vocabulary takes up to twice as long as going by groups first: the largest are
+    in groups that have one of the largest maxima. Which way is taken depends on the sizes alone, since the two may
+    differ in which of equal logits they pick.
     """
     rows, size = logits.shape
     worth = count >= 2 * GROUP and 2 * GROUP * count <= size <= 64 * count and size % GROUP == 0
@@ -75,7 +75,7 @@ Cap = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Plan:
-    """Which calls a draw takes: what matters at all of the settings of the rows there are."""
+    """Which kernels a draw calls: whatever of the current rows' settings matters for that."""
 
     all_greedy: bool
     any_greedy: bool
@@ -85,15 +85,15 @@ class Plan:
     any_top_p: bool
     any_min_p: bool
     any_penalty: bool
-    widths: tuple[int, ...]  # of the rows that draw from their likeliest few
+    widths: tuple[int, ...]  # top_k of the rows that have limits
 
 
 class Sampler:
     """Draws the next token of each of at most `rows` rows; a row's settings and randomness are its own.
 
     Rows are always listed in ascending order. A token is where the row's next uniform number falls in the cumulative
-    distribution, so that a draw costs the same for all rows at once and no row's draw touches another's. Its tensors
-    are written to and never replaced: draws of as many rows by one plan make the same calls on the same memory.
+    distribution, so that all rows are drawn at once and no row's draw affects another's. Tensors are written to and
+    never replaced: draws of as many rows by the same plan make the same calls on the same memory, as CUDA graphs need.
     """
 
     def __init__(self, rows: int, max_tokens: int, vocab_size: int, device: torch.device | str) -> None:
@@ -103,11 +103,11 @@ class Sampler:
         self.all_seen: Tensor | None = None  # (rows, vocab) bool, once a row has a repetition penalty
         self.numbers = torch.ones(5, rows, 1, device=device)
         self.flags = torch.zeros(2, rows, dtype=torch.bool, device=device)
-        self.exact = torch.float32 if self.device.type == "mps" else torch.float64  # which Apple's GPUs have not
+        self.exact = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         self.restart([Sampling(temperature=0.0)] * rows)
 
     def restart(self, settings: list[Sampling]) -> None:
-        """There are as many rows as settings now."""
+        """Start with as many rows as there are settings."""
         rows = len(settings)
         self.settings = settings
         self.uniforms, self.drawn = self.all_uniforms[:rows], self.all_drawn[:rows]
@@ -117,7 +117,7 @@ class Sampler:
         self.ready()
 
     def assign(self, row: int, sampling: Sampling, sample: int, prompt: list[int]) -> None:
-        """Row `row` starts a completion. Call ready() after the last assign."""
+        """Start a completion in row `row`. Call ready() after the last assign."""
         self.settings[row] = sampling
         if sampling.temperature > 0:
             drawn = uniforms(sampling.seed, sample, min(sampling.max_tokens, self.uniforms.size(1)))
@@ -140,11 +140,15 @@ class Sampler:
         self.restart([self.settings[row] for row in rows])
 
     def ready(self) -> None:
-        """Take account of the settings."""
+        """Copy the rows' settings to tensors, and plan the draws."""
         rows = self.settings
         greedy = [row.temperature == 0 for row in rows]
-        free = [self._is_free(row) for row in rows]
         widths = [min(row.top_k or self.vocab_size, self.vocab_size) for row in rows]
+        # Free rows may draw any token.
+        free = [
+            row.temperature > 0 and width == self.vocab_size and not (row.top_p or row.min_p)
+            for row, width in zip(rows, widths)
+        ]
         limited = {width for width, a, b in zip(widths, free, greedy) if not (a or b)} or {1}
         self.plan = Plan(
             all_greedy=all(greedy),
@@ -167,19 +171,14 @@ class Sampler:
         ]
         self.numbers[:, : len(rows), 0] = torch.tensor(numbers)
 
-    def _is_free(self, row: Sampling) -> bool:
-        """Whether any token may be drawn."""
-        unlimited = (row.top_k or self.vocab_size) >= self.vocab_size and not (row.top_p or row.min_p)
-        return row.temperature > 0 and unlimited
-
     def cool(self, logits: Tensor, rows: list[int]) -> Tensor:
         """logits (N, vocab) of these rows at their temperatures (those of greedy rows as they are)."""
         return logits / self._of(rows, self.temperature) if self.plan.any_temperature else logits
 
     def draw(self, logits: Tensor, rows: list[int], cap: Cap | None = None) -> Tensor:
-        """(N,) int64 from the logits (N, vocab) float32 of these rows, which are left as they are; saw() follows.
+        """(N,) int64 from the logits (N, vocab) float32 of these rows, which stay unchanged. Call saw() afterwards.
 
-        cap: is still to be applied to the logits; it keeps their order, so most of them never need it.
+        cap: still to be applied to the logits. It keeps their order, so that most of them never need it.
         """
         if self.plan.any_penalty:
             logits, cap = self._penalise(logits, rows, cap)
@@ -196,7 +195,7 @@ class Sampler:
         return tokens
 
     def _penalise(self, logits: Tensor, rows: list[int], cap: Cap | None) -> tuple[Tensor, Cap | None]:
-        """A penalty is of what the model says, and changes the order: rows that have one cannot wait for the cap."""
+        """Capped and penalised logits of rows with a penalty, which changes their order; the others stay uncapped."""
         assert self.seen is not None  # since a row that has a penalty was assigned
         penalty, said = self._of(rows, self.penalty), logits if cap is None else cap(logits)
         penalised = torch.where(said < 0, said * penalty, said / penalty)
@@ -205,17 +204,17 @@ class Sampler:
         return logits, None if cap is None else lambda some: torch.where(mine, some, cap(some))
 
     def saw(self, rows: list[int], tokens: list[int]) -> None:
-        """These rows went on with these tokens, drawn or forced: what a repetition penalty goes by."""
+        """Note that these rows continued with these tokens, drawn or forced, for their repetition penalties."""
         if self.seen is not None:
             places = torch.tensor([rows, tokens], device=self.device)
             self.seen[places[0], places[1]] = True
 
     def _of(self, rows: list[int], setting: Tensor) -> Tensor:
-        """The lines of a setting that belong to the rows."""
+        """The values of a setting for these rows."""
         return setting if len(rows) == len(self.settings) else setting[torch.tensor(rows, device=self.device)]
 
     def _sample(self, logits: Tensor, rows: list[int], cap: Cap | None) -> Tensor:
-        """Which of the two ways a row is drawn depends on its own settings alone, or its neighbours would change it."""
+        """A row's settings alone decide how it is drawn: if its neighbours' did, they would change its tokens."""
         if self.plan.all_free:
             return self._sample_free(logits, rows, cap)
         tokens = self._sample_limited(logits, rows, cap)
@@ -224,12 +223,12 @@ class Sampler:
         return tokens
 
     def _sample_free(self, logits: Tensor, rows: list[int], cap: Cap | None) -> Tensor:
-        """Over the whole vocabulary, in its order: nothing needs sorting."""
+        """Draw from the whole vocabulary, in its own order: nothing needs sorting."""
         weights = self.cool(logits if cap is None else cap(logits), rows).softmax(-1)
         return self._place(weights.cumsum(-1, dtype=self.exact), rows)[:, 0]
 
     def _sample_limited(self, logits: Tensor, rows: list[int], cap: Cap | None) -> Tensor:
-        """Width by width: which of equal logits come first, and in 16 bits many are equal, may depend on the width."""
+        """Draw width by width: which of equal logits (many, in 16 bits) comes first may depend on the width."""
         first, *others = self.plan.widths
         tokens = self._sample_likeliest(first, logits, rows, cap)
         for width in others:
@@ -252,5 +251,5 @@ class Sampler:
         """(N, 1): where each row's next uniform number falls in its cumulative weights `reached` (N, width)."""
         column = self._of(rows, self.drawn)[:, None].clamp(max=self.uniforms.size(1) - 1)
         target = self._of(rows, self.uniforms).gather(1, column) * reached[:, -1:]
-        # A uniform is below 1, so only what is not a number falls past the last weight.
+        # A uniform number is below 1, so only NaN falls past the last weight.
         return torch.searchsorted(reached, target, right=True).clamp_(max=reached.size(1) - 1)

@@ -1,7 +1,7 @@
-"""One token of many rows at once, in as few calls as there can be: with a token a row, a call costs more than its work.
+"""A second forward pass of model.gpt.GPT, for decoding: one token of many rows in as few kernel launches as possible.
 
-It computes what model.gpt.GPT.hidden does, and nothing else may use it: training and reading prompts have work enough
-for a call, and a model of another class may do anything.
+With one token per row, a call costs more than its work. This is tested to give the same numbers as GPT.hidden. Training
+and reading prompts do enough work per call without it, and a model of another class may compute something else.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from model.kernels import matmul
 from model.kernels.autograd import EPS, norm
 from model.kernels.graphs import Replay, span_for
 
-SHARED_OUT = 64  # rows up to which a CPU's threads each multiply by their own outputs, measured
-FEW = 8  # rows of which a product is made dense, as the next one reads them several times as slowly otherwise, measured
+SHARED_OUT = 64  # rows up to which each thread of a CPU computes its own outputs, measured
+FEW = 8  # rows up to which results are made dense: the next GEMM reads others several times as slowly, measured
 
 
 class Matrix:
@@ -41,31 +41,31 @@ class Matrix:
                 layer.weight.data = view
 
     def in_packs(self) -> Tensor:
-        """The same once more, as oneDNN multiplies it fastest."""
+        """A copy in oneDNN's own order, made at the first call."""
         if self.packed is None:
             self.packed = matmul.pack(self.whole)
         return self.packed
 
 
 def _parts(outputs: int) -> int:
-    """One for each thread, if they are large enough and come out even."""
+    """One part per thread, if they are large enough and of one size."""
     return max(n for n in range(1, torch.get_num_threads() + 1) if outputs % n == 0 and (n == 1 or outputs // n >= 64))
 
 
-class Product:
-    """Rows times matrices of one shape: (rows, in) -> (rows, out), at a place that the next call overwrites.
+class Gemm:
+    """Rows times matrices of one shape: (rows, in) -> (rows, out), in memory that the next call overwrites.
 
-    On CPUs torch's own product of few rows is up to half as fast as one that is turned round, weights times rows, with
-    each thread at its own outputs, which then may stand before the rows in memory. Where oneDNN is the faster library,
-    it is left all but a single row.
+    On CPUs, torch's own GEMM of few rows takes up to twice as long as the transposed one, weights times rows, in which
+    each thread computes its own outputs; results may then be transposed in memory. Where oneDNN is the faster library,
+    it computes everything but single rows.
     """
 
     def __init__(self, matrix: Matrix, rows: int, fixed: bool = False, dense: bool = False) -> None:
-        """matrix: one of that shape. fixed: the result is always at `place`. dense: and its rows are dense there."""
+        """matrix: one of that shape. fixed: the result is always in `place`. dense: its rows are contiguous there."""
         like, (outputs, _) = matrix.whole, matrix.whole.shape
         self.packs = rows > 1 and matmul.suits(like, rows)
-        self.turned, self.count = rows <= matrix.shared_out and not self.packs, len(matrix.parts)
-        if self.turned:
+        self.transposed, self.count = rows <= matrix.shared_out and not self.packs, len(matrix.parts)
+        if self.transposed:
             self.parts = like.new_empty(*matrix.parts.shape[:2], rows)
             self.made = self.parts.view(outputs, rows).t() if rows > 1 else self.parts.view(1, outputs)
         else:
@@ -78,23 +78,23 @@ class Product:
         made = self.made
         if self.packs:
             made = matmul.onednn(x, matrix.in_packs())
-        elif self.turned:
+        elif self.transposed:
             torch.bmm(matrix.parts, self._spread(x), out=self.parts)
         else:
             torch.mm(x, matrix.whole.t(), out=made)
         return self.place.copy_(made) if self.copies else made
 
     def add(self, x: Tensor, matrix: Matrix) -> None:
-        """To what is at the place."""
+        """Add the result to what `place` holds."""
         if self.packs:
             self.place.add_(matmul.onednn(x, matrix.in_packs()))
-        elif self.turned:
+        elif self.transposed:
             self.parts.baddbmm_(matrix.parts, self._spread(x))
         else:
             self.made.addmm_(x, matrix.whole.t())
 
     def _spread(self, x: Tensor) -> Tensor:
-        """(parts, in, rows). Mostly x is the tensor of the last call, and views cost as much as small products."""
+        """(parts, in, rows). x is mostly the tensor of the last call, and a view costs as much as a small GEMM."""
         if x is not self.given:
             self.given, self.spread = x, x.t().expand(self.count, -1, -1)
         return self.spread
@@ -102,7 +102,7 @@ class Product:
 
 @dataclass
 class Layer:
-    """Matrices in the dtype of the computation; None is what the layer does without."""
+    """A block's matrices in the compute dtype; None for what the model does not have."""
 
     window: int
     joint: Matrix  # of q, k and v
@@ -122,7 +122,7 @@ class Norm:
         self.floor, self.part = like.new_full((), (size * EPS) ** 0.5), like.new_full((), size**-0.5 / gain)
 
     def __call__(self, x: Tensor, place: Tensor | None = None) -> Tensor:
-        """At the place if it is quick, elsewhere if not."""
+        """The result is in `place` on the quick way, in new memory otherwise."""
         if not self.quick:
             return norm(x) if self.gain == 1.0 else norm(x) * self.gain
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(self.floor).mul_(self.part)
@@ -132,9 +132,9 @@ class Norm:
 class Decoder:
     """The weights of a model, joined, cast and laid out for decoding.
 
-    in_place: the model's own matrices become views of these, so that there is no second copy; it may be neither trained
-    nor moved afterwards. Otherwise these are the weights as they are now, and a model that is trained needs another
-    decoder after each step, too often to make graphs of its steps.
+    in_place: the model's own matrices become views of these, so that there is no second copy; the model must not be
+    trained or moved afterwards. Otherwise these are the weights as they are now: a model in training needs another
+    decoder after each step, too often to capture CUDA graphs.
     """
 
     @torch.no_grad()
@@ -166,7 +166,7 @@ class Decoder:
         return Layer(attention.window, joint, out, up, down, value, lambdas)
 
     def borrow(self, rows: int, length: int) -> Replay | None:
-        """What a batch of so many rows of so many tokens works on, its own until it is given back; None on CPUs."""
+        """What a batch of `rows` rows of `length` tokens works on, until it is given back; None on CPUs."""
         if not self.replays:
             return None
         with suppress(IndexError):  # two threads may ask at once
@@ -174,7 +174,7 @@ class Decoder:
             if kept.rows >= rows and kept.length >= length:
                 return kept
             rows, length = max(rows, kept.rows), max(length, kept.length)
-            del kept  # before there is another
+            del kept  # frees its memory before the next one takes its own
         length = min(span_for(length), self.config.sequence_len)
         return Replay(self.config, rows, length, self.cos.device, self.cos.dtype)
 
@@ -182,7 +182,7 @@ class Decoder:
         self.kept[:] = [replay]
 
     def step(self, rows: int, replay: Replay | None = None) -> "Step":
-        """For so many rows; that of the replay, which keeps it as long as its graphs."""
+        """The step of `rows` rows; a replay keeps its own, as long as its graphs."""
         kept = {} if replay is None else replay.steps
         if rows not in kept:
             kept[rows] = Step(self, rows)
@@ -190,17 +190,17 @@ class Decoder:
 
 
 class Step:
-    """A token of each of `rows` rows, computed in memory of its own by views made once: with few rows, making a step's
-    views takes as long as using them. What two batches compute at a time takes two steps."""
+    """One token of each of `rows` rows, computed in its own memory by views that are made once: with few rows, making
+    a step's views takes as long as using them. Two batches at the same time need two steps."""
 
     @torch.inference_mode()
     def __init__(self, decoder: Decoder, rows: int) -> None:
         self.decoder, self.rows, layer, config = decoder, rows, decoder.layers[0], decoder.config
         assert config.kv_heads
-        self.residual = Product(layer.down, rows)  # what the layers add to
-        self.joint = Product(layer.joint, rows, fixed=True, dense=True)
-        self.up = Product(layer.up, rows, dense=rows <= FEW)
-        self.head = Product(decoder.lm_head, rows)
+        self.residual = Gemm(layer.down, rows)  # the stream that all layers add to
+        self.joint = Gemm(layer.joint, rows, fixed=True, dense=True)
+        self.up = Gemm(layer.up, rows, dense=rows <= FEW)
+        self.head = Gemm(decoder.lm_head, rows)
         x, heads = self.residual.place, self.joint.place.view(rows, -1, 1, config.head_dim)
         self.normed = x.new_empty(x.shape) if rows <= FEW else torch.empty_like(x)
         self.attended = x.new_empty(rows, config.heads, 1, config.head_dim)
@@ -212,8 +212,8 @@ class Step:
         self.split = self.rotated.split_with_sizes(self.sizes, 1)
 
     def hidden(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """The normed output of the last layer (rows, C), to be read before the next call. tokens: (rows,) int64, which
-        continue the cache's rows."""
+        """The normed output of the last layer (rows, C), overwritten by the next call. tokens: (rows,) int64, the next
+        ones of the cache's rows."""
         decoder, model, config = self.decoder, self.decoder.model, self.decoder.config
         dtype, x = decoder.cos.dtype, self.residual.place
         places = cache.begin(1)
@@ -257,17 +257,17 @@ class Step:
         return torch.addcmul(v, opened.view(*v.shape[:2], 1, 1), value, value=3)
 
     def _in_rows(self, attended: Tensor) -> Tensor:
-        """(rows, H, 1, D) -> (rows, C), where the next product finds it with no new view, if it takes any."""
-        if not (self.residual.turned or self.residual.packs):
+        """(rows, H, 1, D) -> (rows, C), for the GEMM that follows always the same view, if it keeps views at all."""
+        if not (self.residual.transposed or self.residual.packs):
             return attended.reshape(self.attended_rows.shape)
         self.attended.copy_(attended)
         return self.attended_rows
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(rows, vocab) float32 of hidden (rows, C), still without GPT.cap; to be read before the next call."""
+        """(rows, vocab) float32 of hidden (rows, C), before GPT.cap; overwritten by the next call."""
         return self.head(hidden, self.decoder.lm_head).float()
 
 
 def decoder_of(model: nn.Module, in_place: bool = False) -> Decoder | None:
-    """None for a model that may compute something else than GPT does."""
+    """The model's decoder; None for other classes, which may compute something else than GPT does."""
     return Decoder(model, in_place) if type(model) is GPT else None

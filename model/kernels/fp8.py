@@ -1,25 +1,25 @@
-"""Matmuls in 8-bit floating point with one scale a tensor (Micikevicius et al. 2022, arXiv 2209.05433).
+"""GEMMs in 8-bit floating point with one scale per tensor (Micikevicius et al. 2022, arXiv 2209.05433).
 
-Activations and weights as e4m3, gradients as e5m2. What a GPU without such units, or a CPU, computes this way has the
-same numbers up to the order of sums and is slower.
+Activations and weights as e4m3, gradients as e5m2. GPUs without FP8 hardware and CPUs emulate it: the same numbers up
+to the order of sums, but slower.
 """
 
 import torch
 from torch import Tensor
 
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
-MULTIPLE = 16  # of both sides of a matrix, for the units that do it
+MULTIPLE = 16  # that the hardware needs of both sides of a matrix
 
 
 def quantise(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x / scale in `dtype`, and the float32 scale that brings its largest number to the format's largest."""
     top = torch.finfo(dtype).max
     scale = (x.abs().amax().float() / top).clamp(min=torch.finfo(torch.float32).tiny)
-    return (x.float() / scale).clamp(-top, top).to(dtype), scale  # beyond the largest number e4m3 has only NaN
+    return (x.float() / scale).clamp(-top, top).to(dtype), scale  # e4m3 has no infinity: larger numbers become NaN
 
 
 def multiply(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], dtype: torch.dtype, fast: bool) -> Tensor:
-    """a (M, K) @ b (N, K)^T, both quantised and laid out row by row. fast: sums of fewer bits, where there are such."""
+    """a (M, K) @ b (N, K)^T, both quantised and laid out row by row. fast: sum in fewer bits where the GPU can."""
     return torch._scaled_mm(a[0], b[0].t(), a[1], b[1], out_dtype=dtype, use_fast_accum=fast and a[0].is_cuda)
 
 
@@ -49,5 +49,5 @@ def fits(weight: Tensor) -> bool:
 
 
 def has_units(device: torch.device) -> bool:
-    """Whether the device multiplies 8-bit floats: from Ada and Hopper on."""
+    """Return True if the device has FP8 hardware: from Ada and Hopper on."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)

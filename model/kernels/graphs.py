@@ -1,8 +1,8 @@
 """Steps of decoding replayed as CUDA graphs: on a GPU, launching a step's kernels takes longer than running them.
 
-A graph repeats the same kernels on the same memory. So all that a step reads and writes stays where it is, and what
-differs from step to step (the token of each row, and where it stands) is a tensor. Rows, and the places that are looked
-at, come in few sizes, each with a graph of its own.
+A graph repeats the same kernels on the same memory. So everything that a step reads and writes stays where it is, and
+what differs from step to step (the token of each row, and its position) is a tensor. The number of rows and the number
+of cached positions are rounded up to a few sizes, each with its own graph.
 """
 
 import threading
@@ -19,19 +19,19 @@ from model.config import ResolvedConfig
 from model.decoding.kvcache import KVCache
 from model.decoding.sampling import Sampler, Sampling
 
-Drawn = tuple[Tensor, Tensor | None]  # the rows' next tokens (rows,) and, where they are wanted, logits (rows, vocab)
+Drawn = tuple[Tensor, Tensor | None]  # the rows' next tokens (rows,) and, if asked for, logits (rows, vocab)
 
-WARM = 2  # calls that run as they are before one is captured: libraries set themselves up in their first
+WARM = 2  # calls before one is captured: libraries initialise themselves in their first
 SPANS = 4  # sizes of a span for each doubling of it
 SMALLEST_SPAN = 64  # tokens
-MOST = 256  # graphs that are kept: whoever changes settings with each message makes ever more of them
+MOST = 256  # graphs kept; without a limit, changing settings with each message would make ever more
 _CAPTURING = threading.Lock()  # torch allows one capture at a time in a process
 
 
 class FixedCache(KVCache):
-    """A cache for decoding alone: a step's shapes and memory do not depend on what the rows hold.
+    """A cache for decoding alone: shapes and memory of a step do not depend on what the rows hold.
 
-    It looks at the first `span` places of every row and masks what is not the row's; see aim().
+    Each step reads the first `span` positions of every row and masks those that the row does not have; see aim().
     """
 
     def __init__(
@@ -39,17 +39,17 @@ class FixedCache(KVCache):
     ) -> None:
         super().__init__(config, rows, length, device, dtype)
         self.whole = self.pairs, self.embeddings, torch.arange(rows, device=device)[:, None]
-        self.places = torch.zeros(rows, dtype=torch.long, device=device)  # where the next token of a row will stand
+        self.places = torch.zeros(rows, dtype=torch.long, device=device)  # position of each row's next token
         self.together, self.span = False, 0
 
     def restart(self, rows: int) -> None:
-        """There are `rows` rows now, all empty."""
+        """Start with `rows` empty rows."""
         pairs, embeddings, numbers = self.whole
         self.pairs, self.embeddings, self.row = pairs[:, :rows], embeddings[:rows], numbers[:rows]
         self.lengths = [-1] * rows
 
     def aim(self) -> None:
-        """Let the next step look as far as it must."""
+        """Set the span that the next step needs."""
         self.span = min(span_for(self.extent + 1), self.pairs.size(3))
 
     def begin(self, count: int) -> Tensor:
@@ -93,15 +93,15 @@ class Replay:
         self.captures = True
 
     def restart(self, rows: int, sampling: Sampling) -> None:
-        """An empty batch of `rows` rows; sampling: of rows that nobody has."""
+        """Start an empty batch of `rows` rows. sampling: of slots without a row."""
         self.cache.restart(rows)
-        self.cache.pairs.zero_()  # what is masked is multiplied by zero, which is no cure for a NaN
+        self.cache.pairs.zero_()  # masked values are multiplied by zero, and zero times NaN is NaN
         self.sampler.restart([sampling] * rows)
 
     def step(self, tokens: list[int], step: Callable[[Tensor], Drawn], options: Hashable) -> Drawn:
-        """step(the rows' tokens (rows,) int64), which does nothing but call kernels, or its replay.
+        """step(the rows' tokens (rows,) int64), which must do nothing but call kernels, or its replay.
 
-        Results are overwritten by later steps. options: whatever of the caller decides which kernels are called.
+        Results are overwritten by later steps. options: what else decides which kernels are called.
         """
         self.cache.aim()
         rows = len(tokens)
@@ -116,7 +116,7 @@ class Replay:
         return result
 
     def _capture(self, key: Hashable, call: Callable[[], Drawn]) -> bool:
-        """Whether there is a graph of the call now."""
+        """Capture a graph of the call if it is time to; return True if there is one."""
         self.calls[key] += 1
         if not self.captures or self.calls[key] <= WARM:
             return False
@@ -127,7 +127,7 @@ class Replay:
         try:
             self.graphs[key] = capture(call, pool)
         except RuntimeError as error:
-            warnings.warn(f"decoding goes on without CUDA graphs, more slowly: {error}", stacklevel=2)
+            warnings.warn(f"decoding continues without CUDA graphs, more slowly: {error}", stacklevel=2)
             self.captures = False
         return self.captures
 
@@ -135,23 +135,23 @@ class Replay:
 def capture(call: Callable[[], Any], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Any]:
     """A graph of the call's kernels, which have not run yet, and what the call returns: memory that a replay fills.
 
-    pool: of a graph that shares its memory, so that a replay of either overwrites what the other made.
+    pool: memory of another graph to share. A replay of either then overwrites the results of the other.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
         with _CAPTURING, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             result = call()
     finally:
-        torch.cuda.set_stream(stream)  # which torch leaves behind where a capture fails
+        torch.cuda.set_stream(stream)  # torch leaves another one set where a capture fails
     return graph, result
 
 
 def span_for(places: int) -> int:
-    """The smallest size of a span that holds so many places."""
+    """The smallest size of a span that holds `places` positions."""
     unit = max(SMALLEST_SPAN, 2 ** ((places - 1).bit_length() - 1) // SPANS)
     return -(-places // unit) * unit
 
 
 def rows_for(rows: int) -> int:
-    """The smallest number of rows that steps are made for: a power of two."""
+    """`rows` rounded up to a number that steps are made for: a power of two."""
     return 1 << (rows - 1).bit_length()

@@ -1,7 +1,7 @@
-"""Products of float32 matrices on CPUs, by oneDNN where it is the faster library.
+"""GEMMs of float32 on CPUs, by oneDNN where it is the faster library.
 
-torch multiplies float32 with MKL, which uses AVX-512 on Intel's processors alone: on others that have it, oneDNN, which
-torch's builds hold too, is more than twice as fast. Numbers differ by rounding, as between processors.
+torch calls MKL, which uses AVX-512 only on Intel's processors. On others that have AVX-512, oneDNN, which is part of
+torch's builds, is more than twice as fast. Numbers differ by rounding, as between processors.
 """
 
 import functools
@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-WORTH = 2**20  # multiplications of a product; oneDNN's call costs more than smaller ones save, measured
+WORTH = 2**20  # multiplications of a GEMM; for smaller ones, calling oneDNN costs more than it saves, measured
 
 
 @functools.cache
 def available() -> bool:
-    """Whether oneDNN is there, and the faster one."""
+    """Return True if this torch has oneDNN and it is faster here than MKL."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
         return False
     mkldnn = torch.ops.mkldnn
@@ -31,7 +31,7 @@ def _by_intel() -> bool:
 
 
 def suits(weight: Tensor, rows: int) -> bool:
-    """Whether rows times weight (out, in) are better left to oneDNN, of which torch.compile makes nothing."""
+    """Return True if oneDNN should multiply `rows` rows by weight (out, in); never under torch.compile."""
     right = weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() * rows >= WORTH
     return right and not torch.compiler.is_compiling() and available()
 
@@ -54,7 +54,7 @@ def mm(a: Tensor, b: Tensor) -> Tensor:
         return torch.mm(a, b)
     if a.is_contiguous() or a.numel() <= b.numel():
         return onednn(a, b.t())
-    return onednn(b.t(), a).t()  # oneDNN's first factor is copied unless its rows are dense: rather the smaller one
+    return onednn(b.t(), a).t()  # oneDNN copies a first factor whose rows are not dense: let it be the smaller one
 
 
 def add_mm(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -66,7 +66,7 @@ def add_mm(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def pack(weight: Tensor) -> Tensor:
-    """A copy of weight (out, in) in an order of oneDNN's own, twice as fast for few rows."""
+    """A copy of weight (out, in) in oneDNN's own order, with which few rows take half the time."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
 
 

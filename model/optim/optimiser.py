@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from model.config import OptimConfig
-from model.distributed import Done, World
+from model.distributed import Done, Handle, World
 from model.optim.rules import SGD, AdamW, External, Lion, Muon, Piece, Rule, SavedState
 from model.optim.schedule import Rates
 
-SQUARED_AT_ONCE = 1 << 26  # gradients, to bound the memory of their squares
+SQUARED_AT_ONCE = 1 << 26  # gradients; more squares would take too much memory
 RESID_LR_FRAC = 0.01  # residual lambdas learn at this part of scalar_lr [nanochat, 2026]
 
 
@@ -29,7 +29,7 @@ class Span:
 class Bucket:
     """Parameters and gradients as views of two buffers (units, *unit).
 
-    A unit is what must stay whole on one rank: a matrix for Muon (unit = its shape), a single number for elementwise
+    A unit is never split over ranks: a matrix for Muon (unit = its shape), a single number for elementwise
     rules (unit = ()). The end is padded with zeros to a multiple of the world's size. With sharded=False every rank
     owns everything, and gradients are added up instead of scattered.
     """
@@ -65,18 +65,18 @@ class Bucket:
                 yield Span(name, start - at, start - self.low, stop - self.low)
             at += count
 
-    def reduce(self):
-        """Start adding the gradients up; own_grads hold the sums after wait()."""
+    def reduce(self) -> Handle:
+        """Start summing the gradients over ranks; own_grads hold the sums after wait()."""
         if self.sharded:
             return self.world.reduce_scatter(self.own_grads, self.grads)
         return self.world.sum(self.grads, wait=False)
 
-    def gather(self):
-        """Start sending the updated part to the others."""
+    def gather(self) -> Handle:
+        """Start sending the updated part to the other ranks."""
         return self.world.all_gather(self.params, self.own) if self.sharded else Done()
 
     def square_sum(self) -> Tensor:
-        """Of the owned gradients; counted once where all ranks own them."""
+        """Sum of squares of the owned gradients; where all ranks own the same, the main process alone counts them."""
         dtype = torch.promote_types(self.own_grads.dtype, torch.float32)
         parts = self.own_grads.view(-1).split(SQUARED_AT_ONCE)
         total = torch.stack([part.square().sum(dtype=dtype) for part in parts]).sum()
@@ -84,11 +84,11 @@ class Bucket:
 
 
 Named = list[tuple[str, nn.Parameter]]
-Arrived = tuple[Bucket, Rule, Tensor]  # the last: the sum of squares of the gradients that are owned
+Arrived = tuple[Bucket, Rule, Tensor]  # the tensor: sum of squares of the owned gradients
 
 
 def kind_of(name: str, parameter: nn.Parameter) -> str:
-    """The group that decides a parameter's rule and rate; own architectures follow the same names and shapes."""
+    """The group that decides a parameter's rule and rate, by its name and shape; also for own architectures."""
     if name.startswith("value_embeds"):
         return "value_embedding"
     if name.startswith("embed_tokens"):
@@ -101,7 +101,7 @@ def kind_of(name: str, parameter: nn.Parameter) -> str:
 
 
 def learning_rate(kind: str, config: OptimConfig, width: int) -> float:
-    """Before the schedule. Muon's factor for the shape is not in it."""
+    """The rate of a kind of parameters before the schedule, and before Muon's factor for the shape of a matrix."""
     scale = config.init_lr_frac
     if kind == "matrix":
         return config.matrix_lr * scale
@@ -123,13 +123,13 @@ def betas_of(kind: str, config: OptimConfig) -> tuple[float, float]:
 
 
 class Optimizer:
-    """Takes the model's parameters over: from here on they and their gradients are views of its buckets.
+    """Takes over the model's parameters: from now on they and their gradients are views of its buckets.
 
     Each backward pass adds to the gradients; step() uses the sums over all ranks and zeroes them.
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig, width: int, world: World, lr_factor: float = 1.0) -> None:
-        """lr_factor multiplies every rate. Raises ModelError for an optimiser that cannot be had."""
+        """lr_factor multiplies every rate. Raises ModelError for a class that cannot be imported or built."""
         self.config, self.width, self.world, self.lr_factor = config, width, world, lr_factor
         self.steps = 0
         groups: dict[tuple[str, tuple[int, ...]], Named] = defaultdict(list)
@@ -167,7 +167,7 @@ class Optimizer:
         return learning_rate(kind, self.config, self.width) * self.lr_factor
 
     def learning_rates(self, rates: Rates) -> dict[str, float]:
-        """Those of a step, by kind of parameter: lr/matrix and so on."""
+        """The rates of a step by kind of parameter: lr/matrix and so on."""
         return {f"lr/{kind}": self.lr(kind) * rates.lr for kind in self.kinds}
 
     @torch.no_grad()
@@ -182,7 +182,7 @@ class Optimizer:
         arriving: Iterable[Arrived] = self._arriving()
         factor: float | Tensor = grad_scale
         norm = None
-        if clip is not None or drop_above is not None:  # the norm comes first, and with it the gradients of all buckets
+        if clip is not None or drop_above is not None:  # the norm is needed first, so the gradients of all buckets are
             arriving = list(arriving)
             norm = self._norm([square for _, _, square in arriving]) * grad_scale
             if drop_above is not None and not (norm.isfinite() & (norm <= drop_above)):
@@ -194,14 +194,14 @@ class Optimizer:
         return self._norm(squares) * grad_scale if norm is None else norm
 
     def _arriving(self) -> Iterator[Arrived]:
-        """Each bucket when its gradients are added up over ranks; those of all buckets are on their way meanwhile."""
+        """Each bucket as soon as its gradients are summed over ranks, while those of the next ones are on their way."""
         sums = [bucket.reduce() for bucket, _ in self.parts]
         for (bucket, rule), work in zip(self.parts, sums):
             work.wait()
             yield bucket, rule, bucket.square_sum()
 
     def _update(self, rates: Rates, factor: float | Tensor, arriving: Iterable[Arrived]) -> list[Tensor]:
-        """What is updated is sent round while the next bucket is. Returns the sums of squares of the gradients."""
+        """Each bucket is sent round while the next one is updated. Returns the sums of squares of the gradients."""
         self.steps += 1
         squares, sent = [], []
         for bucket, rule, square in arriving:
@@ -215,7 +215,7 @@ class Optimizer:
         return squares
 
     def _norm(self, squares: list[Tensor]) -> Tensor:
-        """Of all gradients, over all ranks."""
+        """The norm of all gradients, over all ranks."""
         total = torch.stack(squares).sum()
         self.world.sum(total)
         return total.sqrt()

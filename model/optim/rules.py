@@ -20,27 +20,27 @@ from model.optim.schedule import Rates
 if TYPE_CHECKING:
     from model.optim.optimiser import Bucket
 
-# Orthogonalised at once, to bound the memory of it: 4 of d32's largest matrices, all of a shape up to d16.
+# Orthogonalised together; more would take too much memory. 4 of d32's largest matrices, all of one shape up to d16.
 STACK_ELEMENTS = 1 << 26
 
-Piece = tuple[str, int, Tensor]  # state "PARAMETER.NAME", the first element of it that is held here, the elements
+Piece = tuple[str, int, Tensor]  # state "PARAMETER.NAME", the index of the first element held here, the elements
 
 
 class SavedState(Protocol):
-    """Optimiser state of an earlier run, whatever number of processes it had."""
+    """Optimiser state of an earlier run, which may have had another number of processes."""
 
     def read(self, name: str, first: int, count: int) -> Tensor:
         """Elements [first, first + count) of state "PARAMETER.NAME"; ModelError when they are not all there."""
 
     def all_of(self, parameter: str) -> dict[str, Tensor]:
-        """Every state of one parameter by NAME, in the shapes it was saved in."""
+        """Every state of one parameter by NAME, in the shapes that were saved."""
 
 
 class Rule(Protocol):
     """How the owned part of a bucket is updated, and the state that this needs."""
 
     def update(self, rates: Rates, steps: int) -> None:
-        """bucket.own moves along bucket.own_grads; steps counts this one."""
+        """Move bucket.own along bucket.own_grads. steps: steps so far, with this one."""
 
     def pieces(self) -> Iterator[Piece]: ...
 
@@ -76,22 +76,19 @@ class Muon(Stateful):
             state["variance"] = own.new_zeros((len(own), rows, 1) if rows >= columns else (len(own), 1, columns))
         super().__init__(bucket, state)
         self.config, self.lr = config, lr * max(1.0, rows / columns) ** 0.5
-        self.dtype = orthogonal_dtype(config.orthogonal_dtype, own.device)
+        auto = "bfloat16" if own.device.type == "cuda" else "float32"
+        self.dtype = getattr(torch, auto if config.orthogonal_dtype == "auto" else config.orthogonal_dtype)
 
     def update(self, rates: Rates, steps: int) -> None:
         grads, momentum = self.bucket.own_grads, self.state["momentum"]
         momentum.lerp_(grads, 1 - rates.momentum)
         nesterov = grads.lerp_(momentum, rates.momentum)
         variance = self.state.get("variance")
-        for part in self._stacks():
-            self._move(self.bucket.own[part], nesterov[part], None if variance is None else variance[part], rates)
-
-    def _stacks(self) -> Iterator[slice]:
-        """The owned matrices, so many at a time that a stack of them stays small."""
         count, rows, columns = self.bucket.own.shape
         many = max(1, STACK_ELEMENTS // (rows * columns))
         for start in range(0, count, many):
-            yield slice(start, start + many)
+            part = slice(start, start + many)
+            self._move(self.bucket.own[part], nesterov[part], None if variance is None else variance[part], rates)
 
     def _move(self, own: Tensor, gradient: Tensor, variance: Tensor | None, rates: Rates) -> None:
         """A stack of matrices (K, m, n) along the orthogonalised gradient."""
@@ -128,7 +125,7 @@ class AdamW(Stateful):
 
 
 class Lion(Stateful):
-    """Chen et al. 2023: along the sign of a mean of gradients, so that every element moves by the rate itself."""
+    """Chen et al. 2023: along the sign of a running mean of gradients, so every element moves by the rate itself."""
 
     def __init__(self, bucket: "Bucket", lr: float, betas: tuple[float, float], weight_decay: float) -> None:
         super().__init__(bucket, {"exp_avg": torch.zeros_like(bucket.own)})
@@ -157,7 +154,7 @@ class SGD(Stateful):
 
 
 class External:
-    """A torch optimiser named by import path. It may look at whole tensors, so every rank does all of its work."""
+    """A torch optimiser named by import path. It may need whole tensors, so every rank updates everything."""
 
     def __init__(self, config: OptimConfig, groups: list[tuple[float, float, list[tuple[str, nn.Parameter]]]]) -> None:
         self.names = [name for _, _, named in groups for name, _ in named]
@@ -187,12 +184,6 @@ class External:
         self.inner.load_state_dict(whole)
 
 
-def orthogonal_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        name = "bfloat16" if device.type == "cuda" else "float32"
-    return getattr(torch, name)
-
-
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -211,7 +202,7 @@ def quintics(name: str, iterations: int) -> tuple[tuple[float, float, float], ..
 
 
 def orthogonalise(x: Tensor, coefficients: str, iterations: int, dtype: torch.dtype) -> Tensor:
-    """x (K, m, n) -> about U V^T of each matrix's singular value decomposition, in `dtype`; zeros stay zeros."""
+    """x (K, m, n) -> about U V^T of each matrix's decomposition U S V^T, in `dtype`; zeros stay zeros."""
     tall = x.size(1) > x.size(2)
     x = x.mT.to(dtype) if tall else x.to(dtype)
     x = x / (x.norm(dim=(1, 2), keepdim=True) * MARGIN[coefficients]).clamp_min(1e-20)

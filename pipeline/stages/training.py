@@ -181,7 +181,9 @@ def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | 
     model.grad_checkpoint = launch.grad_checkpoint
     if work.config.fp8:
         model.use_fp8()
-        job.say("matmuls in 8 bits" + ("" if has_units(world.device) else ": emulated, for this device has no such"))
+        job.say(
+            "matmuls in 8 bits" + ("" if has_units(world.device) else ": emulated, as this device has no FP8 hardware")
+        )
     config = dataclasses.replace(model.config, sequence_len=length)
     model.attention_backend, why = choose_backend(world.device, dtype, config.windows(), length)
     rows = rows_per_process(work.total_batch_tokens, length, world.size)
@@ -229,7 +231,7 @@ def make_saver(
         "threads": torch.get_num_threads(),
         "dtype": str(model.compute_dtype),
         "device": torch.cuda.get_device_name(world.device) if cuda else world.device.type,
-        "products": "torch's" if cuda or not matmul.available() else "oneDNN's",
+        "gemm": "torch's" if cuda or not matmul.available() else "oneDNN's",
         "attention": model.attention_backend,
         "torch": torch.__version__,
         "compile": job.launch.compile,
@@ -241,7 +243,7 @@ def make_saver(
             f"{n} {own.conditions.get(n)} -> {v}" for n, v in saver.conditions.items() if own.conditions.get(n) != v
         ]
         if changed:
-            job.say(f"equal only up to rounding to a run that never stopped: {', '.join(changed)}")
+            job.say(f"matches an uninterrupted run only up to rounding: {', '.join(changed)}")
     return saver
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from model.decoding import kvcache
 from model.decoding.kvcache import KVCache
 from model.gpt import GPT
-from model.kernels.decoder import FEW, SHARED_OUT, Decoder, Matrix, Product, decoder_of
+from model.kernels.decoder import FEW, SHARED_OUT, Decoder, Gemm, Matrix, decoder_of
 
 ARCHES = {
     "base": {"depth": 4},
@@ -45,7 +45,7 @@ def filled(model: GPT, lengths: list[int], room: int) -> KVCache:
 @pytest.mark.parametrize("arch", ARCHES)
 @torch.inference_mode()
 def test_it_continues_rows_as_the_model_does(arch, lengths, many, monkeypatch):
-    monkeypatch.setattr(kvcache, "MANY", many)  # rows from which on attention is batched products
+    monkeypatch.setattr(kvcache, "MANY", many)  # rows from which on attention is batched GEMMs
     steps = 160 if "window_pattern" in ARCHES[arch] else 4  # past the windows
     model = exact(**ARCHES[arch])
     caches = filled(model, lengths, steps), filled(model, lengths, steps)
@@ -66,24 +66,24 @@ def test_it_continues_rows_as_the_model_does(arch, lengths, many, monkeypatch):
 @pytest.mark.parametrize("rows", [1, 3, FEW + 1, SHARED_OUT + 1])
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @torch.inference_mode()
-def test_a_product_is_the_same_however_it_is_shared_out(threads, rows, dense, monkeypatch):
+def test_a_gemm_is_the_same_however_it_is_split_over_threads(threads, rows, dense, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     layers = [torch.nn.Linear(32, out, bias=False, dtype=torch.float64) for out in (192, 64, 128)]
     weight = torch.cat([layer.weight for layer in layers])
     matrix = Matrix(layers, torch.float64, in_place=True)
     assert torch.equal(torch.cat([layer.weight for layer in layers]), weight)
     assert len(matrix.parts) == {1: 1, 2: 2, 3: 3, 8: 6}[threads]
-    product, total, wanted = Product(matrix, rows, dense=dense), Product(matrix, rows), torch.zeros(rows, 384).double()
+    gemm, total, wanted = Gemm(matrix, rows, dense=dense), Gemm(matrix, rows), torch.zeros(rows, 384).double()
     total.place.zero_()
     x = torch.randn(rows, 32).double()
     for given in (x, x, x.t().contiguous().t(), x + 1):  # of the second, the views are there
-        torch.testing.assert_close(product(given, matrix), given @ weight.t(), atol=1e-12, rtol=0)
-        assert product.place.is_contiguous() or not dense
+        torch.testing.assert_close(gemm(given, matrix), given @ weight.t(), atol=1e-12, rtol=0)
+        assert gemm.place.is_contiguous() or not dense
         total.add(given, matrix)
         wanted += given @ weight.t()
         torch.testing.assert_close(total.place, wanted, atol=1e-12, rtol=0)
     given.zero_()
-    assert not product(given, matrix).any()  # the memory that the views show may change
+    assert not gemm(given, matrix).any()  # the memory that the views show may change
 
 
 @torch.inference_mode()

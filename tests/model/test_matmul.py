@@ -1,4 +1,4 @@
-"""Products by oneDNN are the products that they are, forwards and backwards, whatever lies how in memory."""
+"""GEMMs by oneDNN are exact up to rounding, forwards and backwards, for any layout in memory."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ has_operators = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldn
 
 @pytest.fixture
 def onednn(monkeypatch):
-    """All products of float32, on any machine whose torch has the operators: how fast they are is another matter."""
+    """Let oneDNN compute all GEMMs of float32, on any machine whose torch has the operators."""
     if not has_operators:
         pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(matmul, "available", lambda: True)
@@ -51,8 +51,8 @@ def test_linear_has_the_gradients_of_torch(shape, wanted, onednn):
     slope = torch.randn(2, outputs, rows).mT  # as attention's backward pass may leave it
     found = [tensor.clone().requires_grad_(needs) for tensor, needs in zip((x, weight), wanted)]
     exact = [tensor.double().requires_grad_(needs) for tensor, needs in zip((x, weight), wanted)]
-    for (some_x, some_weight), product in ((found, matmul.linear), (exact, F.linear)):
-        made = product(some_x, some_weight)
+    for (some_x, some_weight), gemm in ((found, matmul.linear), (exact, F.linear)):
+        made = gemm(some_x, some_weight)
         made.backward(slope.to(made.dtype))
     for one, other in zip(found, exact):
         assert (one.grad is None) == (other.grad is None)
@@ -94,7 +94,7 @@ def test_a_decoder_multiplies_packed_weights(lengths, onednn):
             cache.advance(1)
 
 
-def test_it_is_for_large_products_of_float32_on_processors_that_want_it(monkeypatch):
+def test_it_computes_large_gemms_of_float32_on_processors_where_it_is_faster(monkeypatch):
     large, few = torch.empty(1024, 64), 2
     monkeypatch.setattr(matmul, "available", lambda: True)
     assert matmul.suits(large, matmul.WORTH // 2**16) and not matmul.suits(large, few)
