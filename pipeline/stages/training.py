@@ -181,9 +181,8 @@ def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | 
     model.grad_checkpoint = launch.grad_checkpoint
     if work.config.fp8:
         model.use_fp8()
-        job.say(
-            "matmuls in 8 bits" + ("" if has_units(world.device) else ": emulated, as this device has no FP8 hardware")
-        )
+        emulated = "" if has_units(world.device) else " (emulated: this device has no FP8 hardware)"
+        job.say(f"GEMMs of the blocks in 8 bits{emulated}")
     config = dataclasses.replace(model.config, sequence_len=length)
     model.attention_backend, why = choose_backend(world.device, dtype, config.windows(), length)
     rows = rows_per_process(work.total_batch_tokens, length, world.size)
