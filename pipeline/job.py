@@ -143,6 +143,24 @@ class Job(Generic[Params]):
                 file.write(line.replace("\n", " ") + "\n")
 
 
+@dataclass
+class Counted:
+    """The progress of a stage that only counts. stopped: the message of Stopped if the stage is asked to stop."""
+
+    job: Job[Any]
+    total: int
+    unit: str
+    stopped: str
+    done: int = 0
+
+    def add(self, count: int, **shown: Any) -> None:
+        """Raises Stopped. More than `total` counts as all: totals are often estimates."""
+        self.done += count
+        self.job.progress(min(self.done, self.total), self.total, self.unit, **shown)
+        if self.job.should_stop:
+            raise Stopped(self.stopped)
+
+
 def _step_of(line: str) -> float:
     """A line cut off by a crash belongs to no step that is kept."""
     try:

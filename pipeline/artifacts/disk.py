@@ -41,7 +41,7 @@ def told(error: OSError) -> str:
 
 
 def full(error: BaseException, work: Path) -> str:
-    """The message for a full disk. work: where the stage was writing, for errors that do not say."""
+    """The message for a full disk. work: where the stage was writing, for errors that do not name a file."""
     return f"No space left on device: {_path(error) or work}. {ROOM}"
 
 
@@ -51,7 +51,7 @@ def read_only(error: OSError, root: Path) -> str:
 
 @contextmanager
 def failures_of(stage: str, work: Path, root: Path) -> Iterator[None]:
-    """Turn what a full or read-only store raises into StageFailed. work: where the stage is made. root: the store."""
+    """Turn errors of a full or read-only store into StageFailed. work: where the stage is made. root: the store."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,8 @@
 """One maker at a time: locks that end with their holder, on one host and across several.
 
-On one host flock(2) does it all: the kernel lets go when a process dies, however it dies. Across hosts, where a file
-system may keep flock to each host, a holder also counts a heartbeat up; an observer takes over when its own clock has
-seen the count unchanged for DEAD_SECONDS, with a higher fencing number; the old holder sees it before it publishes.
+On one host flock(2) is enough: the kernel releases it however a process dies. Some file systems keep flock to each
+host. So a holder also increments a heartbeat. An observer takes over, with a higher fencing number, when the heartbeat
+has not changed for DEAD_SECONDS on the observer's own clock. The old holder sees the number before it publishes.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ STATE = {"host": "", "beat": -1, "fence": 0, "pid": 0, "since": 0.0, "stage": ""
 
 
 def this_host() -> str:
-    """A name for this machine since its last start; two containers of one name on two machines differ."""
+    """A name for this machine since its last boot. It differs for containers of one name on two machines."""
     with suppress(OSError):
         return f"{platform.node()}/{Path('/proc/sys/kernel/random/boot_id').read_text().strip()[:8]}"
     return platform.node()
@@ -36,7 +36,8 @@ def this_host() -> str:
 class Lock:
     """An exclusive lock at `path`, held by `who` (shown to those who wait).
 
-    on_wait(holder) is called about twice a second while another holds it; `stop()` true ends the wait with Interrupted.
+    on_wait(holder) is called about twice a second while another holds it. If `stop()` returns True, the wait ends with
+    Interrupted.
     """
 
     def __init__(
@@ -84,18 +85,17 @@ class Lock:
         os.close(self._fd)
 
     def holds(self) -> bool:
-        """Whether nobody has taken over since. To be asked before anything is published."""
+        """Return True if nobody has taken over. Must be checked before anything is published."""
         return self.read().get("fence", self.fence) == self.fence
 
     def check(self) -> None:
         if not self.holds():
             other = self.read()
-            raise StageFailed(
-                str(self.who.get("stage")), "preempted", f"{other.get('host')} took over its work; this copy ends"
-            )
+            what = f"{other.get('host')} took over its work; this copy ends"
+            raise StageFailed(str(self.who.get("stage")), "preempted", what)
 
     def read(self) -> dict[str, Any]:
-        """The record of the last holder; empty when there was none, or it cannot be read."""
+        """The record of the last holder. Empty if there was none, or if it cannot be read."""
         return read_record(self._state, STATE) or {}
 
     @property
@@ -165,14 +165,14 @@ def is_held(path: Path) -> bool:
 
 
 def share_alive(work: Path) -> int:
-    """Held open by each worker for its life: whoever makes the same artifact next waits for it. Returns the fd."""
+    """Lock that each worker holds for its life, so that the next maker of the artifact waits for it. Returns the fd."""
     fd = os.open(work / "alive", os.O_RDWR | os.O_CREAT, 0o644)
     fcntl.flock(fd, fcntl.LOCK_SH)
     return fd
 
 
 def wait_for_orphans(work: Path, on_wait: Callable[[], None], stop: Callable[[], bool]) -> None:
-    """Return when no worker of an earlier maker of `work` is alive any more."""
+    """Return when all workers of earlier makers of `work` have ended."""
     fd = os.open(work / "alive", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         while True:
@@ -189,27 +189,21 @@ def wait_for_orphans(work: Path, on_wait: Callable[[], None], stop: Callable[[],
 
 
 def probe(folder: Path) -> None:
-    """UserError unless `folder` can be written and flock works in it; some network file systems refuse it."""
+    """Raise UserError unless `folder` can be written and flock works in it, which some network file systems refuse."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(folder / ".probe", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         if not is_read_only(error):
             raise
-        raise UserError(
-            f"cannot be written ({error.strerror}), but making stages requires it",
-            f"store.root={folder.parent}",
-            WRITABLE,
-        ) from None
+        what = f"cannot be written ({error.strerror}), but making stages requires it"
+        raise UserError(what, f"store.root={folder.parent}", WRITABLE) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return
     except OSError as error:
-        raise UserError(
-            f"its file system cannot lock files ({error.strerror})",
-            f"store.root={folder.parent}",
-            "Use a local disk, or a mount with flock.",
-        ) from None
+        what = f"its file system cannot lock files ({error.strerror})"
+        raise UserError(what, f"store.root={folder.parent}", "Use a local disk, or a mount with flock.") from None
     finally:
         os.close(fd)

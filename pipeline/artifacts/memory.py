@@ -1,8 +1,8 @@
-"""What a store remembers beside its artifacts. It is never needed: what cannot be read is forgotten, not trusted, and
-a disk that is full or read-only stops nothing.
+"""What a store remembers beside its artifacts. It is never required: what cannot be read is forgotten, not trusted, and
+a full or read-only disk stops nothing.
 
 memory/NAME.json                what is known about names, data sources and local files
-accepted/MODULE-KEY.json        artifacts that somebody declared equal after a change of code
+accepted/MODULE-KEY.json        artifacts that the user accepted as equal after a change of code
 """
 
 import copy
@@ -23,13 +23,13 @@ from pipeline.errors import UserError
 
 @dataclass(frozen=True)
 class Memory:
-    """writes: whether anything new is kept."""
+    """writes: True if new facts are kept."""
 
     root: Path
     writes: bool = True
 
     def unwritten(self) -> "Memory":
-        """The same for commands that write nothing."""
+        """The same memory, for commands that write nothing."""
         return replace(self, writes=False)
 
     def recall(self, name: str) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Memory:
     def data_identity(self, look: Callable[[dict[str, Any]], Any], hub: dict[str, Any], fresh: bool) -> Any:
         """The result of `look`, which is passed what is known about data, and adds to it.
 
-        hub: passed with it and not remembered. fresh: start with nothing known.
+        hub: also passed, and not remembered. fresh: pass nothing known.
         """
         known = {kind: entries for kind, entries in self.recall("identity").items() if isinstance(entries, dict)}
         memory = copy.deepcopy({} if fresh else known) | hub
@@ -85,7 +85,7 @@ class Memory:
         return found
 
     def accepted(self, module: str, key: str) -> str:
-        """The key of the artifact that somebody declared equal to `key`, else `key` itself."""
+        """The key of the artifact that was accepted for `key`, else `key` itself."""
         found = read_fields(self._accept_path(module, key), {"key": key})["key"]
         return str(found) if NAME.fullmatch(found) else key
 

@@ -54,11 +54,11 @@ class Store:
     def lock_path(self, module: str, key: str) -> Path:
         return self.root / "locks" / f"{_short(module)}-{key}.lock"
 
-    # --- which version made it
+    # --- format
 
     @property
     def format(self) -> int:
-        """The format of what was published here last; 1 before there was a file that says so."""
+        """The format of the newest artifacts; 1 if no file says so."""
         found = (read_json(self.root / FORMAT_FILE, dict) or {}).get("format")
         return found if isinstance(found, int) else 1
 
@@ -69,7 +69,7 @@ class Store:
             raise UserError(f"is of format {self.format}, and this version reads {FORMAT}", str(self.root), fix)
 
     def format_note(self) -> str:
-        """What to say of artifacts that an earlier version made; empty if there are none, or newer ones beside them."""
+        """A note about artifacts that an earlier version made. Empty if there are none, or newer ones as well."""
         if self.format >= FORMAT or not any(self.artifacts.glob(f"*/*/{RECORD}")):
             return ""
         return (
@@ -96,19 +96,19 @@ class Store:
 
     @staticmethod
     def _in_place(folder: Path) -> Artifact | None:
-        """As `read`, for a folder of this store, which must be named as its manifest says."""
+        """As `read`, for a folder of this store, whose name must match its manifest."""
         artifact = read(folder)
         if artifact and (artifact.module, artifact.key) != (folder.parent.name, folder.name):
             raise Corrupt(f"{folder / RECORD} belongs to {artifact.module}/{artifact.key}")
         return artifact
 
     def all(self) -> Iterator[Artifact]:
-        """Every readable artifact, newest first."""
+        """All readable artifacts, newest first."""
         found = [artifact for _, artifact in self._everything() if isinstance(artifact, Artifact)]
         yield from sorted(found, key=lambda a: a.record["finished"], reverse=True)
 
     def unreadable(self) -> list[tuple[Path, str]]:
-        """Folders and files where artifacts should be and none can be read, with the reasons."""
+        """Folders and files in place of artifacts that cannot be read, with the reasons."""
         return [(folder, error) for folder, error in self._everything() if isinstance(error, str)]
 
     def _everything(self) -> Iterator[tuple[Path, Artifact | str | None]]:
@@ -120,9 +120,9 @@ class Store:
                     yield folder, str(error)
 
     def find_by_name(self, name: str, modules: tuple[str, ...] = ()) -> Artifact:
-        """What `name` stands for: a key or its first digits, MODULE/KEY, a stage (its newest), a run, or RUN/STAGE.
+        """The newest artifact of that name: a key or its first digits, MODULE/KEY, a stage, a run, or RUN/STAGE.
 
-        modules: kinds of artifact to choose among; all when empty. Raises UserError when there is none.
+        modules: the kinds of artifact to choose from; all if empty. Raises UserError if there is none.
         """
         run, _, stage = name.partition("/")
         tagged = self.memory.named().get(run, {})
@@ -134,15 +134,15 @@ class Store:
             if name in tags or artifact.key in keys or (len(name) >= 4 and artifact.key.startswith(name)):
                 return artifact
         kind = f" of kind {' or '.join(modules)}" if modules else ""
-        raise UserError(f"the store has nothing{kind} called {name!r}", str(self.root), "`ls` shows what there is.")
+        raise UserError(f"the store has nothing{kind} called {name!r}", str(self.root), "Run `ls` to see what it has.")
 
     # --- verifying
 
     def open(self, artifact: Artifact, *names: str) -> Path:
-        """The artifact's folder, for reading: its files are what was published, by the rule of `verify`.
+        """The artifact's folder, for reading, after `verify`. All readers of artifacts call this first.
 
-        All readers of artifacts call this first. names: the files that will be read; all when empty.
-        Raises Corrupt for a damaged one, saying what makes it again; it goes to quarantine where that can be written.
+        names: the files that will be read; all if empty. A damaged artifact goes to quarantine where that can be
+        written, and Corrupt says how to make it again.
         """
         try:
             self.verify(artifact, names=names)
@@ -153,17 +153,17 @@ class Store:
             raise Corrupt(told, _again(artifact)) from None
 
     def set_aside(self, folder: Path, error: str) -> str:
-        """Move what is damaged to quarantine, if possible. Returns what happened, for the user."""
+        """Move what is damaged to quarantine, if possible. Returns a message for the user."""
         with suppress(OSError):
             self.quarantine(folder, error)
             return f"{error}; moved to quarantine"
         return error
 
     def verify(self, artifact: Artifact, everything: bool = False, names: Iterable[str] = ()) -> int:
-        """Hash the files not verified lately; returns how many were hashed. Raises Corrupt at the first bad one.
+        """Hash the files not verified recently. Returns how many were hashed. Raises Corrupt at the first bad one.
 
-        A file counts as verified while device, inode, size, mtime and ctime are what they were when it was hashed.
-        names: of the files to verify; all when empty.
+        A file counts as verified while device, inode, size, mtime and ctime are the same as when it was hashed.
+        names: the files to verify; all if empty.
         """
         files = artifact.record["files"]
         known = {} if everything else read_json(artifact.folder / VERIFIED, dict) or {}
@@ -175,7 +175,7 @@ class Store:
                     raise Corrupt(f"{artifact.folder / name} is not what was published (sha256 differs)")
                 known[name] = {"state": state, "at": time.time()}
         if due:
-            with suppress(OSError):  # read-only or full: it is hashed again the next time
+            with suppress(OSError):  # read-only or full: hashed again the next time
                 keep_json(artifact.folder / VERIFIED, known)
         return len(due)
 
@@ -188,7 +188,7 @@ class Store:
     # --- changing
 
     def publish(self, work: Path, record: dict[str, Any]) -> Artifact:
-        """Make `work`/out the artifact that `record` describes; its log and measurements go with it. Atomic."""
+        """Turn `work`/out into the artifact that `record` describes, with its log and measurements. Atomic."""
         out = work / "out"
         for name in ("log.txt", "metrics.jsonl"):
             if (work / name).exists():
@@ -214,7 +214,7 @@ class Store:
         return Artifact(folder, record)
 
     def note_use(self, artifact: Artifact, stage: str) -> None:
-        """Remember that another stage name stands for the same artifact."""
+        """Record that another stage uses the same artifact."""
         if stage not in artifact.record["stages"]:
             artifact.record["stages"].append(stage)
             keep_json(artifact.folder / RECORD, artifact.record, _plain)
@@ -230,7 +230,7 @@ class Store:
         return target
 
     def discard(self, folder: Path) -> None:
-        """Delete an artifact; its marker first, so that half of it is never taken for the whole."""
+        """Delete an artifact, its manifest first, so that a partial one is never taken for a whole one."""
         (folder / RECORD).unlink(missing_ok=True)
         trash = self.root / "trash" / f"{folder.name}-{time.time_ns()}"
         trash.parent.mkdir(parents=True, exist_ok=True)

@@ -15,10 +15,9 @@ from pipeline.commands.plan import plan_table
 from pipeline.config import compose as config
 from pipeline.plan.session import Session
 from pipeline.printing import PlainConsole, say, table
-from pipeline.runner import machine, orchestration, server
+from pipeline.runner import machine, orchestration, server, tracking
 from pipeline.runner.console import RunConsole, RunView
 from pipeline.runner.run import Run, parameters_of
-from pipeline.runner.tracking import habits
 
 
 def run(arguments: list[str]) -> int:
@@ -43,7 +42,7 @@ def usual(flags: Namespace) -> list[str]:
     """The overrides of a run: those of the command line, those that fit this machine, and environment variables'."""
     if note := machine.idle_gpus_note(flags.given):
         print(note, file=sys.stderr)
-    return [*habits.overrides(flags.given), *flags.overrides]
+    return [*tracking.environment_overrides(flags.given), *flags.overrides]
 
 
 def run_once(overrides: list[str]) -> int:

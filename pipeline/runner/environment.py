@@ -23,10 +23,10 @@ CACHES = {
 
 
 def prepare_proxies() -> None:
-    """Exempt loopback from proxies, and drop those that no client here understands. Downloads keep using the rest."""
+    """Exempt loopback from proxies, and drop those that our HTTP clients cannot use. Downloads keep using the rest."""
     for name in (variable for lower in PROXIES for variable in (lower, lower.upper())):
         proxy = os.environ.get(name, "")
-        if proxy.startswith("socks://"):  # as desktops write it
+        if proxy.startswith("socks://"):  # as desktop environments write it
             proxy = os.environ[name] = proxy.replace("socks", "socks5", 1)
         if proxy and not _usable(proxy):
             print(f"{name} is ignored: not a URL of type {', '.join(SCHEMES)}. Correct or unset it.", file=sys.stderr)
@@ -56,7 +56,7 @@ def user_path(text: str) -> Path:
 
 
 def prepare_caches(store: Path) -> None:
-    """Move caches into the store if their place, chosen or usual, cannot be written."""
+    """Move caches into the store if their folder, chosen or default, cannot be written."""
     home = os.path.expanduser("~")
     if home == "~":  # a user without an entry in /etc/passwd; some libraries fail where no home is known
         os.environ["HOME"] = str(store / "cache")
@@ -67,6 +67,6 @@ def prepare_caches(store: Path) -> None:
 
 
 def _writable(folder: Path) -> bool:
-    """Return True if `folder` can be written, or made."""
+    """Return True if `folder` can be written, or created."""
     there = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)

@@ -1,4 +1,4 @@
-"""GPUs of this machine, given out to one stage at a time, whichever run it belongs to."""
+"""The GPUs of this machine, each used by one stage at a time, whichever run it belongs to."""
 
 import fcntl
 import os
@@ -10,12 +10,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from pipeline.errors import Interrupted, UserError
+from pipeline.numbers import plural
 from pipeline.plan.dag import Stage
 from pipeline.runner import machine as hardware
 
 
 def lacking(stage: Stage) -> str:
-    """What the stage is set to run on and this machine lacks; empty if nothing is known to be missing."""
+    """What this machine lacks to run the stage as it is set. Empty if nothing is known to be missing."""
     launch, there = stage.launch, len(hardware.gpus())
     if not stage.module.RANKS or launch.device == "cpu":
         return ""
@@ -32,7 +33,7 @@ def lacking(stage: Stage) -> str:
 
 
 def check(stage: Stage) -> None:
-    """Raises UserError for a stage that is set to run on what this machine lacks."""
+    """Raise UserError if this machine lacks what the stage is set to run on."""
     if missing := lacking(stage):
         raise UserError(missing, stage.name, "Omit launch= to use what this machine has, or run on another one.")
 
@@ -40,7 +41,7 @@ def check(stage: Stage) -> None:
 def taken_by(
     stage: Stage, on_wait: Callable[[str], None], stop: Callable[[], bool]
 ) -> AbstractContextManager[dict[str, str]]:
-    """What `take` gives to a stage that runs on GPUs, and nothing to others."""
+    """`take` for a stage that runs on GPUs; nothing for others."""
     if not stage.module.RANKS or stage.launch.device not in ("auto", "cuda"):
         return nullcontext({})
     return take(stage.launch.nproc, stage.name, on_wait, stop)
@@ -50,23 +51,24 @@ def taken_by(
 def take(
     count: int, stage: str, on_wait: Callable[[str], None], stop: Callable[[], bool], folder: Path | None = None
 ) -> Iterator[dict[str, str]]:
-    """`count` GPUs that no other stage of this machine has, as the environment of the stage's processes.
+    """Take `count` GPUs that no other stage on this machine uses. Yields variables for the stage's processes.
 
-    A lock for each GPU lies in `folder` (default: the temporary folder, which all runs share) and ends with its holder.
-    Several are taken in order, all or none, so that two who wait cannot hold what the other needs. Nothing is taken
-    where no GPU can be told apart (as under WSL).
+    Each GPU has a lock in `folder` (default: the temporary folder, which all runs share), released when its holder
+    ends. Several are taken in order, all or none, so that two waiting stages cannot block each other. Nothing is taken
+    where GPUs cannot be listed (as under WSL).
 
-    Raises UserError when there are fewer, Interrupted when `stop` becomes true while others have them.
+    Raises UserError if there are fewer, Interrupted if `stop` becomes true while waiting.
     """
     names = hardware.gpus()
     if not names:
         yield {}
         return
     if count > len(names):
-        raise UserError(f"{count} GPUs are asked for, {len(names)} can be seen", "launch.nproc", "Ask for fewer.")
+        what = f"is {count}, but this machine has {plural(len(names), 'GPU')}"
+        raise UserError(what, "launch.nproc", "Set fewer.")
     folder = folder or Path(tempfile.gettempdir())
     while len(held := _take_free(count, names, folder)) < count:
-        on_wait(f"{count} of {len(names)} GPUs; others have them")
+        on_wait(f"{count} of {plural(len(names), 'GPU')}, in use by other stages")
         if stop():
             raise Interrupted(f"{stage} had not started")
         time.sleep(0.5)
@@ -78,7 +80,7 @@ def take(
 
 
 def _take_free(count: int, names: list[str], folder: Path) -> dict[str, int]:
-    """Locked files by the GPU's name: `count` of them, or none."""
+    """Locked files by GPU: `count` of them, or none."""
     held: dict[str, int] = {}
     for name in names:
         fd = _open(folder / f"chatmill-gpu-{re.sub(r'[^0-9A-Za-z]', '-', name)}")
@@ -96,7 +98,7 @@ def _take_free(count: int, names: list[str], folder: Path) -> dict[str, int]:
 
 
 def _open(path: Path) -> int:
-    """Open a file for locking, which may be another user's: read-only is enough. Returns the fd."""
+    """Open a lock file, which may be another user's. Returns the fd."""
     try:
         return os.open(path, os.O_RDONLY)  # O_CREAT on another user's file in /tmp is refused (fs.protected_regular)
     except FileNotFoundError:

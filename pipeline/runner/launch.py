@@ -1,4 +1,4 @@
-"""Runs a stage as a child process: its log, its progress, its signals, and what became of it."""
+"""Runs a stage as a child process: its log, progress, signals and outcome."""
 
 import dataclasses
 import os
@@ -44,16 +44,16 @@ def read_outcome(work: Path) -> Outcome:
 
 @dataclass
 class Watch:
-    """How the launcher talks to whoever watches a stage, and hears from them."""
+    """Callbacks of whoever watches a stage."""
 
     on_progress: Callable[[dict[str, Any]], None] = lambda state: None
     on_say: Callable[[str], None] = lambda line: None
     should_stop: Callable[[], bool] = lambda: False
-    why_kill: Callable[[], str] = lambda: ""  # why to end the stage at once: asked twice, the lock was lost
+    why_kill: Callable[[], str] = lambda: ""  # why to end the stage at once, if it must
 
 
 def command(job_path: Path, ranks: bool, nproc: int) -> list[str]:
-    """The line that runs a job; the same by hand."""
+    """The command that runs a job, also by hand."""
     if not ranks:
         return [sys.executable, "-m", "pipeline.stages", str(job_path)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
@@ -63,9 +63,9 @@ def command(job_path: Path, ranks: bool, nproc: int) -> list[str]:
 def run(
     work: Path, job: dict[str, Any], ranks: bool, launch: Launch, watch: Watch, env: dict[str, str] | None = None
 ) -> Outcome:
-    """Start the job and return when every process of it has ended. env: variables for it, besides ours.
+    """Run the job until all its processes have ended. env: variables for it, besides ours.
 
-    `work` must be exclusively ours. Asked to stop, the stage gets launch.grace_seconds to save before it is ended.
+    `work` must be exclusively ours. If asked to stop, the stage gets launch.grace_seconds to save before it is killed.
     """
     for name in ("outcome.json", "progress.json", "stop", "said.txt"):
         remove(work / name)
@@ -90,14 +90,14 @@ def run(
         finally:
             _end_group(child)
     outcome = _outcome(work, child.returncode, killed)
-    outcome.seconds = time.monotonic() - started  # what was paid for: starting and ending included
+    outcome.seconds = time.monotonic() - started  # all that was paid for, including start and end
     return outcome
 
 
 class _Leash:
-    """A named pipe that stays open while the launcher lives; workers end when it closes.
+    """A named pipe that is open while the launcher lives. Workers end when it closes.
 
-    Held open for writing here; opening it for reading as well keeps the first open from blocking.
+    It is opened for writing and reading, as opening it for writing alone would block.
     """
 
     def __init__(self, path: Path):
@@ -114,7 +114,7 @@ class _Leash:
 
 
 def environment(ranks: bool, launch: Launch) -> dict[str, str]:
-    """Environment variables of a stage's process, or of another that should compute as one does."""
+    """Environment variables of a stage's process, or of another process that must compute the same."""
     env = dict(os.environ)
     threads = launch.threads or max(1, hardware.cores() // (launch.nproc if ranks else 1))
     env["OMP_NUM_THREADS"] = str(threads)
@@ -128,9 +128,9 @@ def environment(ranks: bool, launch: Launch) -> dict[str, str]:
 
 
 def _follow(child: "subprocess.Popen[bytes]", work: Path, launch: Launch, watch: Watch) -> str:
-    """Pass on what the stage reports until it ends, and to it the request to stop.
+    """Pass on what the stage reports until it ends, and pass it the request to stop.
 
-    Returns why the stage must be killed; empty when it ended by itself.
+    Returns why the stage must be killed; empty if it ended by itself.
     """
     told, asked_at, started = 0, 0.0, time.monotonic()
     seen: dict[str, Any] = {}
@@ -150,7 +150,7 @@ def _follow(child: "subprocess.Popen[bytes]", work: Path, launch: Launch, watch:
         overdue = launch.timeout_minutes is not None and time.monotonic() - started > 60 * launch.timeout_minutes
         if not asked_at and (overdue or watch.should_stop()):
             asked_at = time.monotonic()
-            (work / "stop").touch()  # reaches every rank, whatever processes stand between
+            (work / "stop").touch()  # reaches every rank, also behind torchrun
         if why := watch.why_kill():
             return why
         if asked_at and time.monotonic() - asked_at > launch.grace_seconds:
@@ -160,7 +160,7 @@ def _follow(child: "subprocess.Popen[bytes]", work: Path, launch: Launch, watch:
 
 
 def _end_group(child: "subprocess.Popen[bytes]") -> None:
-    """Leave no process behind: ask the group, then end it. Workers of torchrun end by the leash."""
+    """Leave no process behind: terminate the group, then kill it. The leash ends workers of torchrun."""
     for sig, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 10.0)):
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, sig)
@@ -179,18 +179,18 @@ def _group_lives(group: int) -> bool:
 
 
 def _outcome(work: Path, returncode: int | None, killed: str) -> Outcome:
-    """The outcome that the stage wrote, else what its exit code tells. killed: why the launcher ended it, if it did."""
+    """The outcome that the stage wrote, else one by its exit code. killed: why the launcher killed it, if it did."""
     outcome = read_outcome(work)
     if outcome.status and (outcome.status != "failed" or not killed):  # ranks that lose the killed ones fail as well
         return outcome
     if killed:
         return Outcome("stopped", "preempted", f"ended before it could save: {killed}")
-    cause, message = "unknown", f"the process ended with exit code {returncode} and said nothing"
+    cause, message = "unknown", f"the process ended with exit code {returncode} without a message"
     if returncode is not None and returncode < 0:
         name = signal.Signals(-returncode).name
         cause, message = "preempted", f"the process was ended by {name}"
         if name == "SIGKILL":
-            message += " (out of memory, perhaps)"
+            message += " (perhaps out of memory)"
     if shutil.disk_usage(work).free < 1 << 20:
         cause, message = "disk", full(OSError(), work)
     return Outcome("failed", cause, message)

@@ -1,4 +1,4 @@
-"""What this machine has, found without importing torch."""
+"""The hardware of this machine, found without importing torch."""
 
 import os
 import platform
@@ -28,7 +28,7 @@ def has_mps() -> bool:
 
 
 def launch_overrides(overrides: list[str]) -> list[str]:
-    """The launch group that fits this machine, unless the user chose one."""
+    """The launch group that fits this machine, unless the user has chosen one."""
     if chosen(overrides, "launch="):
         return []
     used = _gpus_that_share_a_batch()
@@ -38,18 +38,18 @@ def launch_overrides(overrides: list[str]) -> list[str]:
 
 
 def idle_gpus_note(overrides: list[str]) -> str | None:
-    """What to say of GPUs that a run will not use though nobody asked for fewer."""
+    """A note about GPUs that a run will not use although nobody asked for fewer."""
     found, used = len(gpus()), _gpus_that_share_a_batch()
     if found == used or chosen(overrides, "launch=", "launch.nproc="):
         return None
     return (
-        f"Uses {used} of the {found} GPUs here, as batches are powers of two. For all of them set launch.nproc={found} "
-        f"and STAGE.params.total_batch_tokens to what {found} processes can share."
+        f"Uses {used} of the {found} GPUs, because batch sizes are powers of two. To use all of them, set "
+        f"launch.nproc={found} and STAGE.params.total_batch_tokens to a size that {found} processes can share."
     )
 
 
 def _gpus_that_share_a_batch() -> int:
-    """Batches are powers of two, which another number of processes would not divide."""
+    """The largest power of two of them: default batches are powers of two, which other numbers do not divide."""
     found = len(gpus())
     return 1 << found.bit_length() - 1 if found else 0
 
@@ -62,7 +62,7 @@ def cores() -> int:
 
 
 def describe() -> dict[str, Any]:
-    """Host facts recorded beside what was made here."""
+    """Facts about this host, recorded beside what it made."""
     model = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -23,7 +23,6 @@ from pipeline.runner import environment, make, tracking
 from pipeline.runner import machine as hardware
 from pipeline.runner.make import Events
 from pipeline.runner.signals import StopSwitch
-from pipeline.runner.tracking import habits
 
 
 @dataclass
@@ -287,7 +286,8 @@ def begun(parameters: dict[str, Any]) -> Iterator[Run]:
         sys.path.append(here)  # a worker's folder may hold modules of the user's own
     environment.prepare_proxies()
     overrides = overrides_of(parameters)
-    with Run.open([*hardware.launch_overrides(overrides), *habits.overrides(overrides), *overrides]) as run:
+    found = [*hardware.launch_overrides(overrides), *tracking.environment_overrides(overrides)]
+    with Run.open([*found, *overrides]) as run:
         yield run
 
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from data.tasks.mixture import CoreSpec, TaskSpec
-from pipeline.job import Job
-from pipeline.runner.counted import Counted
+from pipeline.job import Counted, Job
 from pipeline.typed import Count, Natural
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.job import Job, Stopped
-from pipeline.runner.counted import Counted
+from pipeline.job import Counted, Job, Stopped
 from pipeline.stage import Inputs
 from pipeline.typed import Count
 

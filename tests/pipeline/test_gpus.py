@@ -53,7 +53,7 @@ def test_who_waits_holds_nothing_meanwhile_says_so_and_can_be_stopped(four: None
         waiting, said = take(tmp_path, 4, stop)
         with pytest.raises(Interrupted, match="pretrain had not started"), waiting:
             pass
-        assert said == ["4 of 4 GPUs; others have them"]
+        assert said == ["4 of 4 GPUs, in use by other stages"]
 
 
 def test_another_process_keeps_its_gpus_until_it_is_killed(four: None, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_lock_files_of_another_user_are_only_opened(
 def test_more_than_there_are_is_the_users_mistake_and_none_is_no_limit(
     four: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match="8 GPUs are asked for, 4 can be seen"), take(tmp_path, 8)[0]:
+    with pytest.raises(UserError, match="is 8, but this machine has 4 GPUs"), take(tmp_path, 8)[0]:
         pass
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with take(tmp_path, 8)[0] as found:

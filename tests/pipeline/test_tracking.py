@@ -9,8 +9,8 @@ import pytest
 from pipeline.config import compose as config
 from pipeline.config.settings import LoggerConfig
 from pipeline.errors import UserError
-from pipeline.runner.tracking import check, habits, open_loggers
-from pipeline.runner.tracking.weights_and_biases import WeightsAndBiases
+from pipeline.runner.trackers import WeightsAndBiases
+from pipeline.runner.tracking import check, environment_overrides, open_loggers
 from tests.conftest import Chatmill
 from tests.pipeline.test_run import paused, records, toys, wait_for
 
@@ -55,7 +55,7 @@ def test_variables_of_wandb_are_obeyed_unless_the_command_line_decides(
 ) -> None:
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
-    settings = config.settings(config.compose([*habits.overrides(overrides), *overrides]))
+    settings = config.settings(config.compose([*environment_overrides(overrides), *overrides]))
     assert (settings.logger.kind, settings.logger.mode) == logger
     assert settings.run.name == name
 
@@ -63,7 +63,7 @@ def test_variables_of_wandb_are_obeyed_unless_the_command_line_decides(
 def test_a_mode_that_does_not_exist_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "ofline")
     with pytest.raises(UserError, match="WANDB_MODE: is 'ofline'"):
-        habits.overrides(["logger=wandb"])
+        environment_overrides(["logger=wandb"])
 
 
 def test_a_missing_key_is_said_while_planning(chatmill: Chatmill) -> None:
@@ -99,7 +99,7 @@ def test_an_unreachable_service_is_said_once_and_the_run_is_measured_offline(ser
 def test_a_service_that_falls_silent_after_the_start_leaves_the_stage_measured_offline(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("pipeline.runner.tracking.weights_and_biases.INIT_SECONDS", 2.0)
+    monkeypatch.setattr("pipeline.runner.trackers.INIT_SECONDS", 2.0)
     said: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")

@@ -1,22 +1,42 @@
-"""Weights & Biases: one run per stage, grouped by the Chatmill run or the sweep."""
+"""The trackers: Weights & Biases, with one run per stage, grouped by the Chatmill run or the sweep; and TensorBoard,
+with event files in store/tensorboard/RUN/STAGE."""
 
 import importlib.util
+import json
 import uuid
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from data.durable import keep_json, read_fields
+from data.trust import below
 from pipeline.config.settings import LoggerConfig
-from pipeline.runner.tracking import Say, about
+from pipeline.runner.tracking import Say
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 ANSWER_SECONDS = 10.0  # for the service to answer before a run
-INIT_SECONDS = 30.0  # and when a stage starts
-UPLOAD_SECONDS = 60.0  # at the end of a stage; what is left by then stays on disk
+INIT_SECONDS = 30.0  # for the service to answer when a stage starts
+UPLOAD_SECONDS = 60.0  # at the end of a stage; the rest stays on disk
 TAG_LENGTH = 64  # the service's limit
 
 
-def check(config: LoggerConfig, online: bool) -> tuple[LoggerConfig, str]:
+def about(described: dict[str, Any]) -> dict[str, Any]:
+    """Facts to keep beside the measurements of a stage: what it is, and what it was made of."""
+    context = described.get("context") or {}
+    return {
+        "stage": described["stage"],
+        "key": described["key"],
+        "recipe": context.get("recipe"),
+        "commit": context.get("git"),
+        "inputs": {name: "/".join(folder.split("/")[-2:]) for name, folder in described["inputs"].items()},
+        "params": described["params"],
+        "launch": described["launch"],
+    }
+
+
+def check_wandb(config: LoggerConfig, online: bool) -> tuple[LoggerConfig, str]:
     """Without a key or a service that answers, measurements stay on this machine."""
     if importlib.util.find_spec("wandb") is None:
         return replace(config, kind="none"), "logger=wandb has no effect: run `pip install wandb`."
@@ -26,7 +46,7 @@ def check(config: LoggerConfig, online: bool) -> tuple[LoggerConfig, str]:
     from wandb.errors import AuthenticationError
     from wandb.sdk.lib.wbauth import authenticate_session  # wandb.login() would ask for a key
 
-    url, wrong, fix = str(wandb.setup().settings.base_url), "", "`wandb sync` uploads them later"
+    url, wrong, fix = str(wandb.setup().settings.base_url), "", "Run `wandb sync` to upload them later"
     try:
         if authenticate_session(host=url, source="chatmill", prompt=False, update_session=False) is None:
             wrong = f"no API key for {url}"
@@ -42,7 +62,7 @@ def check(config: LoggerConfig, online: bool) -> tuple[LoggerConfig, str]:
 
 
 def _unreachable(url: str) -> str:
-    """Why the service cannot be reached; empty if anything answers there."""
+    """Why the service cannot be reached. Empty if anything answers there."""
     import httpx
 
     try:
@@ -63,7 +83,8 @@ class WeightsAndBiases:
             if described["logger"]["mode"] == "offline":
                 raise
             why = " ".join(str(error).split())
-            say(f"W&B cannot be reached ({why}). Measurements stay in the store. `wandb sync` uploads them later.")
+            stays = "Measurements stay in the store. Run `wandb sync` to upload them later."
+            say(f"W&B cannot be reached ({why}). {stays}")
             wandb.teardown()  # which still holds the id
             self.run = self._init("offline")
 
@@ -106,3 +127,44 @@ class WeightsAndBiases:
 
     def close(self, done: bool) -> None:
         self.run.finish(exit_code=0 if done else 1)
+
+
+def check_tensorboard(config: LoggerConfig) -> tuple[LoggerConfig, str]:
+    """Event files are written by the tensorboard package, which is an extra."""
+    if importlib.util.find_spec("tensorboard") is not None:
+        return config, ""
+    return replace(config, kind="none"), "logger=tensorboard has no effect: run `pip install tensorboard`."
+
+
+class TensorBoard:
+    def __init__(self, described: dict[str, Any]):
+        self.described = described
+        self.writer: SummaryWriter | None = None
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        self.writer = self.writer or self._open(step)
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()  # a later attempt does not log again what precedes its checkpoint
+
+    def summary(self, metrics: dict[str, float]) -> None:
+        if self.writer is None:
+            self.log(0, metrics)
+
+    def close(self, done: bool) -> None:
+        if self.writer:
+            self.writer.close()
+
+    def _open(self, step: int) -> "SummaryWriter":
+        """Continue the stage's events, where readers drop the steps of an earlier attempt from `step` on."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        described = self.described
+        path = Path(described["work"]) / "scratch" / "tensorboard.json"
+        known = read_fields(path, {"name": ""})["name"]  # a resume may be of another run
+        name = known or f"{described['logger']['run']}/{described['stage']}"
+        writer = SummaryWriter(str(below(Path(described["store"], "tensorboard"), name, str(path))), purge_step=step)
+        if not known:
+            keep_json(path, {"name": name})
+            writer.add_text("about", f"```\n{json.dumps(about(described), indent=1)}\n```", step)
+        return writer
