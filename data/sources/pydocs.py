@@ -67,7 +67,7 @@ def make(request: Request) -> Made | None:
 
 
 def _shuffled(texts: list[str], seed: int) -> list[str]:
-    import numpy as np  # here, so that a plan need not wait for it
+    import numpy as np  # here, so that planning does not import it
 
     from data.tokens.packing import Permutation
 

@@ -75,7 +75,31 @@ class TokenSpan:
             shard += 1
 
 
-class PackedRows:
+class SpanRows:
+    """Rows of T + 1 tokens that follow each other in a span, T tokens apart."""
+
+    span: TokenSpan
+    sequence_len: int
+    rows: int
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As Rows.gather."""
+        rows = np.empty((len(indices), self.sequence_len + 1), np.int64)
+        for out, i in zip(rows, indices):
+            self.fill(int(i), out)
+        return split_targets(rows)
+
+    def fill(self, i: int, out: np.ndarray) -> None:
+        """Write the tokens of row i to `out` (T + 1,)."""
+        if not 0 <= i < self.rows:
+            raise IndexError(f"row {i} of {self.rows}")
+        self.span.copy(i * self.sequence_len, out)
+
+
+class PackedRows(SpanRows):
     """The training rows that `pack` laid out over the files of `tokenize`; row i has T + 1 tokens.
 
     Raises DataError when the two folders do not belong together.
@@ -96,28 +120,15 @@ class PackedRows:
                 open_array(pack / f"{name}.npy") for name in ("first", "starts", "lengths")
             )
 
-    def __len__(self) -> int:
-        return self.rows
-
     def row(self, i: int) -> np.ndarray:
         """Tokens (T + 1,) of row i, in the dtype of the token files."""
         out = np.empty(self.sequence_len + 1, self.span.dtype)
-        self._fill(i, out)
+        self.fill(i, out)
         return out
 
-    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As Rows.gather."""
-        rows = np.empty((len(indices), self.sequence_len + 1), np.int64)
-        for out, i in zip(rows, indices):
-            self._fill(int(i), out)
-        return split_targets(rows)
-
-    def _fill(self, i: int, out: np.ndarray) -> None:
-        if not 0 <= i < self.rows:
-            raise IndexError(f"row {i} of {self.rows}")
-        if not self.fitted:
-            self.span.copy(i * self.sequence_len, out)
-            return
+    def fill(self, i: int, out: np.ndarray) -> None:
+        if not (self.fitted and 0 <= i < self.rows):
+            return super().fill(i, out)
         at = 0
         for piece in range(int(self.first[i]), int(self.first[i + 1])):
             n = int(self.lengths[piece])
@@ -125,7 +136,7 @@ class PackedRows:
             at += n
 
 
-class ValidationRows:
+class ValidationRows(SpanRows):
     """The first tokens of the validation split as a plain stream, T targets per row; what bpb is measured on.
 
     max_tokens: the number of targets at most, rounded down to complete rows; None or more than there are: all.
@@ -142,18 +153,6 @@ class ValidationRows:
                 f"{tokens}: the validation shard {self.span.names[0]} has {len(self.span)} tokens, fewer than one row "
                 f"of {sequence_len} (asked for {max_tokens}). Take more validation text or a shorter context."
             )
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As Rows.gather."""
-        rows = np.empty((len(indices), self.sequence_len + 1), np.int64)
-        for out, i in zip(rows, indices):
-            if not 0 <= i < self.rows:
-                raise IndexError(f"row {i} of {self.rows}")
-            self.span.copy(int(i) * self.sequence_len, out)
-        return split_targets(rows)
 
 
 def in_order(
@@ -249,7 +248,6 @@ class BatchOrder:
             raise DataError(f"cannot make batches of {rows_per_step} rows from {rows} rows")
         self.rows, self.rows_per_step, self.seed = rows, rows_per_step, seed
         self.window = min(window or rows, rows)
-        self._last: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def epoch(self, step: int) -> float:
         """Number of times that all rows have been visited before `step`."""
@@ -257,23 +255,7 @@ class BatchOrder:
 
     def step_rows(self, step: int) -> np.ndarray:
         """(rows_per_step,) int64: the rows of a step."""
-        last = self._last
-        if last[0] != step:  # each micro-batch asks for it again
-            last = self._last = (step, self.at(step * self.rows_per_step + np.arange(self.rows_per_step)))
-        return last[1]
-
-    def micro_rows(self, step: int, micro: int, batch_rows: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """(batch_rows,) int64: the rows of one micro-batch on one rank. Over all of them they are `step_rows`."""
-        together = batch_rows * world_size
-        if self.rows_per_step % together:
-            raise DataError(
-                f"{self.rows_per_step} rows per step do not divide into micro-batches of {batch_rows} rows on "
-                f"{world_size} processes. Change device_batch_size, nproc or the total batch size."
-            )
-        if not 0 <= micro < self.rows_per_step // together:
-            raise IndexError(f"micro-batch {micro} of {self.rows_per_step // together}")
-        start = micro * together + rank * batch_rows
-        return self.step_rows(step)[start : start + batch_rows]
+        return self.at(step * self.rows_per_step + np.arange(self.rows_per_step))
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Rows at positions (n,) of the endless sequence of epochs."""
