@@ -15,7 +15,7 @@ VAL = "val.parquet"
 
 @dataclass
 class Position:
-    """How far the sources have been read: everything before it is in a shard on disk."""
+    """A position in the sources; everything before it is in a shard on disk."""
 
     source: int = 0
     document: int = 0

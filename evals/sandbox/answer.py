@@ -1,6 +1,6 @@
-"""The confined process that runs what the model wrote. It is not trusted, since the program can change all of it.
+"""The confined process that runs the model's program. It is not trusted, since the program can change all of it.
 
-It knows the program and the arguments of each call, but never the check or what the check expects.
+It receives the program and the arguments of each call, but never the check or the expected results.
 """
 
 import os
@@ -11,7 +11,7 @@ from evals.sandbox import wire
 
 
 def main(questions: int, replies: int) -> None:
-    """Run the program and then its functions, as the judge asks, until that closes the pipe. Does not return."""
+    """Run the program and then its functions, as the judge asks, until the pipe is closed. Does not return."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     try:
         while True:

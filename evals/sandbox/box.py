@@ -1,10 +1,10 @@
-"""Running code that a model wrote: confined, and judged by a process that it cannot reach.
+"""Execution of code that a model wrote: confined, and judged by a process that it cannot reach.
 
-Each program gets two fresh processes (runner.py): the judge runs the check of a task, the answer runs what the model
-wrote, and only plain values cross (wire.py). Both are confined by every layer that the machine offers: user, network,
-pid, ipc and mount namespaces, a cgroup of one process, Landlock, a seccomp filter, unused user ids when started by
-root, and resource limits. A trial program finds out what holds, once per Sandbox: where the network, forks or the
-user's files stay open, nothing runs unless mode is "weak".
+Each program gets two processes (runner.py): the judge runs the check of a task, the answer runs the model's program;
+only plain values are exchanged (wire.py). Both are confined by every layer that is available: user, network, pid, ipc
+and mount namespaces, a cgroup of one process, Landlock, a seccomp filter, unused user ids when started by root, and
+resource limits. Once per Sandbox, a trial program tests the result: where it can reach the network or the user's files,
+or start processes, nothing runs unless mode is "weak".
 """
 
 import contextlib
@@ -166,7 +166,7 @@ class Sandbox:
 
 
 class _Zygote:
-    """The process that starts runners. It is started when first needed, and again if it has died."""
+    """The process that forks runners. It is started when first needed, and again if it has died."""
 
     def __init__(self, python: str) -> None:
         self.python = python

@@ -1,4 +1,4 @@
-"""A confined process: one that has no files, rights or resources but those it needs, and cannot get others."""
+"""A confined process: it has only the files, rights and resources that it needs, and cannot get others."""
 
 import contextlib
 import itertools
@@ -17,7 +17,7 @@ _SYSTEM_FILES = (
 
 
 def start(work: Callable[[], None], *keep: int) -> int:
-    """Start a child that runs `work` with no open files but `keep`. Returns its pid."""
+    """Start a child that runs `work` with no open files except `keep`. Returns its pid."""
     child = os.fork()
     if child:
         return child
@@ -31,7 +31,7 @@ def start(work: Callable[[], None], *keep: int) -> int:
 
 
 def unused_users() -> tuple[int, int]:
-    """Two user ids that no account and no process has, for the answer and the judge (only root; others keep theirs)."""
+    """Two user ids without an account or a process, for the answer and the judge (as root; otherwise our own)."""
     if os.getuid() != 0:
         return os.getuid(), os.getuid()
     taken = {entry.pw_uid for entry in pwd.getpwall()}
@@ -53,28 +53,26 @@ def readable() -> list[str]:
 def confine(folder: str | None, limits: dict[str, int], user: int) -> list[str]:
     """Confine this process for good: own session, limits, another user, no capabilities, few system calls.
 
-    folder: where files may be written. Returns the layers that took effect.
+    folder: files may be written there. Returns the layers that took effect.
     """
     os.setsid()
     os.chdir(folder or "/")
     layers = []
-    for name in ("landlock", "user", "seccomp"):
-        try:
-            if name == "landlock":
-                kernel.landlock(readable(), folder)
-            elif name == "user":
-                if os.getuid() == 0:
-                    os.setgroups([])
-                    os.setresgid(user, user, user)
-                    os.setresuid(user, user, user)
-                _limit(limits)
-                kernel.drop_capabilities()
-            elif name == "seccomp":
-                kernel.end_with_parent()
-                kernel.deny_calls()
-            layers.append(name)
-        except OSError:
-            pass  # not available on this machine
+    with contextlib.suppress(OSError):  # as below: not available on this machine
+        kernel.landlock(readable(), folder)
+        layers.append("landlock")
+    with contextlib.suppress(OSError):
+        if os.getuid() == 0:
+            os.setgroups([])
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
+        _limit(limits)
+        kernel.drop_capabilities()
+        layers.append("user")
+    with contextlib.suppress(OSError):
+        kernel.end_with_parent()
+        kernel.deny_calls()
+        layers.append("seccomp")
     return layers
 
 
@@ -94,7 +92,7 @@ def cgroup(name: str) -> Iterator[int | None]:
     except OSError:
         yield None
         return
-    # Opened here, it can be written to and removed from behind a file system that is read-only.
+    # Opened here, it can be written to and removed once the file system is read-only.
     folder, beside = (os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (made, made.parent))
     try:
         yield folder

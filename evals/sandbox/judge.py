@@ -1,7 +1,7 @@
-"""The process that holds the verdict: it runs the check, and asks the answer's process for each value.
+"""The process that decides the verdict: it runs the check, and asks the answer's process for each value.
 
-It executes the data set's code and never the model's. What the answer returns arrives as a copy made of built-in
-types, and so do the arguments there: a check cannot see that an argument was changed in place.
+It executes the data set's code and never the model's. Results of the answer arrive as copies of built-in types, and so
+do the arguments there: a check cannot see that an argument was changed in place.
 """
 
 import builtins
@@ -16,7 +16,7 @@ class AnswerError(Exception):
 
 
 class Left(BaseException):
-    """The answer raised SystemExit or the like, which no check is meant to catch."""
+    """The answer raised SystemExit or similar, which no check is meant to catch."""
 
 
 def main(cases: int, questions: int, replies: int, verdicts: int) -> None:
@@ -24,10 +24,10 @@ def main(cases: int, questions: int, replies: int, verdicts: int) -> None:
 
 
 def verdict(case: dict[str, Any], answer: "Answer") -> tuple[str, str]:
-    """(status, detail); status "lost" if the answer's process is gone: its exit tells why.
+    """(status, detail); status "lost" if the answer's process is gone: its exit status has the reason.
 
-    case: "program" is the answer's source; "check" is source that defines check(candidate), "function" what to call.
-    Without a check, a program passes that says it has reached its end.
+    case: "program" is the answer's source; "check" is source that defines check(candidate), "function" the name to
+    call. Without a check, a program passes if it reports that it has reached its end.
     """
     try:
         answer.ask(program=case["program"])
@@ -59,7 +59,7 @@ class Answer:
         self.over: BaseException | None = None
 
     def function(self, name: str) -> Callable[..., Any]:
-        """A stand-in for a function of the answer."""
+        """A proxy for a function of the answer."""
 
         def candidate(*args: Any, **kwargs: Any) -> Any:
             return self.ask(call=name, args=wire.pack(list(args)), kwargs=wire.pack(kwargs))
@@ -67,7 +67,7 @@ class Answer:
         return candidate
 
     def ask(self, **question: Any) -> Any:
-        """The value that the answer gives; raises what it raised."""
+        """The value that the answer returns; raises what it raised."""
         if self.over is not None:
             raise self.over
         try:

@@ -1,7 +1,7 @@
-"""What the Linux kernel offers to confine a process, one small function a mechanism, through ctypes.
+"""Mechanisms of the Linux kernel that confine a process, one function each, through ctypes.
 
-Runs inside the sandbox's processes, which have the standard library and nothing else. Each function raises OSError
-where the machine does not offer its mechanism (another system, an old kernel, a container that forbids it).
+Runs inside the sandbox's processes, which have only the standard library. Each function raises OSError where its
+mechanism is not available (another system, an old kernel, a container that forbids it).
 """
 
 import ctypes
@@ -64,9 +64,9 @@ def _syscall(number: int, *arguments: object) -> int:
 
 
 def limit_processes(name: str, processes: int) -> Path:
-    """A new cgroup below this process's own that holds at most so many processes; its folder.
+    """Create a cgroup of at most this many processes below this process's own (cgroup v1 and v2); returns its folder.
 
-    Works for root, or where the own cgroup is delegated. Raises OSError where it cannot be made (cgroup v1 and v2).
+    Works for root, or where the own cgroup is delegated. Raises OSError elsewhere.
     """
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, own = line.split(":", 2)
@@ -106,18 +106,18 @@ def _mount(source: str, target: str, kind: str | None, flags: int, options: str)
 
 
 def detach_mounts() -> None:
-    """Nothing mounted from here on is seen outside this mount namespace."""
+    """Keep later mounts invisible outside this mount namespace."""
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE, "")
 
 
 def mount_memory(folder: str, size_bytes: int, user: int) -> None:
-    """An own file system of limited size at `folder`, which belongs to `user`."""
+    """Mount a file system in memory, of limited size, at `folder`; it belongs to `user`."""
     options = f"size={size_bytes},nr_inodes=4096,mode=700,uid={user}"
     _mount("tmpfs", folder, "tmpfs", _MS_NOSUID | _MS_NODEV, options)
 
 
 def uncover(path: str, needed: str) -> None:
-    """Let all users reach the folder `path` if a parent is closed to them, as /root is. Hides all else in that parent.
+    """Let all users reach the folder `path` if a parent is closed to them, as /root is. Hides the rest of that parent.
 
     Raises OSError if that would hide `needed`.
     """
@@ -135,7 +135,7 @@ def uncover(path: str, needed: str) -> None:
 
 
 def make_read_only(except_folder: str | None) -> None:
-    """Every mount read-only but the one at `except_folder` (Linux 5.12)."""
+    """Make every mount read-only but the one at `except_folder` (Linux 5.12)."""
     for path, flags, set_, clear in (("/", _AT_RECURSIVE, 1, 0), (except_folder, 0, 0, _MOUNT_ATTR_RDONLY)):
         if path is not None:
             attributes = struct.pack("QQQQ", set_, clear, 0, 0)
@@ -143,7 +143,7 @@ def make_read_only(except_folder: str | None) -> None:
 
 
 def drop_capabilities() -> None:
-    """Give up what root, or the first process of a user namespace, may do; executing a program brings none back."""
+    """Give up the rights of root, or of the first process of a user namespace; executing a program restores none."""
     libc = _libc()
     _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     header = struct.pack("Ii", 0x20080522, 0)
@@ -153,8 +153,8 @@ def drop_capabilities() -> None:
 
 
 def deny_calls() -> None:
-    """A seccomp filter: the calls in _DENIED, and fcntl's that signal, fail with EPERM, those of a foreign instruction
-    set kill."""
+    """Install a seccomp filter: the calls in _DENIED, and those of fcntl that signal, fail with EPERM; the calls of a
+    foreign instruction set kill."""
     machine = platform.machine()
     if machine not in _DENIED:
         raise OSError(f"no list of system calls for {machine}")
@@ -179,7 +179,7 @@ def deny_calls() -> None:
 
 
 def hide_memory() -> None:
-    """Keep processes of the same user from tracing this one and from opening its memory."""
+    """Prevent processes of the same user from tracing this one and from opening its memory."""
     _check(_libc().prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
 
 

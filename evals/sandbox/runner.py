@@ -51,10 +51,10 @@ def main() -> None:
 
 
 def serve(talk: int, output: int) -> None:
-    """Run the program that `talk` describes, printing to `output`, and send back how it ended. Does not return.
+    """Run the program that `talk` describes, printing to `output`, and send the result. Does not return.
 
-    First comes {"folder", "limits", "wall_seconds", "disk_bytes"}, then the case that judge.verdict takes: only once
-    the process that runs the answer exists, so that its memory never held the check.
+    First {"folder", "limits", "wall_seconds", "disk_bytes"} is received, then the case that judge.verdict takes: only
+    once the process that runs the answer exists, so that its memory never contains the check.
     """
     try:
         ending = Run(talk, output, wire.receive(talk)).ending()
@@ -110,7 +110,7 @@ class Run:
         return {"status": status, "detail": detail, "layers": self.layers}
 
     def _attempt(self, name: str, apply: Callable[..., None], *arguments: object) -> None:
-        with contextlib.suppress(OSError):  # not available here; Sandbox.weakness says what that leaves open
+        with contextlib.suppress(OSError):  # not available here; Sandbox.weakness reports what that leaves open
             apply(*arguments)
             self.layers.append(name)
 
@@ -162,7 +162,7 @@ class Run:
                 raise _Over("killed", "wrote too much")
 
     def _end_of(self, child: int, where: str) -> tuple[str, str]:
-        """Wait for a process that ends by itself: status and detail. It may have closed its pipes long before."""
+        """Wait for a process to end by itself; returns (status, detail). It may have closed its pipes long before."""
         while True:
             if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 status, seconds = self._reap(child)
@@ -188,8 +188,8 @@ class _Over(Exception):
 
 
 def _ending(status: int, spent: bool, where: str) -> tuple[str, str]:
-    """spent: whether it used all of its processor time. A process that ignores the signal for it is killed, and so is
-    the first one of a pid namespace."""
+    """(status, detail) of a wait status. spent: it used all of its processor time. A process that ignores the signal
+    for this is killed, and so is the first one of a pid namespace."""
     if spent or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
         return "timeout", f"processor time{where}"
     if os.WIFSIGNALED(status):

@@ -1,7 +1,7 @@
 """Messages between the processes of a sandbox: frames of JSON, and in them plain Python values.
 
-A reader never unpickles, calls or looks up anything by a name that it was sent, and what `unpack` returns consists of
-objects whose type is exactly a built-in one: none has methods of the sender's.
+A reader never unpickles, calls or looks up anything by a name that it received, and `unpack` returns only objects whose
+type is exactly a built-in one: none has methods of the sender's.
 """
 
 import json
@@ -16,7 +16,7 @@ _TAGGED = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 class Lost(BaseException):
-    """The other end is gone."""
+    """The other end has closed the connection."""
 
 
 class NotPlain(BaseException):
@@ -44,7 +44,7 @@ def pack(value: Any, depth: int = _DEPTH) -> Any:
 
 
 def unpack(packed: Any, depth: int = _DEPTH) -> Any:
-    """The value that `pack` was given, from data that anybody may have written. Raises NotPlain."""
+    """The value that was packed, from data that may be malicious. Raises NotPlain."""
     if depth == 0:
         raise NotPlain("a value is nested too deeply")
     if isinstance(packed, list):
@@ -91,7 +91,7 @@ def write(fd: int, frame: bytes) -> None:
 
 
 def receive(fd: int, limit: int = FRAME_BYTES) -> Any:
-    """The next message. Raises Lost at the end of the stream, NotPlain for what `send` would not have written."""
+    """The next message. Raises Lost at the end of the stream, NotPlain for anything that `send` would not write."""
     (size,) = struct.unpack(">I", _exactly(fd, 4))
     if size > limit:
         raise NotPlain(f"a message has {size:,} bytes, more than {limit:,}")
