@@ -1,4 +1,4 @@
-"""What goes wrong, in the words of the person who has to mend it.
+"""Errors of pipeline/: each tells the user what is wrong and what to do.
 
 `cause` is one of oom, nan, disk, data, config, peer_lost, preempted and unknown: it decides what happens next.
 """

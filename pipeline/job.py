@@ -1,4 +1,4 @@
-"""What a stage is given to work with: its parameters, the folders it reads and writes, and a voice.
+"""Everything that a stage gets: its parameters, the folders that it reads and writes, and ways to report.
 
 A stage never learns who runs it, from where, or under which name its artifact will be stored.
 """
@@ -21,7 +21,7 @@ PROGRESS = {"done": 0.0, "total": 0.0, "unit": "", "shown": {}, "at": 0.0}  # pr
 
 
 class Stopped(PipelineError):
-    """Raised by a stage that was asked to stop and has saved what it needs to go on later."""
+    """Raised by a stage that was asked to stop and has saved what it needs to resume."""
 
     cause = "preempted"
 
@@ -69,7 +69,7 @@ class Job(Generic[Params]):
     out: files put here are published when main returns; they survive a crash, and a resumed stage finds them.
     scratch: survives a crash, is removed at publishing.
     store: the root of the store, for stages that share files below the level of an artifact.
-    data_identity: the data that the stage stands for, as its module's hook of that name found out.
+    data_identity: the result of the module's hook of that name.
     """
 
     stage: str
@@ -123,7 +123,7 @@ class Job(Generic[Params]):
         write_text(path, "".join(line + "\n" for line in kept))
 
     def progress(self, done: float, total: float, unit: str = "steps", **shown: Any) -> None:
-        """Tell how far the stage has come. Cheap enough to call at each step: writes at most three times a second."""
+        """Report how far the stage has come. Cheap enough for each step: it writes at most three times per second."""
         now = time.monotonic()
         if self.rank != 0 or (now - self._progress_at < 0.3 and done < total):
             return
@@ -133,7 +133,7 @@ class Job(Generic[Params]):
             keep_json(self.work / "progress.json", state, sync=False)
 
     def say(self, text: str) -> None:
-        """One line to the log and to the person who watches."""
+        """Write one line to the log and to the terminal."""
         if self.rank != 0:
             return
         line = printable(text)  # names of files and of tasks may be quoted in it

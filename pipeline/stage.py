@@ -74,9 +74,11 @@ class _Loaded(StageModule):
 
 
 def load(run: str, stage: str) -> StageModule:
-    """The module of a stage, with defaults for what it leaves out. Raises UserError for one that is no stage's."""
+    """A stage's module, with defaults for what it leaves out. Raises UserError for a module that is not a stage."""
     if not all(part.isidentifier() for part in run.split(".")):
-        raise UserError(f"is {run!r}, which is no module", f"{stage}.run", "Name one, as pipeline.stages.pretrain.")
+        raise UserError(
+            f"is {run!r}, which is not a module", f"{stage}.run", "Name one, such as pipeline.stages.pretrain."
+        )
     try:
         module = importlib.import_module(run)
     except ModuleNotFoundError as error:

@@ -70,7 +70,7 @@ def canonical(value: Any, file_digest: Callable[[str], str], where: str = "param
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between two artifact descriptions {params, inputs, identity, code}, one line a thing."""
+    """What differs between two artifact descriptions {params, inputs, identity, code}, one line each."""
     lines = [f"{path} {_show(a)} -> {_show(b)}" for path, a, b in _changed(old.get("params"), new.get("params"), "")]
     for name in sorted({*old["inputs"], *new["inputs"]}):
         a, b = old["inputs"].get(name), new["inputs"].get(name)

@@ -1,4 +1,4 @@
-"""What will run, why, and what it will cost, said before anything happens."""
+"""The plan of a run: which stages it makes, why, and at what cost; and which of them still run after a failure."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,11 +16,10 @@ Action = Literal["cached", "run", "idle"]
 class Step:
     """One stage in a plan.
 
-    key: None while the data behind it is unknown. wanted: the key its settings and code give; `key` differs from it
-    when an older artifact was accepted as equal, or pinned. content: what the key is made of.
-    data_identity: what the hook of that name (pipeline/stage.py) found out. action: "cached" (used or
-    kept as it is), "run", or "idle" (missing, but nothing that runs reads it). seconds and usd: what it is expected to
-    take; None when nobody knows.
+    key: None while the data behind it is unknown. wanted: the key that settings and code give; `key` differs from it
+    when an older artifact was accepted as equal, or pinned. content: what the key is computed from. data_identity: the
+    result of the module's hook (pipeline/stage.py). action: "cached" (used or kept as it is), "run", or "idle"
+    (missing, but nothing that runs reads it). seconds and usd: expected; None if unknown.
     """
 
     stage: Stage
@@ -41,9 +40,7 @@ class Step:
 
     @property
     def usd(self) -> float | None:
-        if self.seconds is None:
-            return None
-        return self.seconds / 3600 * self.stage.launch.usd_per_hour
+        return None if self.seconds is None else self.seconds / 3600 * self.stage.launch.usd_per_hour
 
 
 @dataclass
@@ -100,7 +97,7 @@ def make_plan(
 
 
 def _check_force(dag: Dag, inner: set[str], made: set[str], force: list[str]) -> None:
-    """Raises UserError for stages in `force` that the run would not make all the same."""
+    """Raises UserError for stages in `force` that the run would not make."""
     for name in force:
         if dag.stages[name].pin is not None:
             raise UserError(f"{name} is pinned and cannot be made", "force", f"Drop {name}.pin, or {name} here.")
@@ -109,7 +106,7 @@ def _check_force(dag: Dag, inner: set[str], made: set[str], force: list[str]) ->
 
 
 def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, hub: dict[str, Any], force: bool) -> Step:
-    """The key of a stage and what the store has under it. force: it is made again, its data looked up afresh."""
+    """Find the key of a stage and its artifact in the store. force: make it again, and look its data up again."""
     step = Step(stage)
     if stage.pin is not None:
         found = store.find_by_name(stage.pin)
@@ -131,7 +128,7 @@ def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, hub:
         code = code_of(stage.run, params)
         step.content = {"params": params, "inputs": sources, "identity": files, "code": code.parts}
         step.wanted = keys.stage_key(stage.run, params, sources, files, code.digest)  # type: ignore[arg-type]
-        # What is made now is made by this code, and gets the key that says so.
+        # An artifact of this very code comes before one that was accepted as equal.
         own = force or (store.folder(stage.run, step.wanted) / RECORD).exists()
         step.key = step.wanted if own else memory.accepted(stage.run, step.wanted)
     try:
@@ -141,7 +138,7 @@ def _look(stage: Stage, steps: dict[str, Step], store: Store, online: bool, hub:
             raise UserError(f"is damaged: {error}", f"{stage.name}.pin={stage.pin}", "Pin another, or none.") from None
         step.why = f"damaged: {error}"
     if step.artifact is None and step.key != step.wanted and stage.pin is None:
-        step.key = step.wanted  # what was accepted is gone
+        step.key = step.wanted  # the accepted artifact is gone
     return step
 
 
@@ -204,7 +201,7 @@ def _explain(step: Step, steps: dict[str, Step], earlier: list[Artifact], forced
 
 
 def _estimate(step: Step, dag: Dag, recipe: str) -> float | None:
-    """Expected seconds: by the module's own formula, else what the same stage of the same recipe took the last time."""
+    """Expected seconds: by the module's own formula, else what the same stage of the same recipe took last time."""
     stage = step.stage
     if (seconds := stage.module.estimate(stage.params, stage.launch, dag.upstream(stage))) is not None:
         return float(seconds)
@@ -232,8 +229,61 @@ def check_guards(plan: Plan, usd: float | None, budget_usd: float | None, force:
 
 
 def _paid(step: Step) -> float:
-    """What making the step again costs: at today's price, or what it cost the last time, whichever is known."""
+    """What making the step again costs: at today's price or as last time, whichever is more."""
     if step.previous is None:
         return 0.0
     today = float(step.previous.record["seconds"]) / 3600 * step.stage.launch.usd_per_hour
     return max(today, float(step.previous.record.get("usd") or 0.0))
+
+
+# --- after a failure
+
+
+@dataclass(frozen=True)
+class Aftermath:
+    """Stages of a plan that were to run and have not started, in its order.
+
+    lost: need what failed. unneeded: read only by lost ones, and not asked for. left: the others.
+    """
+
+    lost: list[str]
+    unneeded: list[str]
+    left: list[str]
+
+    def describe(self, running: list[str], wanted: set[str]) -> str:
+        """One line for the user; empty if no other stage is affected."""
+        parts = []
+        if self.lost:
+            parts.append(f"Cannot be made without it: {', '.join(self.lost)}.")
+        if self.unneeded:
+            parts.append(f"Not started, because only those need them: {', '.join(self.unneeded)}.")
+        still = [f"{name} (running)" for name in running]
+        still += [f"{name} ({'asked for' if name in wanted else 'needed by one asked for'})" for name in self.left]
+        if parts and still:
+            parts.append(f"The run continues with: {', '.join(still)}.")
+        return " ".join(parts)
+
+
+def wanted_by_name(plan: Plan, force: list[str]) -> set[str]:
+    """Stages that were asked for, whether others need them or not."""
+    return {*plan.targets, *force}
+
+
+def after(plan: Plan, failed: set[str], started: set[str], wanted: set[str]) -> Aftermath:
+    """started: stages that run or have ended, the failed ones included; they are left to end."""
+    running = {step.name: set(step.stage.inputs.values()) for step in plan.running()}
+    lost: set[str] = set()
+    for name, sources in running.items():  # makers before readers
+        if sources & (failed | lost):
+            lost.add(name)
+    needed: set[str] = set()
+    for name in reversed(running):
+        readers = {reader for reader, sources in running.items() if name in sources}
+        if name not in lost | failed and (name in wanted or readers & needed):
+            needed.add(name)
+    waiting = [name for name in running if name not in started]
+    return Aftermath(
+        lost=[name for name in waiting if name in lost],
+        unneeded=[name for name in waiting if name not in lost | needed],
+        left=[name for name in waiting if name in needed],
+    )

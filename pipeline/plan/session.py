@@ -44,7 +44,7 @@ class Session:
         return cls(settings, composed, dag.build(settings), store, hub)
 
     def plan(self, online: bool, targets: Iterable[str] = ()) -> Plan:
-        """Stages that a command names (`targets`) stand above those that settings choose."""
+        """The plan. Stages that a command names (`targets`) take precedence over those that settings choose."""
         s = self.settings
         until, only, force, wanted = s.until, s.only, s.force, s.pipeline.targets
         if named := list(targets):
@@ -94,7 +94,9 @@ def store_root(root: str) -> Path:
     path = user_path(root)
     path = path if path.is_absolute() else (ROOT if CHECKOUT else Path.cwd()) / path
     if not root or (path.exists() and not path.is_dir()):
-        raise UserError(f"is {root!r}, which is no folder", "store.root", "Name one; it is made where there is none.")
+        raise UserError(
+            f"is {root!r}, which is not a directory", "store.root", "Name one. It is created if it does not exist."
+        )
     return path
 
 

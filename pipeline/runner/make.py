@@ -1,4 +1,4 @@
-"""Makes one stage: takes its lock, looks once more, runs it, publishes it. The only place that writes artifacts."""
+"""Makes one stage: takes its lock, looks again, runs it, publishes it. The only place that writes artifacts."""
 
 import dataclasses
 import os
@@ -34,7 +34,7 @@ ATTEMPTS = "attempts.json"
 
 @dataclass
 class Events:
-    """What making a stage tells the person who watches. Called from the thread that makes the stage."""
+    """Callbacks for progress and messages, called in the thread that makes the stage."""
 
     started: Callable[[str, str, Path], None] = lambda stage, why, log: None
     progress: Callable[[str, dict[str, Any]], None] = lambda stage, state: None
@@ -72,8 +72,7 @@ class Maker:
     ) -> Artifact:
         """The artifact of `step`, made unless another process made it meanwhile.
 
-        inputs: by the names under which the stage reads them. behind: by stage, whatever it goes back to, for those
-        that tell about it.
+        inputs: by the names under which the stage reads them. behind: all artifacts upstream, by stage, for reports.
 
         Raises StageFailed, Interrupted (asked to stop; what was done is kept) or UserError.
         """
@@ -89,7 +88,7 @@ class Maker:
                 self.events.ended(stage.name, "made by another run", 0.0)
                 self.store.note_use(found, stage.name)
                 return found
-            # GPUs come before a slot, so that who waits for them keeps nobody from other work.
+            # GPUs come before a slot: a waiting stage must not occupy one.
             wait = partial(self.events.waiting, stage.name)
             env = held.enter_context(gpus.taken_by(stage, wait, self._stopping))
             held.enter_context(self._slot(step))
@@ -108,7 +107,7 @@ class Maker:
 
     @staticmethod
     def _check_code(step: Step) -> None:
-        """An artifact must not be made by other code than its key says: code may be edited while a run goes on."""
+        """Raise UserError if code was edited since planning: an artifact must be made by the code in its key."""
         planned = step.content.get("code", {})
         if changes := keys.code_changes(planned, code_of(step.stage.run, step.content.get("params")).parts):
             raise UserError(
@@ -180,18 +179,18 @@ class Maker:
             again = outcome.cause in ("peer_lost", "preempted") and attempt < stage.launch.retries
             if not again:
                 break
-            self.events.say(stage.name, f"{outcome.message}; going on from the last checkpoint")
+            self.events.say(stage.name, f"{outcome.message}; resuming from the last checkpoint")
         self.events.say(stage.name, outcome.message)
         self.events.ended(stage.name, "failed", outcome.seconds)
         raise StageFailed(stage.name, outcome.cause or "unknown", outcome.message, str(work / "log.txt"))
 
     def _job(self, step: Step, inputs: dict[str, Artifact], behind: dict[str, Artifact], work: Path) -> dict[str, Any]:
         assert step.key is not None
-        told = {name: _told(artifact) for name, artifact in behind.items()}
+        records = {name: _short_record(artifact) for name, artifact in behind.items()}
         folders = {name: artifact.folder for name, artifact in inputs.items()}
         return job_file(step.stage, step.key, step.data_identity, folders, work, self.store.root) | {
             "logger": self.logger,
-            "context": self.provenance | {"stages": told},
+            "context": self.provenance | {"stages": records},
         }
 
     def _record(self, step: Step, outcome: launch.Outcome, attempts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -251,7 +250,7 @@ def _attempts(work: Path) -> list[dict[str, Any]]:
 def job_file(
     stage: Stage, key: str, data_identity: dict[str, Any] | None, inputs: dict[str, Path], work: Path, store: Path
 ) -> dict[str, Any]:
-    """What job.json tells a stage, but for what is told about the run."""
+    """The content of job.json, without the facts about the run."""
     return {
         "stage": stage.name,
         "module": stage.run,
@@ -265,8 +264,8 @@ def job_file(
     }
 
 
-def _told(artifact: Artifact) -> dict[str, Any]:
-    """An artifact's record without what is long."""
+def _short_record(artifact: Artifact) -> dict[str, Any]:
+    """An artifact's record without its long parts."""
     return {name: value for name, value in artifact.record.items() if name not in ("files", "code", "dirty_diff")}
 
 

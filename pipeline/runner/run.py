@@ -16,8 +16,7 @@ from data.durable import keep_json
 from pipeline.artifacts.store import Artifact
 from pipeline.errors import Corrupt, Interrupted, StageFailed
 from pipeline.numbers import duration, money
-from pipeline.plan.aftermath import Aftermath, after, wanted_by_name
-from pipeline.plan.plan import Plan, Step, check_guards
+from pipeline.plan.plan import Aftermath, Plan, Step, after, check_guards, wanted_by_name
 from pipeline.plan.session import Session, new_run_id
 from pipeline.runner import environment, make, tracking
 from pipeline.runner import machine as hardware

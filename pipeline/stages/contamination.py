@@ -28,7 +28,7 @@ AHEAD = 4  # stretches of tokens a worker may have waiting
 class Params:
     tasks: list[TaskSpec] = field(default_factory=list)  # chat tasks that are evaluated
     core: CoreSpec | None = None  # null: no CORE
-    practice: list[TaskSpec] = field(default_factory=list)  # problems of rl, which are trained on and are not rows
+    rl_tasks: list[TaskSpec] = field(default_factory=list)  # problems of rl, which are trained on and are not rows
     ngram: Count = 13  # tokens; a shorter question is looked up as a whole
     examples: Natural = 2  # found items of each task in contamination.json
 
@@ -99,12 +99,12 @@ def training_sources(job: Job[Params], tokenizer: "Tokenizer") -> Iterator[Sourc
             yield Source(name, TokenSpan(folder, "train").parts, False)
         elif (folder / "rows.json").exists():
             yield Source(name, [ConversationRows(folder).tokens.reshape(-1)], True)
-    specs = job.params.practice
-    practised = []
+    specs = job.params.rl_tasks
+    problems = []
     for task in load_tasks(specs, lambda name: job.inputs[f"dataset/{name}"]):
-        practised += [np.array(render(task.conversation(i), tokenizer)[0]) for i in range(len(task))]
-    if practised:
-        yield Source("rl", [np.concatenate(practised)], True)
+        problems += [np.array(render(task.conversation(i), tokenizer)[0]) for i in range(len(task))]
+    if problems:
+        yield Source("rl", [np.concatenate(problems)], True)
 
 
 def look_through(text: "EvaluationText", source: Source, reading: Counted) -> "dict[int, np.ndarray]":

@@ -62,12 +62,12 @@ def main(job: Job[Params]) -> dict[str, Any]:
 
 
 def check(params: Params, inputs: Inputs) -> None:
-    """Raises ModelError for a batch that is no whole number of rows, before anything is trained."""
+    """Raises ModelError for a batch that is not a whole number of rows, before anything is trained."""
     rows = params_of(inputs, "rows", render.Params)
     if rows and params.total_batch_tokens % rows.sequence_len:
         raise ModelError(
-            f"total_batch_tokens={params.total_batch_tokens} is no multiple of the {rows.sequence_len} tokens of a row "
-            "of conversations (model.sequence_len)"
+            f"total_batch_tokens={params.total_batch_tokens} is not a multiple of the {rows.sequence_len} tokens of a "
+            "row of conversations (model.sequence_len)"
         )
 
 

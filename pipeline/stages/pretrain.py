@@ -75,7 +75,8 @@ def check(params: Params, inputs: Inputs) -> None:
     config = params.model.resolved(vocab_size=vocab_size(params, inputs))
     if params.total_batch_tokens % config.sequence_len:
         raise ModelError(
-            f"total_batch_tokens={params.total_batch_tokens} is no multiple of model.sequence_len={config.sequence_len}"
+            f"total_batch_tokens={params.total_batch_tokens} is not a multiple of "
+            f"model.sequence_len={config.sequence_len}"
         )
     if packed and packed.sequence_len != config.sequence_len:
         raise ModelError(

@@ -43,7 +43,7 @@ def check(params: Params, inputs: Inputs) -> None:
 
 
 def main(job: Job[Params]) -> dict[str, Any]:
-    """Render in chunks that survive a crash, then pack. Raises DataError for what is no mixture."""
+    """Render in chunks that survive a crash, then pack. Raises DataError for tasks that cannot be read."""
     from data.tasks.mixture import TaskMixture, TaskSequence, load_tasks
     from data.text.files import counted
     from data.tokens.tokenizer import Tokenizer
@@ -53,8 +53,8 @@ def main(job: Job[Params]) -> dict[str, Any]:
     tokenizer = Tokenizer.load(job.inputs["tokenizer"])
     tasks = load_tasks(params.mixture, lambda name: job.inputs[f"dataset/{name}"])
     for spec, task in zip(params.mixture, tasks):
-        if said := counted(task.notes):
-            job.say(f"{spec.label}: {said}")
+        if notes := counted(task.notes):
+            job.say(f"{spec.label}: {notes}")
     repeats = [spec.repeat for spec in params.mixture]
     if params.order == "sequence":
         mixture = TaskSequence(tasks, repeats)
@@ -193,8 +193,8 @@ def _describe(
         reason.name.lower(): int(np.count_nonzero(fates[:, 1] == reason)) for reason in Fate if reason >= Fate.TOO_LONG
     }
     if total["dropped"]:
-        told = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in dropped.items() if n)
-        job.say(f"{total['dropped']} of {len(fates)} conversations dropped ({told}), {total['cut']} cut at a turn")
+        reasons = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in dropped.items() if n)
+        job.say(f"{total['dropped']} of {len(fates)} conversations dropped ({reasons}), {total['cut']} cut at a turn")
     return {
         "sequence_len": job.params.sequence_len,
         "rows": rows,

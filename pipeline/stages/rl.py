@@ -51,7 +51,7 @@ class Params:
     seed: Seed = 0
     dtype: Dtype = "auto"  # of the computations; auto: bfloat16 on GPUs that have it, else float32
     keep: Natural = 2  # rollouts of each step, and answers to each held-out task at each evaluation, in rollouts.jsonl
-    init: str | None = None  # KEY@STEP: go on from a checkpoint of another run of this stage
+    init: str | None = None  # KEY@STEP: continue from a checkpoint of another run of this stage
 
 
 def main(job: Job[Params]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What pretrain, midtrain and sft share: a model, rows and rates become a trained model in job.out."""
+"""Shared by stages that train: from a model, rows and rates to a trained model in job.out."""
 
 import dataclasses
 import os
@@ -53,10 +53,6 @@ class Work:
     gentler: str
     lr_frac: float = 1.0
 
-    @property
-    def total_batch_tokens(self) -> int:
-        return self.config.total_batch_tokens
-
 
 def train(job: Job[Any], work: Work) -> dict[str, Any]:
     """Train, evaluate and write model.safetensors, model.json and checkpoints/ into job.out; returns the metrics.
@@ -103,7 +99,7 @@ def train(job: Job[Any], work: Work) -> dict[str, Any]:
 
 
 def find_own_checkpoint(job: Job[Any], world: "World") -> "Checkpoint | None":
-    """Where this very work stopped, as launch.resume says; what it measured after that is dropped."""
+    """The checkpoint of this work to resume from, as launch.resume says; later measurements are dropped."""
     from model.errors import ModelError
     from model.training.checkpoint import folder_of, remove, steps_in
     from model.training.resume import find
@@ -113,7 +109,7 @@ def find_own_checkpoint(job: Job[Any], world: "World") -> "Checkpoint | None":
     wanted = wanted if wanted in ("latest", "never") else int(wanted)
     own = find(folder, wanted, world, job.say)
     if own and own.about["key"] != job.key:
-        raise ModelError(f"{folder} is of other work, with the key {own.about['key']}: move it away")
+        raise ModelError(f"{folder} belongs to other work, with the key {own.about['key']}: move it away")
     at = own.step if own else -1
     if world.is_main:
         for step in steps_in(folder):
@@ -153,7 +149,7 @@ def find_start(job: Job[Any], init: str | None, steps: int) -> "Checkpoint | Non
 
 
 def set_up_process(job: Job[Any], own: "Checkpoint | None") -> None:
-    """Threads (those of the checkpoint, unless launch.threads says otherwise), determinism, memory."""
+    """Set threads (as many as before the resume, unless launch.threads says otherwise), determinism and memory."""
     import torch
 
     from model.device import keep_freed_memory
@@ -175,6 +171,7 @@ def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | 
     from model.precision import resolve_dtype
     from model.training.batch_size import micro_batch, rows_per_process
     from model.training.trainer import Settings
+    from pipeline.numbers import plural
 
     launch, model, length = job.launch, work.model, work.rows.sequence_len
     dtype = model.compute_dtype = resolve_dtype(work.config.dtype, world.device)
@@ -185,13 +182,13 @@ def make_settings(job: Job[Any], work: Work, world: "World", own: "Checkpoint | 
         job.say(f"GEMMs of the blocks in 8 bits{emulated}")
     config = dataclasses.replace(model.config, sequence_len=length)
     model.attention_backend, why = choose_backend(world.device, dtype, config.windows(), length)
-    rows = rows_per_process(work.total_batch_tokens, length, world.size)
+    rows = rows_per_process(work.config.total_batch_tokens, length, world.size)
     wanted = launch.device_batch_size
     if wanted == "auto" and own and rows % own.conditions["micro_batch"] == 0:
         wanted = own.conditions["micro_batch"]
     size = micro_batch(wanted, rows, length, model, world)
-    split = f"{size} rows x {length} tokens x {world.size} process(es) x {rows // size} passes"
-    job.say(f"{work.steps} steps of {work.total_batch_tokens} tokens: {split}, {dtype}".replace("torch.", ""))
+    split = f"{size} rows x {length} tokens x {plural(world.size, 'process')} x {rows // size} passes"
+    job.say(f"{work.steps} steps of {work.config.total_batch_tokens} tokens: {split}, {dtype}".replace("torch.", ""))
     job.say(f"attention: {model.attention_backend} ({why})")
     return Settings(
         config=work.config,
@@ -215,7 +212,7 @@ def make_pace(job: Job[Any], steps: int, eval_every: int | None) -> "Pace":
 def make_saver(
     job: Job[Any], model: "GPT", micro_batch: int, world: "World", own: "Checkpoint | None"
 ) -> "Checkpointer":
-    """Knows what a later resume must meet to be exact; says what this one does not."""
+    """The checkpointer. It notes the conditions under which a resume is exact, and the log names those that changed."""
     import torch
 
     from model.kernels import matmul
@@ -247,7 +244,7 @@ def make_saver(
 
 
 def make_batches(work: Work, settings: "Settings", world: "World") -> "Batches":
-    """step -> this rank's part of the step's rows."""
+    """A function from the step to this rank's part of its rows."""
     import torch
 
     order = work.order(settings.rows * world.size)
@@ -265,34 +262,27 @@ def make_hooks(job: Job[Any], work: Work, model: "GPT", settings: "Settings", wo
 
     def evaluate() -> dict[str, float]:
         assert work.validation is not None
-        rows, token_bytes = work.validation
-        return {"val_bpb": validation_bpb(model, rows, token_bytes, settings.micro_batch, world)}
+        return {"val_bpb": validation_bpb(model, *work.validation, settings.micro_batch, world)}
 
-    measured = evaluate if work.validation else None
-    return Hooks(job.log, job.progress, job.say, lambda: job.should_stop, measured)
+    return Hooks(job.log, job.progress, job.say, lambda: job.should_stop, evaluate if work.validation else None)
 
 
 def validation_bpb(model: "GPT", rows: "Rows", token_bytes: "Tensor", batch_rows: int, world: "World") -> float:
     """Bits per byte of all rows, each rank measuring its share; every rank gets the same number."""
+    import numpy as np
     import torch
 
     from data.tokens.packing import in_order
     from evals.metrics import bits_per_byte, nats_and_bytes
 
-    token_bytes = token_bytes.to(world.device)
+    def on_device(array: "np.ndarray", filler: int) -> "Tensor":  # padded, so that a compiled model sees one shape
+        padded = np.pad(array, ((0, batch_rows - len(array)), (0, 0)), constant_values=filler)
+        return torch.from_numpy(padded).to(world.device)
+
     arrays = in_order(rows, batch_rows, world.rank, world.size)
-    padded = ((pad_rows(a, batch_rows, 0), pad_rows(b, batch_rows, -1)) for a, b in arrays)
-    batches = ((torch.from_numpy(a).to(world.device), torch.from_numpy(b).to(world.device)) for a, b in padded)
-    sums = torch.tensor(nats_and_bytes(model, batches, token_bytes), dtype=torch.float64)
-    world.sum(sums)
-    return bits_per_byte(float(sums[0]), int(sums[1]))
-
-
-def pad_rows(array: "np.ndarray", rows: int, value: int) -> "np.ndarray":
-    """To `rows` rows, so that a compiled model sees one shape alone."""
-    import numpy as np
-
-    return np.pad(array, ((0, rows - len(array)), (0, 0)), constant_values=value)
+    batches = ((on_device(tokens, 0), on_device(targets, -1)) for tokens, targets in arrays)
+    nats, count = world.sum_floats(list(nats_and_bytes(model, batches, token_bytes.to(world.device))))
+    return bits_per_byte(nats, int(count))
 
 
 def run(loop: "Loop", progress: "LoopProgress", job: Job[Any], gentler: str) -> None:
@@ -322,7 +312,7 @@ def write_model(folder: Path, model: "GPT") -> None:
 
 def describe(work: Work, model: "GPT", progress: "Progress", settings: "Settings", peak: float) -> dict[str, Any]:
     """The metrics of the artifact. tok_s and mfu are over all training steps, without saving and evaluating."""
-    rate = work.steps * work.total_batch_tokens / max(progress.seconds, 1e-9)
+    rate = work.steps * work.config.total_batch_tokens / max(progress.seconds, 1e-9)
     return {
         "steps": progress.step,
         "tokens": progress.tokens,

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.artifacts.store import Store
-from pipeline.plan.aftermath import after, wanted_by_name
-from pipeline.plan.plan import Plan, make_plan
+from pipeline.plan.plan import Plan, after, make_plan, wanted_by_name
 from tests.pipeline.test_plan import make_dag, publish_all
 
 HOUSE = {

@@ -59,11 +59,11 @@ def own(tmp_path: Path, name: str, *questions: str) -> TaskSpec:
     return TaskSpec(OWN, name=name, file=write_jsonl(tmp_path / f"{name}.jsonl", *lines))
 
 
-def test_questions_are_counted_in_text_rows_and_practice(tmp_path, tokenizer):
+def test_questions_are_counted_in_text_rows_and_problems_of_rl(tmp_path, tokenizer):
     text = write_text(tmp_path / "text", tokenizer, "def mill(): pass", f"He said: {LONG} Nobody knew. {SHORT}")
     rows = write_rows(tmp_path / "rows", tokenizer, own(tmp_path, "said", "How are you today, my friend?", SHORT))
     asked = own(tmp_path, "Mill", LONG, SHORT, "Which of the wheels of this mill is the one that turns the others?")
-    params = contamination.Params(tasks=[asked], practice=[own(tmp_path, "tried", LONG)])
+    params = contamination.Params(tasks=[asked], rl_tasks=[own(tmp_path, "tried", LONG)])
 
     found, job = look(tmp_path, params, tokenizer=tokenizer, pretrain=text, sft=rows)
 
@@ -82,7 +82,7 @@ def test_problems_of_a_generated_task_are_not_in_its_training_set(tmp_path, toke
     rows = write_rows(tmp_path / "rows", tokenizer, TaskSpec(SUMS, size=4000), TaskSpec("data.tasks.identity.Identity"))
     tasks = [TaskSpec(SUMS, **held_out), TaskSpec("data.tasks.identity.Identity", split="test")]
 
-    params = contamination.Params(tasks, practice=[TaskSpec(SUMS, size=500, args={"seed": 3})])
+    params = contamination.Params(tasks, rl_tasks=[TaskSpec(SUMS, size=500, args={"seed": 3})])
     found, _ = look(tmp_path, params, tokenizer=tokenizer, sft=rows)
 
     assert [(task["checked"], task["found"]) for task in found["tasks"].values()] == [(500, {}), (20, {})]

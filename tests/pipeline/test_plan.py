@@ -325,11 +325,14 @@ def test_a_file_that_is_not_there_is_named_with_its_setting(tmp_path: Path) -> N
     [
         (["recipe=d26", "data.train_shards=240"], r"pretrain\.params: 21,6.* tokens .* set data\.train_shards=41\d"),
         (["recipe=d20", "pack.params.method=bestfit"], r"set data\.train_shards=33\d"),
-        (["pretrain.params.total_batch_tokens=1000"], r"total_batch_tokens=1000 is no multiple of model\.sequence_len"),
+        (
+            ["pretrain.params.total_batch_tokens=1000"],
+            r"total_batch_tokens=1000 is not a multiple of model\.sequence_len",
+        ),
         (["pack.params.sequence_len=128"], r"pack\.params\.sequence_len=128; set both"),
         (["model.width=100"], r"model\.width 100 is no multiple of model\.head_dim"),
         (["tokenizer.params.vocab_size=200"], r"vocab_size.* 200 is too small"),
-        (["sft.params.total_batch_tokens=1000"], r"sft\.params: total_batch_tokens=1000 is no multiple of the 256"),
+        (["sft.params.total_batch_tokens=1000"], r"sft\.params: total_batch_tokens=1000 is not a multiple of the 256"),
         (["pretrain.params.total_batch_tokens=0"], r"total_batch_tokens: is 0, but a whole number from 1 on is needed"),
         (["pretrain.params.max_epochs=0"], r"max_epochs: is 0, but a number above 0 is needed"),
         (["rl.params.dtype=float64"], r"rl\.params\.dtype: is 'float64'.*bfloat16"),
@@ -459,10 +462,10 @@ def test_every_recipe_can_be_started_on_every_kind_of_machine(recipe: str, launc
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("store.root=", r"store\.root: is '', which is no folder"),
-        ("store.root=/dev/null", r"store\.root: is '/dev/null', which is no folder"),
+        ("store.root=", r"store\.root: is '', which is not a directory"),
+        ("store.root=/dev/null", r"store\.root: is '/dev/null', which is not a directory"),
         ("force=[sfft]", r"force: there is no stage 'sfft'\. Did you mean sft"),
-        ("sft.run=", r"sft\.run: is '', which is no module"),
+        ("sft.run=", r"sft\.run: is '', which is not a module"),
         ("pipeline.stages=sft", r"pipeline\.stages: is 'sft', but a list is needed"),
         ("pipeline=null", r"pipeline: is empty, but a group of settings is needed"),
         ("data.source=data.sources.hubb", r"data\.source=data\.sources\.hubb: No module"),
