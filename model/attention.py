@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from model.kernels.autograd import attend_in_blocks
 
-BLOCKED_CONTEXT = 1024  # tokens; longer rows would keep more scores than they save time
+BLOCKED_CONTEXT = 1024  # tokens; for longer rows the scores that are kept take too much memory
 
 
 def attend(
@@ -20,18 +20,18 @@ def attend(
 ) -> Tensor:
     """Softmax attention of each query over the `window` latest positions up to its own, scaled by head_dim^-0.5.
 
-    q: (B, T, H, D). k, v: (B, T, H_kv, D), H a multiple of H_kv. documents: (B, T) ids, each document in one piece; a
-    position sees its own document only. backend: sdpa | flex | varlen | blocked. Returns (B, T, H, D) in q's dtype.
+    q: (B, T, H, D). k, v: (B, T, H_kv, D), H a multiple of H_kv. documents: (B, T) ids, contiguous per document; a
+    position sees only its own document. backend: sdpa | flex | varlen | blocked. Returns (B, T, H, D) in q's dtype.
     """
     return BACKENDS[backend](q, k, v, min(window, q.size(1)), documents)
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype, windows: list[int], context: int) -> tuple[str, str]:
-    """The fastest backend this machine has for a model's windows, and why, in a few words for the log."""
+    """The fastest backend on this machine for a model's windows, and the reason, for the log."""
     if device.type == "cpu" and dtype in (torch.float32, torch.float64) and context <= BLOCKED_CONTEXT:
-        return "blocked", "skips what is not seen, and keeps the scores of a short context"
+        return "blocked", "skips keys outside the window, keeps the scores of a short context"
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return "sdpa", "the one for this device and dtype"
+        return "sdpa", "the only one for this device and dtype"
     kernels = _activate_newest_flash(device)
     if has_varlen() and (kernels != "FA2" or min(windows) < context):
         return "varlen", f"{kernels} kernels, windows without a mask"
@@ -42,7 +42,7 @@ def choose_backend(device: torch.device, dtype: torch.dtype, windows: list[int],
 
 @functools.cache
 def has_varlen() -> bool:
-    """torch.nn.attention.varlen, of a torch whose version of it knows windows. Importing it takes a second."""
+    """Return True if torch has attention.varlen with windows. Importing it takes a second."""
     try:
         varlen = importlib.import_module("torch.nn.attention.varlen")
     except ImportError:
@@ -51,7 +51,7 @@ def has_varlen() -> bool:
 
 
 def _activate_newest_flash(device: torch.device) -> str:
-    """FA4 on Blackwell, FA3 on Hopper, if they are installed; they are never fetched."""
+    """FA4 on Blackwell, FA3 on Hopper, if they are installed. Nothing is downloaded."""
     wanted = {9: "FA3", 10: "FA4"}.get(torch.cuda.get_device_capability(device)[0])
     activate = getattr(attention, "activate_flash_attention_impl", None)
     if wanted is None or activate is None:
@@ -119,7 +119,7 @@ def band(length: int, window: int, device: torch.device) -> Tensor:
 
 
 def document_edges(documents: Tensor) -> Tensor:
-    """Where documents (B, T) start in the rows laid end to end, and the end: (N + 1,) int32. Rows never share one."""
+    """Starts of documents (B, T) in the concatenated rows, and the end: (N + 1,) int32. Rows share no document."""
     change = torch.ones_like(documents, dtype=torch.bool)
     change[:, 1:] = documents[:, 1:] != documents[:, :-1]
     starts = change.flatten().nonzero()[:, 0]

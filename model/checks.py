@@ -59,7 +59,7 @@ def check_named(path: str, setting: str) -> None:
     module, _, name = path.rpartition(".")
     source = find_source(module)
     if source is None:
-        raise ModelError(f"{setting}={path}: there is no module {module} here; it may lie beside where you run")
+        raise ModelError(f"{setting}={path}: there is no module {module}; it may be in the directory that you run in")
     known = names_in(source)
     if known and name not in known:
         near = difflib.get_close_matches(name, known, n=1)
@@ -67,7 +67,7 @@ def check_named(path: str, setting: str) -> None:
 
 
 def find_source(module: str) -> Path | None:
-    """The file of a module, which is not imported, nor are the packages it lies in."""
+    """The file of a module. Neither the module nor the packages around it are imported."""
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -80,7 +80,7 @@ def find_source(module: str) -> Path | None:
 
 
 def names_in(source: Path) -> set[str]:
-    """What a module defines or imports; empty where that cannot be told from the source."""
+    """Names that a module defines or imports; empty where the source does not tell."""
     if source.suffix != ".py":
         return set()
     try:

@@ -1,4 +1,4 @@
-"""The device that computes: which one, how fast it could be, how much memory is used, what it spends its time on."""
+"""The device that computes: which one, its peak FLOP/s, the memory in use, traces of what it does."""
 
 import ctypes
 import resource
@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from model.errors import ModelError
 from model.kernels.matmul import mm
 
-DATASHEET = {  # dense bfloat16 FLOP/s by a part of the device's name; the first that is found counts
+DATASHEET = {  # dense bfloat16 FLOP/s by a part of the device's name; the first that matches counts
     "H100 PCIe": 756e12,
     "H200": 989e12,
     "H100": 989e12,
@@ -42,9 +42,9 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s: the datasheet's for a known GPU in 16 bits, else what matmuls reach now (a fraction of a second).
+    """FLOP/s: the datasheet's for a known GPU in 16 bits, else what GEMMs reach now (takes a fraction of a second).
 
-    CPUs are measured in float32: in 16 bits many have no matmul worth the name.
+    CPUs are measured in float32: many have no fast GEMM in 16 bits.
     """
     if device.type == "cuda" and dtype != torch.float32:
         name = torch.cuda.get_device_name(device)
@@ -83,8 +83,8 @@ def memory_bytes(device: torch.device) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep large freed buffers instead of giving them back to the system and faulting every page in again:
-    a fifth of a training step on CPUs. Elsewhere nothing happens."""
+    """Make glibc keep large freed buffers instead of returning them to the system and faulting every page in again:
+    a fifth of a training step on CPUs. No effect with other C libraries."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(MMAP_THRESHOLD, 1 << 30)
@@ -92,7 +92,8 @@ def keep_freed_memory() -> None:
 
 
 def tracer(folder: Path, rank: int, device: torch.device) -> profile:
-    """A context; call its step() after each training step. Writes trace-RANK.pt.trace.json into `folder`."""
+    """A context that traces a few steps; call its step() after each one. Writes trace-RANK.pt.trace.json into `folder`,
+    for Perfetto (ui.perfetto.dev) and TensorBoard's profiler plugin, which needs this name."""
     folder.mkdir(parents=True, exist_ok=True)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     return profile(

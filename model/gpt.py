@@ -24,14 +24,14 @@ SOFTCAP = 15.0
 
 
 class Linear(nn.Linear):
-    """A matrix without bias: its weight is kept in float32 and used in the dtype of the input, or in 8 bits."""
+    """A matrix without bias. Its weight is kept in float32 and used in the dtype of the input, or in 8 bits."""
 
     def __init__(self, fan_in: int, fan_out: int) -> None:
         super().__init__(fan_in, fan_out, bias=False)
         self.fp8 = False
 
     def reset_parameters(self) -> None:
-        """GPT.init_weights does it; torch's default would be thrown away."""
+        """GPT.init_weights draws the weights; torch's default would be thrown away."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.to(x.dtype)
@@ -42,12 +42,12 @@ class Embedding(nn.Embedding):
     """A lookup table in float32; GPT.init_weights fills it."""
 
     def reset_parameters(self) -> None:
-        """GPT.init_weights does it."""
+        """As in Linear."""
 
 
 @dataclass
 class Context:
-    """What every layer of one pass needs beside x: rotary tables, the cache of an engine, document ids, backend."""
+    """What every layer of one pass needs beside x: rotary tables, an engine's cache, document ids, backend."""
 
     cos: Tensor
     sin: Tensor
@@ -195,7 +195,7 @@ class GPT(nn.Module):
             places: slice | Tensor = slice(0, tokens.size(1))
         else:
             places = cache.begin(tokens.size(1))
-            if isinstance(places, Tensor):  # padding may stand past the end; its numbers are never read
+            if isinstance(places, Tensor):  # padding may be past the end; what is computed for it is never read
                 places = places.clamp(max=len(self.cos) - 1)
         cos, sin = self.cos[places], self.sin[places]
         cos, sin = cos.to(self.compute_dtype), sin.to(self.compute_dtype)
@@ -211,7 +211,7 @@ class GPT(nn.Module):
         return self.cap(self.lm_head(hidden).float())
 
     def cap(self, logits: Tensor) -> Tensor:
-        """15 * tanh(logits / 15), as a scaled sigmoid, which is faster. It keeps their order."""
+        """15 * tanh(logits / 15), as a scaled sigmoid, which is faster. Keeps the order of logits."""
         return torch.sigmoid(logits * (2 / SOFTCAP)) * (2 * SOFTCAP) - SOFTCAP
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -223,9 +223,9 @@ class GPT(nn.Module):
         return softcap_cross_entropy(self.hidden(tokens), self.lm_head.weight, targets, SOFTCAP, self.compiled)
 
     def use_fp8(self) -> None:
-        """Train the matrices of the blocks in 8 bits from here on; never the head, embeddings and small gates.
+        """Train the matrices of the blocks in 8 bits from now on; never the head, embeddings and small gates.
 
-        Raises ModelError for a context of which rows make no whole blocks.
+        Raises ModelError for a context that is not a multiple of what the hardware needs.
         """
         if self.config.sequence_len % fp8.MULTIPLE:
             raise ModelError(f"fp8 needs model.sequence_len to be a multiple of {fp8.MULTIPLE}")
@@ -234,7 +234,7 @@ class GPT(nn.Module):
                 module.fp8 = fp8.fits(module.weight)
 
     def use_compiler(self) -> None:
-        """Go through torch.compile from here on, with static shapes."""
+        """Use torch.compile from now on, with static shapes."""
         self.hidden = torch.compile(self.hidden, dynamic=False)  # type: ignore[method-assign]
         self.compiled = True
 

@@ -1,4 +1,4 @@
-"""Cross-entropy fused with the softcapped head, in chunks: the logits of all tokens never stand at once."""
+"""Cross-entropy fused with the softcapped head, in chunks: the logits of all tokens never exist at once."""
 
 import functools
 
@@ -9,8 +9,8 @@ from torch.autograd.function import once_differentiable
 from model.kernels.matmul import add_mm, mm
 
 IGNORE = -1
-HALF_SCALE = 256.0  # of float16 gradients of logits, which lie within +-1: small ones keep their digits
-CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 28}  # held at once; fewer waste a GPU, more waste a CPU's caches
+HALF_SCALE = 256.0  # of float16 gradients of logits, which are within +-1: small ones keep their digits
+CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 28}  # of one chunk; fewer do not fill a GPU, more overflow a CPU's caches
 
 
 def softcap_cross_entropy(
@@ -19,7 +19,7 @@ def softcap_cross_entropy(
     """Sum of -log softmax(softcap * tanh(hidden weight^T / softcap))[target] over targets other than -1.
 
     hidden: (..., C), weight: (V, C), targets: (...) int64. A float32 scalar, differentiable in hidden and weight once.
-    compiled: let torch.compile fuse what is not a matmul; CPUs are a tenth faster with torch's own kernels.
+    compiled: let torch.compile fuse everything but GEMMs, on GPUs; CPUs are a tenth faster with torch's own kernels.
     """
     if not torch.is_grad_enabled():
         return token_losses(hidden, weight, targets, softcap).sum()
@@ -28,7 +28,7 @@ def softcap_cross_entropy(
 
 @torch.no_grad()
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float) -> Tensor:
-    """The same for each target, in the shape of targets, float32; 0 where the target is -1."""
+    """The loss of each target, in the shape of targets, float32; 0 where the target is -1."""
     flat, wanted, head = hidden.flatten(0, -2), targets.flatten(), weight.to(hidden.dtype)
     losses = torch.empty(len(flat), device=hidden.device, dtype=torch.float32)
     for start, stop in _chunks(flat, weight):
@@ -43,17 +43,17 @@ def _chunks(hidden: Tensor, weight: Tensor) -> list[tuple[int, int]]:
 
 
 def _logits(hidden: Tensor, head: Tensor, softcap: float) -> Tensor:
-    """What the sigmoid of _Chunk takes: (N, V), the logits before the cap times 2 / softcap. Scaling the hidden state
-    is scaling C numbers a row instead of V."""
+    """The logits before the cap times 2 / softcap, (N, V), as _Chunk needs them. Scaling the hidden state means scaling
+    C numbers per row instead of V."""
     return mm(hidden * (2 / softcap), head.T)
 
 
 class _Chunk:
     """Losses and gradient of N rows of logits, which are overwritten.
 
-    softcap * tanh(x / softcap) = 2 * softcap * sigmoid(2 x / softcap) - softcap, and sigmoid is a third of tanh's time
-    on CPUs. No maximum is subtracted before exp: the cap keeps every logit within +-softcap, and exp(15) * V is far
-    from float32's largest number.
+    softcap * tanh(x / softcap) = 2 * softcap * sigmoid(2 x / softcap) - softcap, and sigmoid takes a third of tanh's
+    time on CPUs. No maximum is subtracted before exp: the cap keeps every logit within +-softcap, and exp(15) * V is
+    far below float32's largest number.
     """
 
     def __init__(self, logits: Tensor, targets: Tensor, softcap: float) -> None:
@@ -72,8 +72,8 @@ class _Chunk:
         return torch.where(self.kept, self.total.log() - at_target, 0.0)
 
     def gradient(self) -> tuple[Tensor, Tensor]:
-        """d(sum of losses) / d(logits before the cap), as (N, V) times (N, 1): what scales whole rows is applied
-        later, where a row is C numbers instead of V."""
+        """d(sum of losses) / d(logits before the cap), as (N, V) times (N, 1): factors of whole rows are applied later,
+        when a row has C numbers instead of V."""
         scale = torch.where(self.kept, 4.0 / self.total, 0.0)
         self.exp.scatter_add_(1, self.index, -self.total[:, None])
         slope = self.sigmoid.addcmul_(self.sigmoid, self.sigmoid, value=-1)  # a quarter of d capped / d logit
@@ -96,7 +96,7 @@ def _compiled_loss_and_gradient():
 
 
 class _Fused(torch.autograd.Function):
-    """Gradients are made in the forward pass, while the chunk's logits are there, and scaled in the backward pass."""
+    """Gradients are made in the forward pass, while a chunk's logits exist, and scaled in the backward pass."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float, compiled: bool) -> Tensor:

@@ -6,13 +6,13 @@ from model.errors import ModelError
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """auto: bfloat16 on GPUs that have it, float16 on older ones, else float32. Raises ModelError for other names."""
+    """auto: bfloat16 on GPUs that have it, float16 on older ones, else float32. Raises ModelError for unknown names."""
     if name == "auto":
         if device.type != "cuda":
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if name not in ("bfloat16", "float32", "float16"):
-        raise ModelError(f"dtype {name!r} is none of auto, bfloat16, float32, float16")
+        raise ModelError(f"dtype {name!r} is not one of auto, bfloat16, float32, float16")
     return getattr(torch, name)
 
 

@@ -1,6 +1,6 @@
-"""Models on disk: the folder of an artifact, and folders in the layouts of other tools (model/huggingface.py).
+"""Models on disk: folders of artifacts, and folders in the layouts of other tools (model/huggingface.py).
 
-What a folder from elsewhere says is compared with its weights before any memory is taken for them.
+The config of a folder is compared with the headers of its weights before any memory is allocated for them.
 """
 
 import json
@@ -65,7 +65,10 @@ def load_model(
     config = config or own
     model = build_model(config)
     try:
-        model.load_state_dict(read_weights(files, rename="." not in config.arch))
+        weights = {name: weight for path in files for name, weight in load_file(path).items()}
+        if "." not in config.arch:
+            weights = {own_name(name): weight for name, weight in weights.items()}
+        model.load_state_dict(weights)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} does not hold the weights of its model: {' '.join(str(error).split())}") from None
     model.compute_dtype = dtype
@@ -127,12 +130,6 @@ def check_shapes(config: ResolvedConfig, files: list[Path]) -> None:
             raise ModelError(
                 f"{where} is not the model that the folder describes: {name!a:.80} is {is_there}, expected {wanted}"
             )
-
-
-def read_weights(files: list[Path], rename: bool = True) -> dict[str, Tensor]:
-    """The weights of all files. rename: return them by our names."""
-    weights = {name: weight for path in files for name, weight in load_file(path).items()}
-    return {own_name(name): weight for name, weight in weights.items()} if rename else weights
 
 
 def write_weights(weights: dict[str, Tensor], folder: Path, layout: Layout) -> None:

@@ -1,4 +1,4 @@
-"""How many rows a step and a forward pass have: shared out over processes, then what the user says or what fits.
+"""The rows of a step, split over processes, and those of a forward pass: as many as the user says, or as fit.
 
 Nothing imports torch until it is used, so that a plan can say what does not divide before anything is started.
 """
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from model.distributed import World
     from model.gpt import GPT
 
-CPU_TOKENS = 4096  # more only costs memory: the matrices are large enough to keep the cores busy
+CPU_TOKENS = 4096  # of one pass; more only costs memory, as these matrices keep the cores busy
 GPU_SHARE = 0.9  # of the free memory
 
 
@@ -37,10 +37,7 @@ def rows_per_process(total_batch_tokens: int, sequence_len: int, processes: int)
 
 
 def rows_per_pass(wanted: int, rows: int) -> int:
-    """Rows of one forward pass where the user says how many of a process's `rows`: at most all of them.
-
-    Raises ModelError when they leave a rest.
-    """
+    """Rows of one forward pass, as the user wants but at most a process's `rows`. Raises ModelError for a remainder."""
     if rows % min(wanted, rows):
         raise ModelError(
             f"launch.device_batch_size={wanted} does not divide the {rows} rows of a step and process "
@@ -54,14 +51,14 @@ def divisors(number: int) -> list[int]:
 
 
 def check_split(total_batch_tokens: int, sequence_len: int, processes: int, device_batch_size: int | str) -> None:
-    """Raises ModelError as these two do, for what a user's settings ask for."""
+    """Raises ModelError for settings that the two functions above would refuse."""
     rows = rows_per_process(total_batch_tokens, sequence_len, processes)
     if isinstance(device_batch_size, int):
         rows_per_pass(device_batch_size, rows)
 
 
 def micro_batch(wanted: int | str, rows: int, sequence_len: int, model: "GPT", world: "World") -> int:
-    """Rows of one forward pass, a divisor of `rows`, the same on all ranks. Raises ModelError if `wanted` is none."""
+    """Rows of one forward pass: a divisor of `rows`, the same on all ranks. Raises ModelError if `wanted` is none."""
     if wanted != "auto":
         return rows_per_pass(int(wanted), rows)
     fitting = divisors(rows)
@@ -87,7 +84,7 @@ def _largest_that_fits(sizes: list[int], sequence_len: int, model: "GPT", device
 
 
 def _peak_bytes(model: "GPT", rows: int, sequence_len: int, device: "torch.device") -> int:
-    """Of one forward and backward pass; leaves the gradients zero."""
+    """Peak memory of one forward and backward pass; leaves the gradients zero."""
     torch.cuda.reset_peak_memory_stats(device)
     tokens = torch.zeros(rows, sequence_len, dtype=torch.long, device=device)
     model.loss(tokens, tokens).backward()

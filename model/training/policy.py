@@ -21,7 +21,7 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class Rollout:
-    """A completion and what it earned. trained[i]: tokens[i] was written by the model, not forced by a tool."""
+    """A completion and its reward. trained[i]: tokens[i] was written by the model, not forced by a tool."""
 
     prompt: list[int]
     tokens: list[int]
@@ -48,7 +48,8 @@ class Objective:
 class RolloutBatch:
     """Rows padded on the right. tokens, targets: (B, T) int64, a target of -1 is not trained on.
 
-    advantages, old: (M,) float32, of the M targets that are, in row order; old is None where nobody kept it.
+    advantages, old: (M,) float32, of the M other targets, in row order. old: log-probabilities by the policy that wrote
+    the tokens, None where they were not kept.
     """
 
     tokens: Tensor
@@ -64,7 +65,7 @@ def advantages(rewards: Tensor, divide_by_std: bool = False) -> Tensor:
 
 
 def batches(rollouts: list[Rollout], batch_tokens: int, device: torch.device) -> Iterator[RolloutBatch]:
-    """Micro-batches of about batch_tokens padded tokens, neighbours in length together."""
+    """Micro-batches of about batch_tokens padded tokens, of rollouts of similar length."""
     ordered = sorted(rollouts, key=lambda rollout: rollout.length)
     while ordered:
         count = max(1, min(len(ordered), batch_tokens // ordered[-1].length))
@@ -91,16 +92,16 @@ def _pad(rollouts: list[Rollout], device: torch.device) -> RolloutBatch:
 
 
 def token_logprobs(model: GPT, batch: RolloutBatch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(M,) float32 twice: log-probability of each trained token, and the entropy (nats, no gradient) where it stood.
+    """(M,) float32 twice: log-probability of each trained token, and the entropy (nats, no gradient) at its position.
 
-    temperature: the one that tokens were drawn at; the policy is the model at this temperature.
+    temperature: the one that tokens were drawn at. The policy is the model at this temperature.
     """
     mask = batch.targets != IGNORE
     hidden, targets = model.hidden(batch.tokens)[mask], batch.targets[mask]
     size = max(1, HEAD_LOGITS // model.config.vocab_size)
     logprobs, entropies = [], []
     for part, wanted in zip(hidden.split(size), targets.split(size)):
-        # With many chunks their logits are made twice rather than kept for the backward pass.
+        # Logits of many chunks would take too much memory: they are made again in the backward pass.
         if len(hidden) > size and torch.is_grad_enabled():
             logprob, entropy = checkpoint(_head, model, part, wanted, temperature, use_reentrant=False)
         else:
@@ -124,7 +125,7 @@ def loss(logprobs: Tensor, batch: RolloutBatch, objective: Objective, start: Ten
     start: (M,) log-probabilities by the model the run started with, needed where objective.kl is not 0.
     """
     if objective.clip is None or batch.old is None:
-        # The gradient of the ratio at 1: on-policy, the plain log-probability has the same.
+        # On-policy the ratio is 1, where its gradient is that of the log-probability.
         value = batch.advantages * logprobs
     else:
         ratio = (logprobs - batch.old).exp()

@@ -1,4 +1,4 @@
-"""The next batch is made and copied to the device while the current one trains."""
+"""Prefetching: the next batches are made and copied to the device while the current one trains."""
 
 import queue
 import threading
@@ -17,7 +17,7 @@ Batches = Callable[[int], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Batch:
-    """This rank's rows of one step on the device; `counted` are the targets that are not -1, by micro-batch."""
+    """This rank's rows of one step on the device. counted: targets other than -1, by micro-batch."""
 
     tokens: Tensor
     targets: Tensor
@@ -25,7 +25,7 @@ class Batch:
 
 
 class Prefetcher:
-    """Iterates over the batches of steps [first, last) in order. close() ends its thread; errors come out of next()."""
+    """Makes the batches of steps [first, last) in order. close() ends its thread; next() raises the thread's errors."""
 
     def __init__(self, batches: Batches, first: int, last: int, micro_batch: int, device: torch.device) -> None:
         self.batches, self.micro_batch, self.device = batches, micro_batch, device
@@ -42,13 +42,10 @@ class Prefetcher:
 
     def close(self) -> None:
         self.closed.set()
-        while self.thread.is_alive():
-            self._drain()
+        while self.thread.is_alive():  # it may wait for room in the queue
+            while not self.ready.empty():
+                self.ready.get_nowait()
             self.thread.join(timeout=0.01)
-
-    def _drain(self) -> None:
-        while not self.ready.empty():
-            self.ready.get_nowait()
 
     def _work(self, first: int, last: int) -> None:
         try:
@@ -56,7 +53,7 @@ class Prefetcher:
                 self.ready.put(self._make(step))
                 if self.closed.is_set():
                     return
-        except BaseException as error:  # handed to the thread that waits for the batch
+        except BaseException as error:  # for the thread that waits for the batch
             self.ready.put(error)
 
     def _make(self, step: int) -> Batch:
@@ -64,7 +61,5 @@ class Prefetcher:
         counted = [int((part != IGNORE).sum()) for part in targets.split(self.micro_batch)]
         if self.device.type == "cuda":
             tokens, targets = tokens.pin_memory(), targets.pin_memory()
-        return Batch(self._move(tokens), self._move(targets), counted)
-
-    def _move(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
+        device = self.device
+        return Batch(tokens.to(device, non_blocking=True), targets.to(device, non_blocking=True), counted)

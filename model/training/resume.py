@@ -68,10 +68,8 @@ def read_about(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(about, dict) or not all(isinstance(about.get(name), kind) for name, kind in ABOUT.items()):
         raise ValueError(f"{MARKER} is not what was written")
     numbers = [about["conditions"].get(name, 0) for name in ("world_size", "micro_batch", "threads")]
-    if not all(isinstance(value, int) for value in numbers) or any(
-        isinstance(value, (str, list))
-        for value in about["progress"].values()  # of model.training.trainer.Progress
-    ):
+    progress = about["progress"].values()  # of the trainer: no text and no lists
+    if not all(isinstance(n, int) for n in numbers) or any(isinstance(value, (str, list)) for value in progress):
         raise ValueError(f"{MARKER} is not what was written")
     for name, entry in about["files"].items():
         if Path(name).name != name or not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
@@ -84,7 +82,7 @@ def _find_step(folder: Path, wanted: str | int, say: Callable[[str], None]) -> i
     steps = steps_in(folder) if wanted == "latest" else [int(wanted)]
     for step in reversed(steps):
         if not folder_of(folder, step).exists():
-            continue  # one that was asked for by its number
+            continue  # `wanted` is the step of no checkpoint
         damage = damage_of(folder_of(folder, step))
         if not damage:
             return step

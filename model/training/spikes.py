@@ -1,6 +1,7 @@
-"""Guards against steps that harm a run, or do nothing.
+"""Signs of a run that goes wrong.
 
-A gradient far above the usual is dropped. A loss far above the usual ends the run; so does a model that does not learn.
+A step with a gradient far above the usual is dropped. A loss far above the usual ends the run, as does a model that
+does not learn.
 """
 
 import math
@@ -9,14 +10,14 @@ NORMS_KNOWN = 20  # steps before a norm can be called unusual
 LOSSES_KNOWN = 10  # logged losses before one can be called a spike
 MEMORY = 0.98  # of the running mean of gradient norms
 STILL_STEPS = 50  # without a gradient, or at the loss of guessing, before a run counts as dead
-STILL_NATS = 1e-3  # from the loss of guessing; a step at any useful rate goes further
+STILL_NATS = 1e-3  # distance from the loss of guessing; one step at any useful rate moves it further
 
 
 class NormGuard:
-    """Which gradient norms are too large: those above `factor` times the running mean of earlier ones; None: no norm.
+    """Tells gradient norms that are too large: above `factor` times the running mean of earlier ones. None: no limit.
 
-    mean and count are the state that a resume needs. A dropped norm enters the mean as the limit it exceeded, so that
-    a lasting change of level is followed in the end.
+    mean and count are the state that a resume needs. A dropped norm enters the mean as the limit that it exceeded, so
+    that the limit follows a lasting change of level in the end.
     """
 
     def __init__(self, factor: float | None) -> None:
@@ -28,13 +29,13 @@ class NormGuard:
         return self.factor is not None
 
     def limit(self) -> float:
-        """Infinity while there is none."""
+        """The largest norm accepted now; infinity while too few are known."""
         if self.factor is None or self.count < NORMS_KNOWN:
             return math.inf
         return self.factor * self.mean
 
     def note(self, norm: float) -> None:
-        """Count a step's norm in."""
+        """Include a step's norm in the mean."""
         if math.isfinite(norm):
             limit = self.limit()
             self.count += 1
