@@ -28,6 +28,11 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("default" if "not full" in config.option.markexpr else "full")
 
 
+def tries(number: int) -> int:
+    """Examples of a property that needs more than others: `number` where `full` is asked for, else a quarter of it."""
+    return max(1, number * settings().max_examples // 100)
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two to four processes; none besides this one for a single file, whose tests run in one process anyway."""
     chosen = {argument.partition("::")[0] for argument in config.args}

@@ -17,6 +17,7 @@ from data.sources.fetch import Blobs, Wanted, describe_url, fetch_all
 from pipeline.job import Job, Launch
 from pipeline.stages import download
 from pipeline.stages.download import Params
+from tests.conftest import tries
 
 REPO = "/api/datasets/org/text"
 TREE = f"{REPO}/tree/{COMMIT}"
@@ -264,7 +265,7 @@ lies = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=tries(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     about=st.just({"sha": COMMIT}) | anything,
     tree=st.lists(lies | st.builds(entry), max_size=3) | anything,

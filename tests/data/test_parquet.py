@@ -15,6 +15,7 @@ from data.tasks.task import Table
 from data.text import parquet
 from data.text.files import documents
 from data.text.parquet import open_parquet, page_headers, read_batches
+from tests.conftest import tries
 
 
 def write(path: Path, texts: list[str | None], **options) -> Path:
@@ -121,7 +122,7 @@ def test_large_row_groups_of_ordinary_text_are_read(tmp_path, monkeypatch):
     assert [text for batch in batches for text in batch.column(0).to_pylist()] == texts
 
 
-@settings(max_examples=300)
+@settings(max_examples=tries(300))
 @given(st.data())
 def test_a_damaged_file_is_read_or_one_line(tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp()

@@ -17,6 +17,7 @@ from data.tokens import bpe
 from data.tokens.tokenizer import LONGEST_SPACE, SPECIAL_TOKENS, Tokenizer
 from pipeline.job import Job, Launch
 from pipeline.stages import tokenizer as stage
+from tests.conftest import tries
 
 WORDS = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "hello", "world", "it's", "we'll", "1234"]
 
@@ -80,7 +81,7 @@ odd_text = st.text(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=tries(400), deadline=None)
 @given(text=odd_text)
 @example("<|bos|>hello<|user_end|>")
 @example("'LL 'ſ 'Ve  \r\n \n  x")
@@ -199,7 +200,7 @@ def learnt_from_text(texts, vocab_size):
     return {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=tries(60), deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs", "Cn"])), min_size=1, max_size=8))
 @example(["I'M we'Ll 'ſ 12345 \x1c\x1d a\x85b\u2028\u3000  \r\n\n x\u00a0y"])
 def test_a_vocabulary_from_counted_words_is_the_one_that_rustbpe_learns_from_the_text(texts):

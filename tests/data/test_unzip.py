@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from data.errors import DataError
 from data.sources import url
+from tests.conftest import tries
 
 
 def archive(*members: tuple[zipfile.ZipInfo | str, bytes]) -> bytes:
@@ -97,7 +98,7 @@ def test_a_list_of_members_that_would_fill_the_memory_is_not_read(tmp_path, monk
         unpack(tmp_path, many)
 
 
-@settings(max_examples=150)
+@settings(max_examples=tries(150))
 @given(st.data())
 def test_a_damaged_archive_is_one_line(tmp_path_factory, data):
     content = bytearray(archive(("a.txt", b"one " * 50), ("b/c.txt", b"two")))

@@ -20,6 +20,7 @@ from model.errors import ModelError
 from model.saved import load_model
 from pipeline.commands.export import write
 from pipeline.errors import UserError
+from tests.conftest import tries
 from tests.pipeline.small_store import model_of, put_model, small_store
 
 QUESTION = {"role": "user", "content": "What is 1 + 1? "}
@@ -115,7 +116,7 @@ def conversation(random: Random) -> list[dict]:
     return system + [message for turn in turns[: random.randint(1, 4)] for message in turn]
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=pytest.mark.full)])
 def test_ids_and_the_mask_of_what_is_trained_on_are_ours(theirs, ours, count):
     for number in range(count):
         messages = conversation(Random(number))
@@ -133,7 +134,7 @@ def test_a_turn_ends_there_where_the_engine_ends_it(exported, ours):
 texts = st.text(st.characters(codec="utf-8"), max_size=60) | st.text(" \n\t\r12345'saZ.é", max_size=60)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=tries(200), deadline=None)
 @given(text=texts.filter(lambda text: not any(name in text for name in SPECIAL_TOKENS)))
 def test_the_tokenizer_gives_the_same_ids_and_the_text_back(theirs, ours, text):
     ids = ours.encode(text)

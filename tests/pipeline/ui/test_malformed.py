@@ -10,6 +10,7 @@ from serve_app import running
 
 from pipeline.ui.chat import LARGEST_SEED, MOST_CHARACTERS, MOST_MESSAGES
 from pipeline.ui.gate import BODY_BYTES
+from tests.conftest import tries
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -66,7 +67,7 @@ def app():
         yield app
 
 
-TRIED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+TRIED = settings(max_examples=tries(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @TRIED
