@@ -223,7 +223,7 @@ def test_what_nanochat_has_not_is_named(store, tmp_path):
 def test_a_folder_that_is_no_export_is_left_alone(store, tmp_path, kept):
     (tmp_path / kept).write_text("mine")
 
-    with pytest.raises(UserError, match=r"is not empty, and no earlier export\. Name a new folder"):
+    with pytest.raises(UserError, match=r"is neither empty nor an earlier export\. Name a new folder"):
         write(model_of(store, "sft"), tmp_path)
 
     assert [path.name for path in tmp_path.iterdir()] == [kept]
@@ -283,7 +283,7 @@ def test_a_marker_that_names_files_elsewhere_makes_no_export(store, tmp_path):
     marker = json.loads((target / "chatmill.json").read_text())
     (target / "chatmill.json").write_text(json.dumps(marker | {"files": ["../precious.txt"]}))
 
-    with pytest.raises(UserError, match="no earlier export"):
+    with pytest.raises(UserError, match="nor an earlier export"):
         write(model_of(store, "sft"), target)
 
     assert other.read_text() == "mine"

@@ -67,11 +67,10 @@ def test_a_mode_that_does_not_exist_is_said(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_missing_key_is_said_while_planning(chatmill: Chatmill) -> None:
-    out = chatmill.run("plan", *toys(), "logger=wandb")
+    out = chatmill.run_process("plan", *toys(), "logger=wandb")
     assert "logger=wandb: no API key for https://" in out and "wandb login" in out
-    assert "40" in chatmill.run("plan", *toys(), "logger=wandb", WANDB_API_KEY="short")
-    assert "API key" not in chatmill.run("plan", *toys(), "logger=wandb", WANDB_API_KEY=KEY)
-    assert "API key" not in chatmill.run("plan", *toys(), "logger=wandb", WANDB_MODE="offline")
+    assert "40" in chatmill.run_process("plan", *toys(), "logger=wandb", WANDB_API_KEY="short")
+    assert "API key" not in chatmill.run_process("plan", *toys(), "logger=wandb", WANDB_MODE="offline")
 
 
 def test_a_key_in_netrc_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -90,7 +89,7 @@ def test_a_missing_package_is_said_with_the_command_that_installs_it(monkeypatch
 
 def test_an_unreachable_service_is_said_once_and_the_run_is_measured_offline(served: Chatmill) -> None:
     env = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": KEY}
-    out = served.run(*toys(), "logger=wandb", **env)
+    out = served.run_process(*toys(), "logger=wandb", **env)
     assert out.count("does not answer") == 1 and "http://127.0.0.1:9" in out
     assert records(served.store)["c"]["metrics"]["total"] == 16
     assert len(list((served.store / "wandb").glob("offline-run-*"))) == 2  # c logs nothing: no empty run
