@@ -23,15 +23,15 @@ USER_ERROR, FAILURE, GUARD, STOPPED = 2, 1, 3, 130
 
 # Command: (its module in this folder and the function in it, what it does)
 COMMANDS = {
-    "run": ("run.run", "train what the configuration describes, reusing what exists (the default)"),
-    "plan": ("plan.plan", "show what would run, why, how long and for how much; changes nothing"),
-    "graph": ("graph.graph", "draw the stages and what each reads, with their state; --mermaid"),
+    "run": ("run.run", "train what the config describes, reusing artifacts (the default)"),
+    "plan": ("plan.plan", "show what would run, why, and its time and cost; changes nothing"),
+    "graph": ("graph.graph", "draw the stages, what each reads and its state; --mermaid"),
     "why": ("plan.why", "explain the key of each stage, or of one: why [STAGE]"),
-    "accept": ("plan.accept", "keep old artifacts after a change of code: accept STAGE... --why TEXT"),
+    "accept": ("plan.accept", "keep artifacts despite changed code: accept STAGE... --why TEXT"),
     "status": ("status.status", "show running and unfinished work, and how to continue it"),
     "log": ("status.log", "print the log of a stage: log STAGE [-f]"),
     "report": ("status.report", "print the newest report; --open shows it in a browser"),
-    "ls": ("store.ls", "list the artifacts of the store, or of some stages: ls [STAGE...]"),
+    "ls": ("store.ls", "list artifacts, newest first: ls [STAGE...]"),
     "show": ("store.show", "print everything known about an artifact: show NAME"),
     "rm": ("store.rm", "delete artifacts, or unfinished work by its key: rm NAME..."),
     "verify": ("store.verify", "hash stored files against their manifests: verify [NAME...]"),
@@ -48,9 +48,9 @@ COMMANDS = {
 SETTINGS = """\
 Settings: recipe=tiny|d12|d20|d26|d32, data=..., mixture=..., run.name=NAME,
   STAGE.params.NAME=VALUE, STAGE.pin=KEY, launch.NAME=VALUE, until=STAGE,
-  only=[STAGE,...], force=[STAGE,...]. `plan --config` prints all of them
-  with their meaning, `--cfg job` plain; --config-dir DIR adds recipes of your own.
-`python flows.py COMMAND --help` shows a command's options."""
+  only=[STAGE,...], force=[STAGE,...]. `plan --config` prints all of them and
+  what they mean, `--cfg job` as plain YAML. --config-dir DIR adds recipes.
+`python flows.py COMMAND --help` shows the options of a command."""
 
 
 def program() -> NoReturn:
@@ -127,7 +127,7 @@ def _complain(text: str, code: int) -> int:
 
 
 def _help() -> str:
-    usage = "usage: python flows.py [COMMAND] [SETTING=VALUE ...]     (installed as: chatmill)"
+    usage = "usage: python flows.py [COMMAND] [SETTING=VALUE ...]   (installed as: chatmill)"
     return "\n".join([usage, "", *(f"  {name:<13} {what}" for name, (_, what) in COMMANDS.items()), "", SETTINGS])
 
 

@@ -25,7 +25,7 @@ from pipeline.artifacts.store import Store
 from pipeline.commands.find_model import TRUST_CODE, find_model
 from pipeline.commands.parser import Parser
 from pipeline.errors import UserError
-from pipeline.numbers import megabytes, plural
+from pipeline.numbers import data_size, plural
 from pipeline.plan.session import Session
 from pipeline.printing import say
 from pipeline.runner.environment import user_path
@@ -61,7 +61,7 @@ def export(arguments: list[str]) -> int:
         replaced = f"the export of {earlier.stages[0]} {earlier.key} in {target}"
         say(f"Replaced {replaced} ({plural(len(earlier.files), 'file')})")
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-    say(f"Exported to {target} ({megabytes(size)}). {HINTS[flags.format].format(target=target)}")
+    say(f"Exported to {target} ({data_size(size)}). {HINTS[flags.format].format(target=target)}")
     return 0
 
 

@@ -102,8 +102,8 @@ def why(arguments: list[str]) -> int:
 def _print_why(console: Console, step: Step, content: bool) -> None:
     """The key of a stage; what changed if it would run; and, with `content`, what the key is made of."""
     console.print(Text(f"{step.name}  {step.key or 'key unknown until download'}  {step.action}", "bold"))
-    if step.why:
-        console.print(f"  {step.why}", soft_wrap=True)
+    for reason in step.why.split("; ") if step.why else ():
+        console.print(f"  {reason}", soft_wrap=True)
     if step.key != step.wanted:
         console.print(f"  {step.key} is used instead of {step.wanted}, the key computed from config and code")
     if not content:

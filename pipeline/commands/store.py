@@ -16,7 +16,7 @@ from pipeline.artifacts.store import RECORD, Artifact, Store
 from pipeline.artifacts.work import Work
 from pipeline.commands.parser import Parser
 from pipeline.errors import Corrupt, UserError
-from pipeline.numbers import duration, megabytes, money, plural
+from pipeline.numbers import data_size, duration, money, plural
 from pipeline.plan.session import Session
 from pipeline.printing import PlainConsole, say, table
 
@@ -41,7 +41,7 @@ def ls(arguments: list[str]) -> int:
             at = time.strftime("%d %b %H:%M", time.localtime(record["finished"]))
             run = ", ".join(runs.get((artifact.module, artifact.key), ()))
             cells = [", ".join(artifact.stages), artifact.key, at, duration(record["seconds"])]
-            cells += [megabytes(artifact.bytes), run, _headline(artifact)]
+            cells += [data_size(artifact.bytes), run, _headline(artifact)]
             made.add_row(*map(Text, cells[: len(made.columns)]))
     if made.row_count:
         console.print(made)
@@ -71,7 +71,7 @@ def show(arguments: list[str]) -> int:
     at = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["finished"]))
     where = f"{record['device']} x {record['nproc']}"
     console.print(f"{at}, {duration(record['seconds'])} on {where}, {money(record['usd'])}")
-    size = f"{megabytes(artifact.bytes)} in {plural(len(record['files']), 'file')}"
+    size = f"{data_size(artifact.bytes)} in {plural(len(record['files']), 'file')}"
     console.print(f"{artifact.folder}, {size}", soft_wrap=True)
     for name in ("inputs", "params", "metrics", "versions"):
         if record.get(name):
@@ -137,8 +137,8 @@ def gc(arguments: list[str]) -> int:
     flags = parser.parse(arguments)
     freed = collect_garbage(Session.open(flags.overrides).store, flags.dry_run)
     for path, size in freed:
-        say(f"{'would delete' if flags.dry_run else 'deleted'} {path} ({megabytes(size)})")
-    total = f"{megabytes(sum(size for _, size in freed))} in {plural(len(freed), 'place')}"
+        say(f"{'would delete' if flags.dry_run else 'deleted'} {path} ({data_size(size)})")
+    total = f"{data_size(sum(size for _, size in freed))} in {plural(len(freed), 'place')}"
     print(f"{'Would free' if flags.dry_run else 'Freed'} {total}." if freed else "Nothing to delete.")
     return 0
 
