@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from data.tasks.mixture import CoreSpec
 from pipeline.artifacts.store import Store
 from pipeline.commands.cli import main
 from pipeline.commands.evaluate import Subject, declared, params, split
 from pipeline.commands.export import write
 from pipeline.config import compose as config
-from pipeline.config.settings import MixtureConfig, StageConfig
+from pipeline.config.settings import IdentityConfig, MixtureConfig, StageConfig
 from pipeline.errors import UserError
 from tests.pipeline.small_store import model_of, seal, session_of, small_store
 
@@ -35,7 +36,7 @@ def here(store, monkeypatch, tmp_path) -> Store:
 
 def settings(**more) -> SimpleNamespace:
     """As much of Settings as params reads: a recipe with two evaluations."""
-    mixture = MixtureConfig([], [], [], [], [SUMS, WORDS], config.IdentityConfig("Mill"), core={"dataset": "core"})
+    mixture = MixtureConfig([], [], [], [], [SUMS, WORDS], IdentityConfig("Mill"), core=CoreSpec())
     base = {"tasks": [], "bpb_tokens": 512, "core": {"dataset": "core"}, "prompts": ["The"], "max_new_tokens": 8}
     chat = base | {"tasks": [SUMS], "core": None, "prompts": [], "questions": ["Who?"], "max_new_tokens": 16}
     stages = {
