@@ -3,12 +3,12 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.config import GPTConfig
+from model.config import ResolvedConfig
 from model.gpt import GPT, Linear
 
 
 class GatedMLP(nn.Module):
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: ResolvedConfig) -> None:
         super().__init__()
         inner = 8 * config.width // 3 // 16 * 16  # three matrices instead of two, each two thirds as wide
         self.gate = Linear(config.width, inner)
@@ -21,7 +21,7 @@ class GatedMLP(nn.Module):
 
 
 class Gated(GPT):
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: ResolvedConfig) -> None:
         super().__init__(config)
         for layer in self.layers:
             layer.mlp = GatedMLP(config)

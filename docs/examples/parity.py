@@ -1,8 +1,7 @@
 """A task: is a number even?"""
 
 from data.chat.conversation import Conversation
-from data.tasks.draw import Draw, held_out
-from data.tasks.task import Execute, Task, dialogue
+from data.tasks.task import Draw, Execute, Task, dialogue, held_out
 
 
 class Parity(Task):
