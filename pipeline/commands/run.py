@@ -78,9 +78,9 @@ def warn(console: PlainConsole, line: str) -> None:
 def print_scores(console: Console, store: Store, artifact: Artifact) -> None:
     """Print the results of an evaluation as its stage did when it ran; nothing for other artifacts."""
     if artifact.module == "evaluate":
-        from pipeline.stages.evaluate import lines
+        from pipeline.stages.evaluate import summary
 
-        for line in lines(json.loads((store.open(artifact) / "results.json").read_bytes())):
+        for line in summary(json.loads((store.open(artifact) / "results.json").read_bytes()))[1]:
             console.print(f"{artifact.stages[0]}  {line}", soft_wrap=True)
 
 

@@ -5,7 +5,6 @@ Writes  results.json
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -56,19 +55,20 @@ def check(params: Params, inputs: Inputs) -> None:
 def main(job: Job[Params]) -> dict[str, Any]:
     """Raises UserError where the programs of a task cannot be confined, DataError for inputs that do not fit, Stopped
     when asked to: what is measured is kept for a resume."""
-    bench = Bench(job)
-    bench.measure()
+    evaluation = Evaluation(job)
+    evaluation.measure()
     if job.rank != 0:
         return {}
-    results = bench.collect()
+    results = evaluation.collect()
     (job.out / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    for line in lines(results):
+    metrics, lines = summary(results)
+    for line in lines:
         job.say(line)
-    return flat(results)
+    return metrics
 
 
-class Bench:
-    """A model and everything it is to be measured on.
+class Evaluation:
+    """A model and everything that is measured of it.
 
     Ranks share the work through a ledger and never wait for each other, so that results are the same for any number.
     """
@@ -100,8 +100,8 @@ class Bench:
         self.engine = Engine(self.model, tok.special, tok.decode_bytes, tok.encode, calculate, rows, decoder)
         self.batch_tokens = 2_048 if self.device.type == "cpu" else 65_536
         # Results say in which sandbox all programs ran.
-        name = f"ledger-{self.batch_tokens}-{job.launch.sandbox}"
-        self.ledger = Ledger(job.scratch / name, job.rank, job.world_size)
+        folder = job.scratch / f"ledger-{self.batch_tokens}-{job.launch.sandbox}"
+        self.ledger = Ledger(folder, job.rank, job.world_size)
         self.rows = self._validation_rows()
         self.row_batches = -(-len(self.rows) // self.batch_rows) if self.rows is not None else 0
         self.core = self._open_core()
@@ -245,41 +245,29 @@ class Bench:
         }
 
 
-def lines(results: dict[str, Any]) -> Iterator[str]:
-    """One line for each thing measured."""
-    from evals.chat import CHATCORE
-    from evals.core import score_name
-
-    if results["bpb"]:
-        yield f"bpb {results['bpb']['val']:.4f}"
-    if core := results["core"]:
-        yield f"{score_name(core)} {core['score']:.4f} ({core['items']} items, {core['cropped']} cropped)"
-    for name, result in results["chat"].items():
-        low, high = result["ci"]
-        of = f"{result['correct']:g} of {result['items']}, 95% interval {low:.1%} to {high:.1%}"
-        yield f"{name} {result['accuracy']:.1%} ({of})"
-        for measure in (key for key in result if key.startswith("pass@")):
-            low, high = result["pass_ci"]
-            yield f"{name} {measure} {result[measure]:.1%} (95% interval {low:.1%} to {high:.1%})"
-    for name in results["left_out"]:
-        yield f"{name}: left out, because programs=skip"
-    if results["chatcore_tasks"] == len(CHATCORE):
-        yield f"ChatCORE {results['chatcore']:.4f}"
-
-
-def flat(results: dict[str, Any]) -> dict[str, Any]:
-    """The numbers alone, for the artifact's metrics."""
+def summary(results: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The numbers alone, for the artifact's metrics, and one line for each thing measured."""
     from evals.chat import CHATCORE
     from evals.core import score_name
 
     metrics: dict[str, Any] = {}
+    lines = []
     if results["bpb"]:
         metrics["bpb"] = results["bpb"]["val"]
-    if results["core"]:
-        metrics[score_name(results["core"])] = results["core"]["score"]
+        lines.append(f"bpb {metrics['bpb']:.4f}")
+    if core := results["core"]:
+        metrics[score_name(core)] = core["score"]
+        lines.append(f"{score_name(core)} {core['score']:.4f} ({core['items']} items, {core['cropped']} cropped)")
     for name, result in results["chat"].items():
-        metrics[name] = result["accuracy"]
-        metrics[f"{name} items"] = result["items"]
+        metrics |= {name: result["accuracy"], f"{name} items": result["items"]}
+        low, high = result["ci"]
+        of = f"{result['correct']:g} of {result['items']}, 95% interval {low:.1%} to {high:.1%}"
+        lines.append(f"{name} {result['accuracy']:.1%} ({of})")
+        for measure in (key for key in result if key.startswith("pass@")):
+            low, high = result["pass_ci"]
+            lines.append(f"{name} {measure} {result[measure]:.1%} (95% interval {low:.1%} to {high:.1%})")
+    lines += [f"{name}: left out, because programs=skip" for name in results.get("left_out", [])]
     if results["chatcore_tasks"] == len(CHATCORE):
         metrics["ChatCORE"] = results["chatcore"]
-    return metrics
+        lines.append(f"ChatCORE {results['chatcore']:.4f}")
+    return metrics, lines
