@@ -3,8 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from model.checks import Count, CountOrOff, Dtype, FactorOrOff, PositiveOrOff, Seed, check_named
 from model.errors import ModelError
@@ -12,6 +11,9 @@ from model.errors import ModelError
 HEAD_DIM = 128
 WIDTH_PER_LAYER = 64
 WINDOW_MULTIPLE = 128
+GATE_CHANNELS = 12  # channels of x that steer the gate of a value embedding
+SMEAR_CHANNELS = 24  # channels of x that steer the smear gate
+OPTIMISERS = ("muon", "adamw", "lion", "sgd")  # built in
 
 # The largest sizes accepted, far above what trains: a file that claims more is wrong, and building it would hang.
 MOST = {
@@ -130,7 +132,9 @@ class ResolvedConfig(GPTConfig):
         if not self.vocab_size:
             raise ModelError("model.vocab_size is not known: set it, or build the model with a tokenizer")
         for setting in dataclasses.fields(self):
-            _check_type(f"model.{setting.name}", getattr(self, setting.name), setting.type)
+            value, expected = getattr(self, setting.name), setting.type
+            if type(value) is not expected and not (type(value) is int and expected is float):  # a bool is no number
+                raise ModelError(f"model.{setting.name} is {value!a:.80}; expected {getattr(expected, '__name__', '')}")
         if "." not in self.arch and self.arch not in ("base", "modern"):
             raise ModelError(f"model.arch {self.arch!a:.80} is not base, modern or the import path of a class")
         for name, most in MOST.items():
@@ -146,7 +150,7 @@ class ResolvedConfig(GPTConfig):
             raise ModelError(f"model.head_dim is {self.head_dim}: rotary embeddings need an even number")
         if self.width % self.head_dim:
             raise ModelError(
-                f"model.width {self.width} is no multiple of model.head_dim {self.head_dim}; "
+                f"model.width {self.width} is not a multiple of model.head_dim {self.head_dim}; "
                 f"choose a head_dim that divides it (depth {self.depth} gives width {WIDTH_PER_LAYER * self.depth})"
             )
         if self.heads % self.kv_heads:
@@ -190,20 +194,6 @@ class ResolvedConfig(GPTConfig):
     def flops_per_token(self) -> float:
         """Training FLOPs, forward and backward: 6 per matmul parameter and 12 * width per token seen by attention."""
         return 6.0 * self.matmul_params() + 12.0 * self.width * sum(self.windows())
-
-
-def _check_type(name: str, value: Any, annotation: Any) -> None:
-    """Raises ModelError unless the value has the field's type; null is not a value here, and a bool not a number."""
-    kinds = [kind for kind in get_args(annotation) or (annotation,) if kind is not NoneType]
-    if type(value) not in kinds and not (type(value) is int and float in kinds):
-        raise ModelError(f"{name} is {value!a:.80}; expected {kinds[0].__name__}")
-
-
-GATE_CHANNELS = 12  # channels of x that steer the gate of a value embedding
-SMEAR_CHANNELS = 24  # channels of x that steer the smear gate
-
-
-OPTIMISERS = ("muon", "adamw", "lion", "sgd")  # those of our own
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ def rows_per_process(total_batch_tokens: int, sequence_len: int, processes: int)
     if rest or not rows:
         near = max(1, round(total_batch_tokens / sequence_len)) * sequence_len
         raise ModelError(
-            f"total_batch_tokens {total_batch_tokens} is no multiple of sequence_len {sequence_len}; the nearest that "
-            f"is: {near}"
+            f"total_batch_tokens {total_batch_tokens} is not a multiple of sequence_len {sequence_len}; the nearest "
+            f"that is: {near}"
         )
     if rows % processes:
         below = max(n for n in divisors(rows) if n < processes)

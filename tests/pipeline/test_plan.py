@@ -330,7 +330,7 @@ def test_a_file_that_is_not_there_is_named_with_its_setting(tmp_path: Path) -> N
             r"total_batch_tokens=1000 is not a multiple of model\.sequence_len",
         ),
         (["pack.params.sequence_len=128"], r"pack\.params\.sequence_len=128; set both"),
-        (["model.width=100"], r"model\.width 100 is no multiple of model\.head_dim"),
+        (["model.width=100"], r"model\.width 100 is not a multiple of model\.head_dim"),
         (["tokenizer.params.vocab_size=200"], r"vocab_size.* 200 is too small"),
         (["sft.params.total_batch_tokens=1000"], r"sft\.params: total_batch_tokens=1000 is not a multiple of the 256"),
         (["pretrain.params.total_batch_tokens=0"], r"total_batch_tokens: is 0, but a whole number from 1 on is needed"),

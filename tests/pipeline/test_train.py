@@ -189,7 +189,7 @@ def test_tuning_goes_on_from_a_named_checkpoint_too_and_says_so_when_it_diverges
 @pytest.mark.parametrize(
     "params, launch, said",
     [
-        ({"total_batch_tokens": 500}, {}, r"no multiple .* nearest that is: 512"),
+        ({"total_batch_tokens": 500}, {}, r"not a multiple .* nearest that is: 512"),
         ({}, {"device_batch_size": 5}, r"device_batch_size=5 does not divide .* 1, 2, 4, 8, 16"),
         ({"steps": 100}, {}, r"51,200 tokens, but the packed text has 39,968 .*steps=78.*max_epochs=2"),
         ({"steps": None, "tokens": 100}, {}, "shorter than one step"),
