@@ -12,8 +12,8 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from data.durable import keep_json, write_text
 from data.trust import printable
+from model.checks import Amount, Count, CountOrOff, Natural, PositiveOrOff
 from pipeline.errors import PipelineError
-from pipeline.typed import Amount, Count, CountOrOff, Natural, PositiveOrOff
 
 Params = TypeVar("Params")
 

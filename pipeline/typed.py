@@ -8,21 +8,7 @@ from contextlib import suppress
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from data.errors import did_you_mean
-from model.checks import (  # noqa: F401  (stages import them from here)
-    Amount,
-    Count,
-    CountOrOff,
-    Dtype,
-    FactorOrOff,
-    Fraction,
-    From,
-    Natural,
-    Part,
-    Positive,
-    PositiveOrOff,
-    Seed,
-    ZeroIsOff,
-)
+from model.checks import From, ZeroIsOff
 from pipeline.config import renamed
 from pipeline.errors import FOR_USERS, UserError
 

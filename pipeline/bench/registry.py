@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
+from model.checks import Count, CountOrOff, Natural, Positive
 from pipeline import typed
 from pipeline.errors import UserError
 from pipeline.job import Job
-from pipeline.typed import Count, CountOrOff, Natural, Positive
 
 if TYPE_CHECKING:
     import torch

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from data.tasks.mixture import CoreSpec
 from data.trust import origin
+from model.checks import Amount, Count, Natural
 from model.config import GPTConfig, OptimConfig
 from pipeline.job import Launch
-from pipeline.typed import Amount, Count, Natural
 
 # A param of one of these types follows the settings of this name, value by value, unless its stage says otherwise:
 # with optim=adamw pretrain.params.optim.matrix_lr=0.001, pretrain has adamw's other values.

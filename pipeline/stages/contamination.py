@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from data.tasks.mixture import CoreSpec, TaskSpec
+from model.checks import Count, Natural
 from pipeline.job import Counted, Job
-from pipeline.typed import Count, Natural
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,8 +9,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from model.checks import Count, Fraction, Seed
 from pipeline.job import Job, Stopped
-from pipeline.typed import Count, Fraction, Seed
 
 
 @dataclass

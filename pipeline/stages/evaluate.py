@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from data.tasks.mixture import CoreSpec, TaskSpec
+from model.checks import Amount, Count, CountOrOff, Dtype, Natural, Seed
 from pipeline.job import Job, Stopped
 from pipeline.stage import Inputs
 from pipeline.stages.programs import Programs, open_sandbox, without_programs
-from pipeline.typed import Amount, Count, CountOrOff, Dtype, Natural, Seed
 
 if TYPE_CHECKING:
     from data.tokens.packing import ValidationRows

@@ -7,6 +7,7 @@ Writes  model.safetensors, model.json, checkpoints/
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from model.checks import CountOrOff, Part, Positive
 from model.config import TrainConfig
 from model.errors import ModelError
 from model.training.batch_size import check_split
@@ -14,7 +15,6 @@ from pipeline.job import Job, Launch
 from pipeline.stage import Inputs, params_of
 from pipeline.stages import pretrain, render
 from pipeline.stages.training import training_seconds
-from pipeline.typed import CountOrOff, Part, Positive
 
 if TYPE_CHECKING:
     from data.tokens.packing import ValidationRows

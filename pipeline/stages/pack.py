@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from model.checks import Count
 from pipeline.job import Job, Stopped
-from pipeline.typed import Count
 
 
 @dataclass

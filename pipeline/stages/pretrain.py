@@ -7,6 +7,7 @@ Writes  model.safetensors, model.json, checkpoints/
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from model.checks import Count, Positive
 from model.config import GPTConfig, ResolvedConfig, TrainConfig
 from model.errors import ModelError
 from model.training.batch_size import check_split
@@ -14,7 +15,6 @@ from pipeline.job import Job, Launch
 from pipeline.stage import Inputs, params_of
 from pipeline.stages import download, pack, tokenizer
 from pipeline.stages.training import training_seconds
-from pipeline.typed import Count, Positive
 
 if TYPE_CHECKING:
     from data.tokens.packing import PackedRows

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.tasks.mixture import TaskSpec
+from model.checks import Count, Seed
 from pipeline.job import Job, Stopped
 from pipeline.stage import Inputs
-from pipeline.typed import Count, Seed
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from model.checks import Natural
 from pipeline.job import Job
 from pipeline.numbers import day, listed
 from pipeline.report import pictures, tables
@@ -16,7 +17,6 @@ from pipeline.report.made import evaluations, read, trainings
 from pipeline.report.render import render, sources
 from pipeline.report.samples import samples
 from pipeline.report.scores import headline, not_contaminated, warnings
-from pipeline.typed import Natural
 
 SUMMARY = "summary.json"
 

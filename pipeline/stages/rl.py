@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from data.tasks.mixture import TaskSpec
+from model.checks import Amount, Count, CountOrOff, Dtype, Natural, Positive, PositiveOrOff, Seed
 from model.config import OptimConfig, ScheduleConfig
 from model.errors import ModelError
 from pipeline.job import Job, Launch
 from pipeline.stage import Inputs
 from pipeline.stages.programs import Programs, open_sandbox, without_programs
-from pipeline.typed import Amount, Count, CountOrOff, Dtype, Natural, Positive, PositiveOrOff, Seed
 
 if TYPE_CHECKING:
     from model.distributed import World

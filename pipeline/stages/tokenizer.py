@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model.checks import Count
 from pipeline.job import Counted, Job, Stopped
 from pipeline.stage import Inputs
-from pipeline.typed import Count
 
 if TYPE_CHECKING:
     from data.tokens.bpe import ShardText

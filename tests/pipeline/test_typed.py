@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
+from model.checks import Count, Positive
 from pipeline import typed
 from pipeline.errors import UserError
 
@@ -23,8 +24,8 @@ class Outer:
     size: int | Literal["auto"] = "auto"
     name: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
-    rows: typed.Count | Literal["auto"] = "auto"
-    share: typed.Positive | None = None
+    rows: Count | Literal["auto"] = "auto"
+    share: Positive | None = None
 
 
 def test_nested_values_are_built_and_numbers_typed() -> None:
