@@ -7,7 +7,6 @@ format.json            the format of the artifacts
 """
 
 import dataclasses
-import hashlib
 import os
 import shutil
 import time
@@ -18,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data.durable import keep_json, read_json
+from data.durable import file_sha256, keep_json, read_json, sync
 from data.trust import shown
 from pipeline.artifacts.artifact import FORMAT, NAME, RECORD, Artifact, checked, read
 from pipeline.artifacts.memory import Memory
@@ -26,6 +25,7 @@ from pipeline.errors import Corrupt, UserError
 
 VERIFIED = "verified.json"
 FORMAT_FILE = "format.json"
+HIGHEST_FORMAT = 10_000  # no version will have it; a larger number is damage
 OWN_FILES = {RECORD, VERIFIED, "_prefect.json"}
 
 
@@ -58,9 +58,9 @@ class Store:
 
     @property
     def format(self) -> int:
-        """The format of the newest artifacts; 1 if no file says so."""
+        """The format of the newest artifacts; 1 if no file says so, or if it is damaged."""
         found = (read_json(self.root / FORMAT_FILE, dict) or {}).get("format")
-        return found if isinstance(found, int) else 1
+        return found if type(found) is int and 0 < found < HIGHEST_FORMAT else 1
 
     def check_format(self) -> None:
         """Raise UserError for a store of a newer version, whose artifacts this one would misread."""
@@ -209,7 +209,7 @@ class Store:
         if folder.exists():
             self.discard(folder)
         os.rename(out, folder)
-        _sync_folder(folder.parent)
+        sync(folder.parent)
         shutil.rmtree(work, ignore_errors=True)
         return Artifact(folder, record)
 
@@ -258,9 +258,8 @@ def _file_state(path: Path) -> list[int] | None:
 def _state_and_sha256(path: Path) -> tuple[list[int], str]:
     state = _file_state(path)
     try:
-        with open(path, "rb") as file:
-            if state is not None:
-                return state, hashlib.file_digest(file, "sha256").hexdigest()
+        if state is not None:
+            return state, file_sha256(path)
     except (FileNotFoundError, NotADirectoryError):
         pass
     except IsADirectoryError:
@@ -269,17 +268,8 @@ def _state_and_sha256(path: Path) -> tuple[list[int], str]:
 
 
 def _sync_and_hash(path: Path) -> tuple[list[int], str]:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    sync(path)
     return _state_and_sha256(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _plain(value: Any) -> Any:

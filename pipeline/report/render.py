@@ -1,10 +1,11 @@
 """The templates of this folder, filled in. All text is escaped, as it comes from models, data and settings."""
 
 import base64
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
+
+from data.durable import file_sha256
 
 FOLDER = Path(__file__).parent
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|])")  # in Markdown
@@ -43,4 +44,4 @@ def render(name: str, **content: Any) -> str:
 def sources() -> dict[str, dict[str, str]]:
     """The sha256 of each file, beside the code, that decides what a report looks like."""
     paths = sorted(path for path in FOLDER.iterdir() if path.suffix in (".jinja", ".mplstyle"))
-    return {path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in paths}
+    return {path.name: {"sha256": file_sha256(path)} for path in paths}
