@@ -1,5 +1,5 @@
-"""What a store remembers beside its artifacts. It is never required: what cannot be read is forgotten, not trusted, and
-a full or read-only disk stops nothing.
+"""Facts that a store remembers beside its artifacts. None is required: what cannot be read is forgotten, not trusted,
+and a full or read-only disk stops nothing.
 
 memory/NAME.json                what is known about names, data sources and local files
 accepted/MODULE-KEY.json        artifacts that the user accepted as equal after a change of code

@@ -119,7 +119,7 @@ class Subject:
         return cls(found.label, folder, tokenizer, stages, store, artifact)
 
     def tokens(self) -> Path:
-        """The tokens that the model, or the one it comes from, was trained on; their validation shard gives the bpb."""
+        """The tokens that the model, or its base model, was trained on. Bits per byte are of their validation shard."""
         artifact = self.artifact
         while artifact is not None:
             inputs = artifact.record["inputs"]
@@ -127,14 +127,11 @@ class Subject:
                 return self.store.open(found)
             made = [self.store.folder(module, str(inputs.get("model"))) for module in MODULES]
             artifact = next((source for folder in made if (source := Store.read(folder))), None)
-        raise UserError(
-            "bits per byte need the tokens it was trained on, and the store has them no more",
-            self.label,
-            "Leave bpb out: tasks=[...] without it.",
-        )
+        what = "bits per byte need the tokens it was trained on, which the store no longer has"
+        raise UserError(what, self.label, "Set tasks=[...] without bpb.")
 
 
-# --- what is measured
+# --- what is evaluated
 
 
 def split(overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -146,18 +143,16 @@ def split(overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
     known = fields - set(LISTED) | {"tasks", "max_per_task"}
     mine = [text for text in overrides if text.partition("=")[0] in known]
     try:
-        own = {
-            parsed.key_or_group: parsed.value()
-            for parsed in OverridesParser.create().parse_overrides(config.as_hydra_takes(mine))
-        }
+        parsed = OverridesParser.create().parse_overrides(config.as_hydra_takes(mine))
+        own = {override.key_or_group: override.value() for override in parsed}
     except HydraException as error:
         raise UserError(str(error).splitlines()[0], NAME, "Lists are written tasks=[ARC-Easy,core].") from None
     return own, [text for text in overrides if text not in mine]
 
 
 def params(settings: Settings, stages: list[str], own: dict[str, Any]) -> dict[str, Any]:
-    """The stage's parameters as plain values: those of the recipe's own evaluation of such a model, and what the
-    command line says besides. With tasks=[...], only what it lists is measured."""
+    """The stage's parameters as plain values: those of the recipe's own evaluation of such a model, and those of the
+    command line. With tasks=[...], only what it lists is evaluated."""
     evaluations = [stage for stage in settings.stages.values() if stage.run == MODULE]
     fitting = [stage for stage in evaluations if stage.inputs.get("model") in stages] or evaluations[-1:]
     values = dict(fitting[0].params) if fitting else {}
@@ -183,7 +178,7 @@ def params(settings: Settings, stages: list[str], own: dict[str, Any]) -> dict[s
 
 
 def task(settings: Settings, wanted: Any) -> dict[str, Any]:
-    """The mixture's entry of that name; an import path, or an entry of its own, stands for itself."""
+    """The mixture's entry of that name, or one for an import path. A complete entry is returned as it is."""
     if isinstance(wanted, dict):
         return {"split": "test", **wanted}
     known = {spec.get("name") or str(spec["task"]).rpartition(".")[2]: spec for spec in settings.mixture.chat_eval}
@@ -191,11 +186,9 @@ def task(settings: Settings, wanted: Any) -> dict[str, Any]:
         return dict(known[wanted])
     if "." in str(wanted):
         return {"task": wanted, "split": "test"}
+    others = "For others, name the model by its key and add mixture=nanochat, or give the import path of a class."
     raise UserError(
-        f"knows no task {wanted!r}",
-        "mixture.chat_eval",
-        f"There are: {', '.join(known)}, core, bpb. For others name the model by its key and add mixture=nanochat, or "
-        "give the import path of a class.",
+        f"there is no task {wanted!r}", "mixture.chat_eval", f"There are: {', '.join(known)}, core, bpb. {others}"
     )
 
 
@@ -206,11 +199,11 @@ def declared(settings: Settings, values: dict[str, Any]) -> tuple[Stage, Dag]:
     return stages.pop(NAME), Dag(stages)
 
 
-# --- doing it
+# --- evaluating
 
 
 def fetch(session: Session, datasets: Dag, switch: StopSwitch, view: RunView) -> dict[str, Path]:
-    """The folders of the data sets by input name; what the store does not have is downloaded into it."""
+    """The folders of the data sets by input name. Missing ones are downloaded into the store."""
     if not datasets.stages:
         return {}
     settings = session.settings
@@ -227,7 +220,7 @@ def fetch(session: Session, datasets: Dag, switch: StopSwitch, view: RunView) ->
 def run(
     stage: Stage, what: str, inputs: dict[str, Path], work: Path, store: Store, switch: StopSwitch, view: RunView
 ) -> launch.Outcome:
-    """The stage in a process of its own (or one a GPU), its results in work/out. what: the model, to be shown."""
+    """Run the stage in its own process, or one per GPU. Its results are in work/out. what: the model, to be shown."""
     job = make.job_file(stage, "", None, inputs, work, store.root)
     events = view.events()
     watch = launch.Watch(

@@ -36,7 +36,7 @@ def graph(arguments: list[str]) -> int:
 
 
 def _states(plan: Plan, failed: set[str]) -> dict[str, Text]:
-    """What to show beside each stage of a plan: its state, and the time that it took or is expected to take."""
+    """The state of each stage of a plan, and the time that it took or is expected to take."""
 
     def state(step: Step) -> Text:
         if step.action == "cached" and step.artifact:

@@ -59,14 +59,13 @@ def _expected(made: Plan) -> str:
 
 
 def plan_table(plan: Plan, everything: bool = True) -> Table:
-    """What happens to each stage, why, how long it takes and for how much. everything: also what does not run."""
+    """The plan as a table: action, key, time, cost and reason of each stage. everything: also those that do not run."""
     made = table(["stage", "", "key", "time", "cost", "why"], right=("time", "cost"), fold=("why",))
     for step in plan.steps.values():
         if everything or step.action == "run":
-            style, cost = STYLES[step.action], expected(step)
-            made.add_row(
-                Text(step.name, style), Text(WORDS[step.action], style), step.key or "?", *cost, Text(_why(step), "dim")
-            )
+            style = STYLES[step.action]
+            name, action = Text(step.name, style), Text(WORDS[step.action], style)
+            made.add_row(name, action, step.key or "?", *expected(step), Text(_why(step), "dim"))
     return made
 
 
@@ -74,10 +73,7 @@ def expected(step: Step) -> tuple[str, str]:
     """Time and cost of a stage that runs; empty for others."""
     if step.action != "run":
         return "", ""
-    return (
-        "?" if step.seconds is None else duration(step.seconds),
-        "?" if step.usd is None else money(step.usd),
-    )
+    return "?" if step.seconds is None else duration(step.seconds), "?" if step.usd is None else money(step.usd)
 
 
 def _why(step: Step) -> str:

@@ -16,7 +16,7 @@ from pipeline.runner import machine as hardware
 
 
 def lacking(stage: Stage) -> str:
-    """What this machine lacks to run the stage as it is set. Empty if nothing is known to be missing."""
+    """A message about what this machine lacks to run the stage as it is set. Empty if nothing is missing."""
     launch, there = stage.launch, len(hardware.gpus())
     if not stage.module.RANKS or launch.device == "cpu":
         return ""

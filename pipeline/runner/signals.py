@@ -54,7 +54,7 @@ class StopSwitch:
 
     @property
     def why_kill(self) -> str:
-        """Why stages must end at once; empty when they need not."""
+        """The reason why stages must end at once. Empty if they need not."""
         return "you asked twice" if self._insisted.is_set() else ""
 
 

@@ -62,7 +62,7 @@ def check_wandb(config: LoggerConfig, online: bool) -> tuple[LoggerConfig, str]:
 
 
 def _unreachable(url: str) -> str:
-    """Why the service cannot be reached. Empty if anything answers there."""
+    """The reason why the service cannot be reached. Empty if anything answers there."""
     import httpx
 
     try:

@@ -148,7 +148,7 @@ def _share(listening: socket.socket, access: Access) -> str:
 
 
 def find_mistake(blocks: gr.Blocks, sent: bytes) -> str | None:
-    """What is wrong with an event for Gradio; None if the page could have sent it.
+    """Check an event for Gradio. Returns what is wrong with it, or None.
 
     Gradio answers a malformed event with a traceback, so that events are checked before it sees them.
     """

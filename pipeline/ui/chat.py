@@ -26,7 +26,7 @@ Message = dict[str, Any]  # {"role", "content"} as in data.chat.conversation
 
 @dataclass(frozen=True)
 class ChatSettings:
-    """How an answer is sampled. temperature 0 takes the likeliest token; top_k 0 and top_p 1 exclude no token."""
+    """Sampling of an answer. temperature 0 takes the likeliest token; top_k 0 and top_p 1 exclude no token."""
 
     temperature: float = 0.6
     top_k: int = 50
@@ -55,14 +55,14 @@ class Text:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """What the model asked the calculator."""
+    """A question of the model to the calculator."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class ToolOutput:
-    """What the calculator answered."""
+    """The calculator's answer."""
 
     text: str
 
@@ -96,7 +96,7 @@ Event = Text | ToolCall | ToolOutput | End
 
 
 class Generate(Protocol):
-    """What a session needs of an engine: the answer to a prompt of token ids, ending with exactly one End."""
+    """An engine as a session needs it: the answer to a prompt of token ids, ending with exactly one End."""
 
     def __call__(self, prompt: list[int], settings: ChatSettings, stop: Callable[[], bool]) -> Iterator[Event]: ...
 

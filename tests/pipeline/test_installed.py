@@ -49,8 +49,9 @@ def test_a_store_that_was_named_is_used(packages: Path, tmp_path: Path) -> None:
     )
 
 
-def test_the_templates_of_reports_are_installed_too(packages: Path) -> None:
-    installed = {path.name for path in (packages / "pipeline" / "report").iterdir() if path.suffix != ".py"}
-    source = {path.name for path in (ROOT / "pipeline" / "report").iterdir() if path.suffix != ".py"}
+@pytest.mark.parametrize("room", ["report", "ui"])
+def test_templates_style_sheets_and_pages_are_installed_too(packages: Path, room: str) -> None:
+    installed = {path.name for path in (packages / "pipeline" / room).iterdir() if path.suffix != ".py"}
+    source = {path.name for path in (ROOT / "pipeline" / room).iterdir() if path.suffix != ".py"}
 
     assert source - {"__pycache__"} <= installed
