@@ -18,7 +18,7 @@ from hypothesis import settings
 from pipeline.commands import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-SLOW = ("test_train_resume.py", "test_run.py", "test_plan.py", "test_rl.py")
+SLOW = ("test_train_resume.py", "test_run.py", "test_plan.py", "test_config.py", "test_bench.py", "test_environment.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
