@@ -42,7 +42,7 @@ class Row:
 class Batch:
     """The rows of one call of decode()."""
 
-    # Inference mode is entered call by call: held open in a generator, it would leak into whoever reads from it.
+    # Inference mode is entered call by call: held open in a generator, it would stay on in the code that reads from it.
     @torch.inference_mode()
     def __init__(self, engine: "Engine", rows: list[Row], logprobs: bool, decoder: Decoder | None) -> None:
         self.engine, self.model, self.decoder, self.logprobs = engine, engine.model, decoder, logprobs

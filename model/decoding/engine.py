@@ -1,7 +1,7 @@
 """Generating text: many prompts at once through one static cache, each row with its own settings and its own tools.
 
 Rows that finish make room for waiting ones. When a row writes a python call, the tool's answer is forced into it and
-flagged, so that nobody trains on it.
+flagged, so that it is not trained on.
 """
 
 import codecs

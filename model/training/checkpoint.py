@@ -1,4 +1,5 @@
-"""Checkpoints: written aside and in the background, checksummed, the marker last; the previous one goes only then.
+"""Checkpoints, written in the background to a temporary folder, with checksums and the marker last. Older ones are
+removed only then.
 
 step-0000120/model.safetensors     the weights, float32
              state-R.safetensors   rank R's part of the optimiser's state and its random number generators

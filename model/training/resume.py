@@ -57,7 +57,7 @@ def find(folder: Path, wanted: str | int, world: World, say: Callable[[str], Non
         if wanted == "latest":
             return None
         there = ", ".join(map(str, steps_in(folder))) or "none"
-        raise ModelError(f"there is no good checkpoint of step {wanted} in {folder}; there: {there}")
+        raise ModelError(f"there is no good checkpoint of step {wanted} in {folder}; steps with one: {there}")
     checkpoint = folder_of(folder, step)
     return Checkpoint(checkpoint, read_about(checkpoint))
 

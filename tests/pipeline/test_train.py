@@ -1,5 +1,6 @@
 """pretrain, midtrain and sft as stages: what they make, and what they say when it cannot be made."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,10 +8,13 @@ import pytest
 import torch
 from trained import LENGTH, TINY_MODEL, VOCAB, StageRun, write_inputs
 
+from model.config import TrainConfig
 from model.errors import Diverged, ModelError
 from model.saved import load_model
 from model.training.checkpoint import steps_in
 from pipeline.job import Stopped
+from pipeline.stages import finetune as finetune_stage
+from pipeline.stages import pretrain as pretrain_stage
 
 PRETRAIN = ("tokens", "pack", "tokenizer")
 PARAMS = {"model": TINY_MODEL, "total_batch_tokens": 512, "steps": 12, "eval_every": 6, "val_tokens": 512}
@@ -237,3 +241,10 @@ def test_the_horizon_counts_what_the_base_architecture_would_have(inputs):
 
     base, modern = (GPTConfig(arch=arch, depth=20, vocab_size=65_536).resolved() for arch in ("base", "modern"))
     assert count_steps(Params(), base) == count_steps(Params(), modern) == 21_400
+
+
+def test_settings_that_trainings_share_are_declared_once():
+    shared = {field.name for field in dataclasses.fields(TrainConfig)}
+    again = {stage.__name__: shared & set(stage.Params.__annotations__) for stage in (pretrain_stage, finetune_stage)}
+    assert again == {"pipeline.stages.pretrain": set(), "pipeline.stages.finetune": {"eval_every"}}  # another default
+    assert all(issubclass(stage.Params, TrainConfig) for stage in (pretrain_stage, finetune_stage))
