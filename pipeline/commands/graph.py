@@ -22,15 +22,17 @@ def graph(arguments: list[str]) -> int:
     parser.flag("--mermaid", help="print a flowchart for Mermaid, as in Markdown on GitHub")
     flags = parser.parse(arguments)
     session = Session.open(usual(flags))
+    plan = session.plan(online=False)
+    chosen = Dag({name: step.stage for name, step in plan.steps.items()})
     if flags.mermaid:
-        print(mermaid(session.dag))
+        print(mermaid(chosen))
         return 0
     states = {}
     if session.store.artifacts.exists():
         failed = {work.job["key"] for work in Work.all(session.store) if read_outcome(work.folder).status == "failed"}
-        states = _states(session.plan(online=False), failed)
+        states = _states(plan, failed)
     console = PlainConsole()
-    for root in tree(session.dag, states):
+    for root in tree(chosen, states):
         console.print(root, soft_wrap=False)
     return 0
 
@@ -50,10 +52,16 @@ def _states(plan: Plan, failed: set[str]) -> dict[str, Text]:
 
 
 def edges(dag: Dag) -> dict[str, list[str]]:
-    """The inputs of each stage, without those that are also behind another input, whose edges would cross others."""
-    behind = {name: dag.behind([name]) - {name} for name in dag.stages}
-    reads = {name: set(stage.inputs.values()) for name, stage in dag.stages.items()}
-    return {name: sorted(all - {far for each in all for far in behind[each]}) for name, all in reads.items()}
+    """The inputs of each stage, without those that are also behind another input, whose edges would cross others.
+
+    A pinned stage has none, as its inputs are not looked at.
+    """
+    found = {}
+    for name, stage in dag.stages.items():
+        sources = set() if stage.pin else set(stage.inputs.values())
+        behind = {far for source in sources for far in dag.behind([source]) - {source}}
+        found[name] = sorted(sources - behind)
+    return found
 
 
 def tree(dag: Dag, states: dict[str, Text]) -> list[Tree]:
@@ -80,6 +88,6 @@ def mermaid(dag: Dag) -> str:
     for name, sources in edges(dag).items():
         for source in sources:
             readers[source].append(nodes[name])
-    named = [f'    {node}["{name}"]' for name, node in nodes.items() if node != name or not dag.stages[name].inputs]
+    named = [f'    {nodes[name]}["{name}"]' for name, near in edges(dag).items() if not near or nodes[name] != name]
     arrows = [f"    {nodes[name]} --> {' & '.join(read_by)}" for name, read_by in readers.items() if read_by]
     return "\n".join(["flowchart LR", *named, *arrows])

@@ -1,11 +1,13 @@
 """`graph`: the stages of a configuration in the terminal and as a flowchart, which is also the picture in README."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.text import Text
 
+from pipeline.artifacts.store import Store
 from pipeline.commands.cli import main
 from pipeline.commands.graph import edges, mermaid, tree
 from pipeline.config import compose as config
@@ -72,6 +74,7 @@ def test_readmes_picture_is_what_the_command_prints(drawn) -> None:
 def test_overrides_choose_the_stages(drawn) -> None:
     assert "dataset/gsm8k" in drawn("recipe=d20") and "dataset/gsm8k" not in drawn("recipe=tiny")
     assert drawn("pipeline.stages=[a]", declare("a", n=4)) == "a\n"
+    assert drawn("until=tokenizer") == "tokenizer_text\n└── tokenizer\n"
 
 
 def test_without_a_store_no_state_is_shown(drawn) -> None:
@@ -85,14 +88,24 @@ def test_names_of_any_kind_are_nodes() -> None:
     assert re.search(r"^    dataset_python_words --> .*\bmidtrain_data\b", flowchart, re.MULTILINE)
 
 
-def test_with_a_store_each_stage_has_its_state_and_time(drawn) -> None:
+def test_with_a_store_each_stage_has_its_state_and_time(drawn, tmp_path: Path) -> None:
     toys = ["store.min_free_gb=0", "pipeline.stages=[a,b,c]", declare("a", n=4), declare("b", n=4, fail_at=2)]
     toys.append("+c={run: tests.toys.total, inputs: {a: a, b: b}, params: {scale: 1.0}}")
     carry_out([*toys, "until=a"])
     with pytest.raises(StageFailed):
         carry_out([*toys, "until=b"])
 
+    (made,) = Store(tmp_path / "store").all()
+    assert re.fullmatch(r"b  cached, \d+\.\d s\n", drawn(*toys, f"b.pin={made.key}", "until=b")), "inputs are not shown"
     states = dict(line.split("  ", 1) for line in re.sub(r"[├└]── ", "", drawn(*toys)).splitlines())
     assert re.match(r"cached, \d+\.\d s", states["a"])
     assert states["b"].startswith("failed, will run again")
     assert states["c"].startswith("will run")
+
+
+def test_a_pinned_stage_is_drawn_without_what_it_was_made_of() -> None:
+    found = recipe("tiny")
+    pinned = Dag(found.stages | {"sft": replace(found.stages["sft"], pin="4f2a")})
+    shown = Dag({name: pinned.stages[name] for name in found.stages if name in pinned.behind(["sft"])})
+
+    assert edges(shown) == {"sft": []} and printed(shown, {}, width=80) == ["sft"]
