@@ -25,7 +25,6 @@ from pipeline.errors import Corrupt, UserError
 
 VERIFIED = "verified.json"
 FORMAT_FILE = "format.json"
-HIGHEST_FORMAT = 10_000  # no version will have it; a larger number is damage
 OWN_FILES = {RECORD, VERIFIED, "_prefect.json"}
 
 
@@ -58,9 +57,9 @@ class Store:
 
     @property
     def format(self) -> int:
-        """The format of the newest artifacts; 1 if no file says so, or if it is damaged."""
+        """The format of the newest artifacts; 1 if no file says so."""
         found = (read_json(self.root / FORMAT_FILE, dict) or {}).get("format")
-        return found if type(found) is int and 0 < found < HIGHEST_FORMAT else 1
+        return found if isinstance(found, int) else 1
 
     def check_format(self) -> None:
         """Raise UserError for a store of a newer version, whose artifacts this one would misread."""

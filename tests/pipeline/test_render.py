@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -279,18 +278,3 @@ def test_a_new_task_is_one_file_and_one_line(tmp_path, tokenizer_folder, monkeyp
     assert metrics["conversations"] == 50
     graded = load_task(TaskSpec("reversing.Reversed", split="test"), None)
     assert graded.grade(0, graded.conversation(0)["messages"][1]["content"]) == 1.0
-
-
-def test_the_task_that_the_readme_shows_trains_and_grades(tmp_path, tokenizer_folder, monkeypatch):
-    shown = (ROOT / "README.md").read_text().partition("    # my_tasks.py")[2].partition("\n    python flows.py")[0]
-    (tmp_path / "my_tasks.py").write_text(textwrap.dedent(shown.partition("\n")[2]))
-    monkeypatch.syspath_prepend(tmp_path)
-    metrics = stage.main(
-        make_job(tmp_path / "work", tokenizer_folder, Params([TaskSpec("my_tasks.Parity", size=50)], sequence_len=64))
-    )
-    assert metrics["conversations"] == 50
-    trained, asked = (
-        load_task(TaskSpec("my_tasks.Parity", split=split, size=300), None) for split in ("train", "test")
-    )
-    assert not {trained.number(i) for i in range(300)} & {asked.number(i) for i in range(300)}
-    assert [asked.grade(i, text) for i in range(3) for text in ("yes", "no")].count(1.0) == 3
