@@ -91,8 +91,8 @@ def estimate(params: Params, launch: Launch, inputs: Inputs) -> float | None:
         tokens = float(params.steps * params.total_batch_tokens)
     else:
         tokens = params.epochs * usual_tokens(rows.mixture)
-    config = source.params.model.resolved(vocab_size=pretrain.vocab_size(source.params, source.inputs))
-    return training_seconds(config, tokens, launch) if config.vocab_size else None
+    config = pretrain.expected_model(source.params, source.inputs)
+    return training_seconds(config, tokens, launch) if config else None
 
 
 def load_trainable(job: Job[Params], sequence_len: int, vocab_size: int) -> "GPT":

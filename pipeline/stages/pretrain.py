@@ -72,19 +72,17 @@ def check(params: Params, inputs: Inputs) -> None:
     """Raises ModelError for what can be known to fail before anything is fetched or made."""
     text = params_of(inputs, "tokens.shards", download.Params)
     packed = params_of(inputs, "pack", pack.Params)
-    config = params.model.resolved(vocab_size=vocab_size(params, inputs))
-    if params.total_batch_tokens % config.sequence_len:
+    config, length = expected_model(params, inputs), params.model.sequence_len
+    if params.total_batch_tokens % length:
         raise ModelError(
-            f"total_batch_tokens={params.total_batch_tokens} is not a multiple of "
-            f"model.sequence_len={config.sequence_len}"
+            f"total_batch_tokens={params.total_batch_tokens} is not a multiple of model.sequence_len={length}"
         )
-    if packed and packed.sequence_len != config.sequence_len:
+    if packed and packed.sequence_len != length:
         raise ModelError(
-            f"model.sequence_len={config.sequence_len}, but pack.params.sequence_len={packed.sequence_len}; "
-            "set both to the same"
+            f"model.sequence_len={length}, but pack.params.sequence_len={packed.sequence_len}; set both to the same"
         )
-    if config.vocab_size is None:
-        return  # a tokenizer of the user's own decides the horizon
+    if config is None:
+        return
     needed = count_steps(params, config) * params.total_batch_tokens / params.max_epochs
     if text and text.shard_tokens and text.train_shards:
         kept = BEST_FIT_KEEPS if packed and packed.method == "bestfit" else 1.0
@@ -104,16 +102,15 @@ def check_launch(params: Params, launch: Launch, inputs: Inputs) -> None:
 
 def estimate(params: Params, launch: Launch, inputs: Inputs) -> float | None:
     """Expected seconds, by the model's FLOPs; None for a tokenizer of the user's own."""
-    config = params.model.resolved(vocab_size=vocab_size(params, inputs))
-    if config.vocab_size is None:
-        return None
-    return training_seconds(config, count_steps(params, config) * params.total_batch_tokens, launch)
+    config = expected_model(params, inputs)
+    return training_seconds(config, count_steps(params, config) * params.total_batch_tokens, launch) if config else None
 
 
-def vocab_size(params: Params, inputs: Inputs) -> int | None:
-    """The number of tokens that planning assumes; None if the settings do not tell."""
+def expected_model(params: Params, inputs: Inputs) -> ResolvedConfig | None:
+    """The model that planning assumes; None where a tokenizer of the user's own decides how many tokens it knows."""
     made = params_of(inputs, "tokenizer", tokenizer.Params)
-    return params.model.vocab_size or (made.most_tokens if made else None)
+    vocab_size = params.model.vocab_size or (made.most_tokens if made else None)
+    return params.model.resolved(vocab_size) if vocab_size else None
 
 
 def count_steps(params: Params, config: ResolvedConfig) -> int:

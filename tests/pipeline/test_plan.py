@@ -28,6 +28,7 @@ from pipeline.plan.code import Code, code_of
 from pipeline.plan.dag import Dag, Stage
 from pipeline.plan.plan import Step, make_plan
 from pipeline.plan.session import Session
+from pipeline.stage import load
 from tests.toys import source, total
 
 ROOT = Path(config.__file__).resolve().parents[2]
@@ -395,6 +396,23 @@ def test_rows_that_a_stage_of_the_users_own_makes_can_be_planned_with() -> None:
     sft = found.stages["sft"]
     dag.check_launch(sft, found)
     assert sft.module.estimate(sft.params, sft.launch, found.upstream(sft)) is None
+
+
+def test_a_tokenizer_of_the_users_own_leaves_the_horizon_to_the_run() -> None:
+    composed = config.compose(["launch=gpu1"])
+    composed["pipeline"]["stages"].append("mine")
+    inputs = composed["pretrain"]["inputs"] | {"tokenizer": "mine"}
+    composed |= {"mine": {"run": "tests.toys.source"}, "pretrain": composed["pretrain"] | {"inputs": inputs}}
+    found = dag.build(config.settings(composed))
+    pretrain = found.stages["pretrain"]
+    assert pretrain.module.estimate(pretrain.params, pretrain.launch, found.upstream(pretrain)) is None
+
+
+def test_a_module_with_params_and_main_alone_is_a_stage() -> None:
+    module = load("tests.toys.source", "mine")
+    assert module.main is source.main and not module.RANKS and module.data_identity is None
+    module.check(source.Params(), {})
+    assert module.estimate(source.Params(), Launch(), {}) is None
 
 
 def test_what_was_accepted_is_kept_when_it_is_made_again_by_other_code(tmp_path, monkeypatch) -> None:
