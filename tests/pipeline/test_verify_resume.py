@@ -70,4 +70,4 @@ def test_one_bit_of_a_weight_and_one_of_a_metric_are_found(trials):
 def test_a_stage_that_cannot_be_tried_is_the_users_mistake(chatmill: Chatmill):
     for name, said in [("pack", "trains nothing"), ("sft", "reads midtrain"), ("sfd", "sft")]:
         assert said in chatmill.run("verify-resume", name, code=2)
-    assert "no fewer than 10" in chatmill.run("verify-resume", "pretrain", "--steps", "3", code=2)
+    assert "It must be at least 10" in chatmill.run("verify-resume", "pretrain", "--steps", "3", code=2)
