@@ -8,8 +8,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from model.checks import Count
 from pipeline.job import Job
-from pipeline.typed import Count
 
 CHUNK = 1 << 20  # tokens
 
