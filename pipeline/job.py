@@ -48,7 +48,7 @@ class Launch:
     log_every: Count = 10  # steps
     slots: Count = 1  # stages that may run side by side
     grace_seconds: Amount = 60.0  # for a stage that is asked to stop
-    timeout_minutes: PositiveOrOff = None  # of a whole stage
+    timeout_minutes: PositiveOrOff = None  # of one attempt at a stage; then it is ended, and tried again
     retries: Natural = 2  # after a lost peer or a preemption
     usd_per_hour: Amount = 0.0  # of this machine, for estimates and guard.budget_usd
 

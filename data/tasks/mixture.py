@@ -19,7 +19,7 @@ class TaskSpec:
 
     task: str  # import path of the class: data.tasks.arithmetic.Arithmetic
     name: str | None = None  # in results; null: the class's own name
-    dataset: str | None = None  # the data set it reads, by its name in conf/datasets.yaml
+    dataset: str | None = None  # the data set it reads, by its name in conf/datasets
     file: str | None = field(default=None, metadata={"file": True})
     split: str = "train"
     size: int | None = None  # the first items after a shuffle; of a generator, their number

@@ -199,7 +199,7 @@ class Table:
             raise TaskError(f"this task reads {pattern} of a data set: name it in the mixture as `dataset: NAME`")
         paths = sorted(folder.glob(pattern))
         if not paths:
-            raise DataError(f"{folder}: there is no {pattern}; add it to the data set's files in conf/datasets.yaml")
+            raise DataError(f"{folder}: there is no {pattern}; add it to the data set's files in conf/datasets")
         tables = [_read(path, columns) for path in paths]
         self._table = pyarrow.concat_tables(tables, promote_options="permissive")
         self._where = folder / pattern
