@@ -4,18 +4,22 @@ Tests run in several processes side by side, each file in one of them. They shar
 """
 
 import contextlib
+import copy
 import io
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 from hypothesis import settings
 
 from pipeline.commands import cli
+from pipeline.config import compose
 
 ROOT = Path(__file__).resolve().parent.parent
 SLOW = ("test_train_resume.py", "test_run.py", "test_plan.py", "test_config.py", "test_bench.py", "test_environment.py")
@@ -50,6 +54,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def own_prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with mock.patch.dict(os.environ, {"PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def composed_once() -> Iterator[None]:
+    """Keep what Hydra composes from the same overrides: each time takes it a third of a second, and tests ask often."""
+    compose_yaml, kept = compose.composed_yaml, {}
+
+    def composed_yaml(overrides: list[str]) -> dict[str, Any]:
+        asked = (compose.CONF, os.getcwd(), *overrides)
+        if asked not in kept:
+            kept[asked] = compose_yaml(overrides)
+        return copy.deepcopy(kept[asked])
+
+    with mock.patch.object(compose, "composed_yaml", composed_yaml):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Undo what Hydra does in a sweep: logs of the whole process, at all levels, would go to a stream of one test."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -195,7 +196,7 @@ def kill_once(command: list[str], begun) -> None:
     """kill -9 when begun() is true; no helper may be left."""
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     while not begun() and process.poll() is None:
-        pass
+        time.sleep(0.005)  # leaves the core to what is waited for
     helpers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
