@@ -15,12 +15,12 @@ from typing import Any
 
 from prefect import Task, flow, task
 from prefect.futures import wait
-from prefect.states import Cancelled, Completed, State
+from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.transactions import get_transaction
 
-from pipeline.errors import Interrupted
 from pipeline.plan.plan import Step
-from pipeline.runner.prefect_pages import Pages
+from pipeline.runner.prefect_pages import Pages, state_of
 from pipeline.runner.run import Run, begun
 
 
@@ -28,8 +28,8 @@ from pipeline.runner.run import Run, begun
 def chatmill(
     recipe: str = "tiny",
     overrides: list[str] = [],  # noqa: B006 (Prefect shows it as an empty list)
-    until: str | None = None,
-    run_name: str | None = None,
+    until: str = "",
+    run_name: str = "",
 ) -> Any:
     """Train what a recipe and settings ask for. Stages that the store already holds are not made again.
 
@@ -54,8 +54,8 @@ def chatmill(
             run.make_rest()  # nothing, unless Prefect failed to run a task
             run.raise_failures()
             return run.keys()
-    except Interrupted as error:
-        return Cancelled(message=str(error))
+    except Exception as error:
+        return state_of(error)
 
 
 def stage_task(run: Run, step: Step, pages: Pages) -> Task[Any, Any]:
@@ -71,7 +71,12 @@ def stage_task(run: Run, step: Step, pages: Pages) -> Task[Any, Any]:
         refresh_cache=step.action == "run",
     )
     def make_stage(upstream: list[dict[str, str]]) -> dict[str, str] | State[Any]:  # Prefect draws its edges from them
-        record = run.make(step, pages.of(step))
+        try:
+            record = run.make(step, pages.of(step))
+        except Exception as error:
+            if transaction := get_transaction():
+                transaction.write_on_commit = False  # no record of a stage that was not made
+            return state_of(error)
         # Without a record of Prefect's own, as after kill -9, it would not know that the stage was cached.
         return Completed(name="Cached", data=record) if step.action == "cached" else record
 

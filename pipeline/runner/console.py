@@ -85,7 +85,7 @@ class RunView:
                 )
             elif not self.live and time.monotonic() - self._shown.get(stage, 0.0) >= PLAIN_SECONDS:
                 self._shown[stage] = time.monotonic()
-                self._line(stage, _position(state["done"], state["total"], state["unit"]), shown)
+                self._line(stage, position(state["done"], state["total"], state["unit"]), shown)
 
     def on_say(self, stage: str, line: str) -> None:
         with self._lock:
@@ -135,10 +135,10 @@ class _Position(ProgressColumn):
     def render(self, task: Task) -> Text:
         if task.total is None:
             return Text("")
-        return Text(_position(task.completed, task.total, task.fields["unit"]))
+        return Text(position(task.completed, task.total, task.fields["unit"]))
 
 
-def _position(done: float, total: float, unit: str) -> str:
+def position(done: float, total: float, unit: str) -> str:
     if unit == "bytes":
         done, total, unit = done / 1e6, total / 1e6, "MB"
     return f"{short(done)}/{short(total)} {unit}"

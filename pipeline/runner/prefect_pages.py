@@ -23,9 +23,12 @@ from prefect.artifacts import (
 )
 from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
+from prefect.states import Cancelled, Failed, State
 
-from pipeline.numbers import duration
+from pipeline.errors import Interrupted
+from pipeline.numbers import duration, metric
 from pipeline.plan.plan import Step
+from pipeline.runner.console import position
 from pipeline.runner.make import Events
 from pipeline.runner.run import Run
 
@@ -34,6 +37,15 @@ LOG_SECONDS = 15.0  # between lines about a stage's progress and output
 LINES = 20  # of a stage's output that are sent at a time
 FLUSH_SECONDS = 10.0  # for the last calls of a run
 ATTEMPTS, PAUSE_SECONDS = 5, 2.0  # of a call, while a server starts again
+
+
+def state_of(error: Exception) -> State[Any]:
+    """The state of a run that ends with this, by its message. Raises what was not meant for the user."""
+    if isinstance(error, Interrupted):
+        return Cancelled(message=str(error))
+    if isinstance(getattr(error, "cause", None), str):
+        return Failed(data=error, message=str(error))
+    raise error
 
 
 class Pages:
@@ -102,8 +114,8 @@ class _StagePage:
             self.calls.ask(f"bar {stage}", lambda: self._show(percent))
         if now - self.log_at >= LOG_SECONDS:
             self.log_at = now
-            shown = ", ".join(f"{name} {value}" for name, value in state.get("shown", {}).items())
-            self.log.info("%g of %g %s  %s", state["done"], state["total"], state["unit"], shown)
+            shown = ", ".join(f"{name} {metric(value)}" for name, value in state.get("shown", {}).items())
+            self.log.info("%s  %s", position(state["done"], state["total"], state["unit"]), shown)
             self._pass_output()
 
     def on_say(self, stage: str, line: str) -> None:

@@ -23,6 +23,8 @@ from pipeline.runner import machine as hardware
 from pipeline.runner.make import Events
 from pipeline.runner.signals import StopSwitch
 
+COMPOSING = threading.Lock()  # Hydra composes by globals of the process
+
 
 @dataclass
 class Run:
@@ -50,8 +52,9 @@ class Run:
     @classmethod
     @contextmanager
     def open(cls, overrides: list[str]) -> Iterator["Run"]:
-        """Plan with everything checked, then begin."""
-        session = Session.open(overrides)
+        """Plan with everything checked, then begin. Several threads may do so at once."""
+        with COMPOSING:
+            session = Session.open(overrides)
         plan, damaged = session.checked_plan()
         with cls.begin(session, plan, overrides, Events()) as run:
             run.notes[:0] = damaged
@@ -142,15 +145,25 @@ class Run:
             busy = any(not asked.done() for asked in self._asked.values())
             return not busy and (self.maker.switch.asked or not self._aftermath().left)
 
+    def stop(self) -> None:
+        """Ask the stages to save and stop, and wait until they have. A signal meanwhile ends them at once."""
+        self.maker.switch.ask()
+        try:
+            wait(self._asked.values())
+        except BaseException:
+            self.maker.switch.ask()
+            wait(self._asked.values())
+            raise
+
     def asked(self) -> bool:
         """Return True if any stage has been asked for."""
         return bool(self._asked)
 
     @contextmanager
     def _turn(self, step: Step) -> Iterator[None]:
-        """Surrounds a stage's work. Raises Interrupted instead of starting a stage that a failure has made unneeded."""
+        """Surrounds a stage's work. Raises Interrupted instead of starting one after a stop or, unneeded, a failure."""
         with self._lock:
-            if self._failed and step.name in self._aftermath().unneeded:
+            if self.maker.switch.asked or (self._failed and step.name in self._aftermath().unneeded):
                 raise Interrupted(f"{step.name} had not started")
             self._started.add(step.name)
         try:
@@ -287,7 +300,11 @@ def begun(parameters: dict[str, Any]) -> Iterator[Run]:
     overrides = overrides_of(parameters)
     found = [*hardware.launch_overrides(overrides), *tracking.environment_overrides(overrides)]
     with Run.open([*found, *overrides]) as run:
-        yield run
+        try:
+            yield run
+        finally:
+            if not run.settled():  # cancelled in Prefect, which raises an exception of its own
+                run.stop()
 
 
 def overrides_of(parameters: dict[str, Any]) -> list[str]:
@@ -307,4 +324,4 @@ def parameters_of(session: Session, overrides: list[str]) -> dict[str, Any]:
     recipe = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("recipe=")), settings.recipe)
     apart = ("app.", *(f"{setting}=" for setting in PARAMETERS))
     given = [o for o in overrides if not o.lstrip("+").startswith(apart)]
-    return {"recipe": recipe, "until": settings.until, "run_name": settings.run.name, "overrides": given}
+    return {"recipe": recipe, "overrides": given, "until": settings.until or "", "run_name": settings.run.name or ""}

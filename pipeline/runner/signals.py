@@ -17,36 +17,36 @@ def stop_signals() -> list[signal.Signals]:
 class StopSwitch:
     """Stops a whole run: the first signal asks every stage to save and stop, the second ends them.
 
-    Only the main thread gets signals: in another one, nothing happens. A handler that was there before, as Prefect's in
-    a run from a deployment, gets the signal when the stages have stopped.
+    Signals reach the main thread only: opened in another one, it hears none. A handler that somebody has set before
+    keeps its signal, as Prefect's does in a run from a deployment: Prefect must hear that the run is cancelled.
     """
 
     def __init__(self) -> None:
         self._asked = threading.Event()
         self._insisted = threading.Event()
         self._before: dict[int, Any] = {}
-        self._number = 0
 
     def __enter__(self) -> "StopSwitch":
         if threading.current_thread() is threading.main_thread():
             for sig in (signal.SIGINT, *stop_signals()):
-                self._before[sig] = signal.signal(sig, self._on_signal)
+                if signal.getsignal(sig) in (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler):
+                    self._before[sig] = signal.signal(sig, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
         for sig, handler in self._before.items():
             signal.signal(sig, handler)
-        before = self._before.get(self._number)
-        if callable(before) and before is not signal.default_int_handler:
-            before(self._number, None)
+
+    def ask(self) -> None:
+        """Ask to stop; a second time, to end at once."""
+        (self._insisted if self._asked.is_set() else self._asked).set()
 
     def _on_signal(self, number: int, _: object) -> None:
-        self._number = number
         if number == signal.SIGHUP:
             leave_terminal()
             self._asked.set()  # the shell and the kernel both send it: a second one is not a second request
         else:
-            (self._insisted if self._asked.is_set() else self._asked).set()
+            self.ask()
 
     @property
     def asked(self) -> bool:
