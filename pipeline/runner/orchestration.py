@@ -18,7 +18,8 @@ from pipeline.runner.server import DEFAULTS, SILENT_SECONDS, ConfiguredServer, S
 
 BEGIN_SECONDS = 60.0  # for a flow to ask for its first stage
 END_SECONDS = 60.0  # for a flow to end when all stages have
-END_SECONDS_ALONE = 3.0  # where its server does not answer, or the run was asked to stop
+END_SECONDS_SILENT = 10.0  # where the configured server does not answer
+END_SECONDS_STOPPED = 3.0  # where the run was asked to stop
 
 
 def carry_out(run: Run, parameters: dict[str, Any], url: str, say: Callable[[str], None]) -> None:
@@ -93,26 +94,28 @@ def _connect(server: Server) -> None:
     os.environ["PREFECT_API_URL"] = server.url
     from prefect.context import refresh_global_settings_context
     from prefect.events.clients import PrefectEventsClient
-    from prefect.events.worker import EventsWorker
+    from prefect.events.worker import EventsWorker, emit_events_to_cloud
 
     refresh_global_settings_context()
-    if isinstance(server, TemporaryServer):  # else events would still go to an earlier server
+    if not emit_events_to_cloud():  # else events would still go to an earlier server of this process
         EventsWorker.set_client_override(PrefectEventsClient, api_url=server.url)
 
 
 def _follow(flow: _Flow, run: Run, server: Server, say: Callable[[str], None]) -> None:
     """Return when the flow has ended, or is given up."""
     silent, begun, settled = False, time.monotonic(), 0.0
+    configured = isinstance(server, ConfiguredServer)
     while flow.is_alive():
         flow.join(0.1)
         now = time.monotonic()
         if run.settled():
             settled = settled or now
-            alone = run.maker.switch.asked or server.silent_seconds
-            if now - settled > (END_SECONDS_ALONE if alone else END_SECONDS):
+            alone = END_SECONDS_SILENT if configured and server.silent_seconds else END_SECONDS
+            if now - settled > (END_SECONDS_STOPPED if run.maker.switch.asked else alone):
                 say(f"Prefect's server at {server.url} was not told how the run ended.")
+                server.close()
                 return
-        elif isinstance(server, ConfiguredServer):
+        elif configured:
             if server.silent_seconds > SILENT_SECONDS or (now - begun > BEGIN_SECONDS and not run.asked()):
                 return
             if silent != (server.silent_seconds > 0):

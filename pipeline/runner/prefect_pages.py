@@ -25,7 +25,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.states import Cancelled, Failed, State
 
-from pipeline.errors import Interrupted
+from pipeline.errors import FOR_USERS, Interrupted
 from pipeline.numbers import duration, metric
 from pipeline.plan.plan import Step
 from pipeline.runner.console import position
@@ -43,7 +43,7 @@ def state_of(error: Exception) -> State[Any]:
     """The state of a run that ends with this, by its message. Raises what was not meant for the user."""
     if isinstance(error, Interrupted):
         return Cancelled(message=str(error))
-    if isinstance(getattr(error, "cause", None), str):
+    if isinstance(error, FOR_USERS):
         return Failed(data=error, message=str(error))
     raise error
 

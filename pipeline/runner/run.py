@@ -14,6 +14,7 @@ from typing import Any
 
 from data.durable import keep_json
 from pipeline.artifacts.store import Artifact
+from pipeline.config.quoting import quote
 from pipeline.errors import Corrupt, Interrupted, StageFailed
 from pipeline.numbers import duration, money
 from pipeline.plan.plan import Aftermath, Plan, Step, after, check_guards, wanted_by_name
@@ -224,7 +225,7 @@ class Run:
 
     def raise_failures(self) -> None:
         """Raise what went wrong first, unless it is the echo of a stop."""
-        if self.maker.switch.asked:
+        if self.maker.switch.asked and len(self.artifacts) < sum(s.action != "idle" for s in self.plan.steps.values()):
             told = [str(e) for e in self.failures if isinstance(e, Interrupted) and "had not started" not in str(e)]
             raise Interrupted("; ".join(told) or "stopped")
         if self.failures:  # prefer the cause to stages that were not started because of it
@@ -315,7 +316,10 @@ def overrides_of(parameters: dict[str, Any]) -> list[str]:
         for setting, name in PARAMETERS.items()
         if (value := parameters.get(name)) and not any(o.startswith(f"{setting}=") for o in given)
     }
-    return [*(f"{setting}={value}" for setting, value in named.items()), *given]
+    return [
+        *(f"{setting}={value if setting == 'recipe' else quote(value)}" for setting, value in named.items()),
+        *given,
+    ]
 
 
 def parameters_of(session: Session, overrides: list[str]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -143,7 +142,13 @@ class TemporaryServer(Server):
         cls.running.say = say
         return cls.running
 
+    def close(self) -> None:
+        super().close()
+        self.process.kill()
+
     def answers(self, seconds: float) -> bool:
+        import urllib.request  # takes time that only a run has
+
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with suppress(OSError):
             return bool(direct.open(f"{self.url}/health", timeout=seconds).read())
@@ -172,7 +177,9 @@ class TemporaryServer(Server):
         while not self._closed.wait(POLL_SECONDS) and failed < STARTS:
             if self.process.poll() is None and self.answers(POLL_TIMEOUT):
                 self.heard, failed = time.monotonic(), 0
-            elif self.process.poll() is not None or self.silent_seconds > SILENT_SECONDS:
+            elif not self._closed.is_set() and (
+                self.process.poll() is not None or self.silent_seconds > SILENT_SECONDS
+            ):
                 self.process.kill()
                 how = signal.Signals(-code).name if (code := self.process.wait()) < 0 else f"exit code {code}"
                 self.say(f"Prefect's temporary server ended ({how}) and is started again.")

@@ -1,4 +1,4 @@
-"""Fixtures for tests of runs: one Prefect server."""
+"""Fixtures for tests of runs: Prefect servers."""
 
 import sys
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.runner.server import TemporaryServer
 from tests.conftest import Chatmill
+from tests.pipeline.prefect_server import PrefectServer
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +21,15 @@ def prefect_server() -> Iterator[str]:
 
         EventsWorker.drain_all(timeout=10)
         APILogWorker.drain_all(timeout=10)
-    server.process.kill()
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A Prefect server as a user starts it, with all services, for tests of this process that leave it alone."""
+    server = PrefectServer(tmp_path_factory.mktemp("prefect"))
+    yield server
+    server.kill()
 
 
 @pytest.fixture
