@@ -13,6 +13,10 @@ if __name__ == "__main__":
 
 from typing import Any
 
+from pipeline.runner import server
+
+server.set_defaults()  # before Prefect reads them
+
 from prefect import Task, flow, task
 from prefect.futures import wait
 from prefect.states import Completed, State
@@ -38,8 +42,8 @@ def chatmill(
     Args:
         recipe: What to train: tiny, d12, d20, d26, d32, or a recipe of your own. For example d20.
         overrides: Settings as on the command line, one per entry. For example sft.params.lr_frac=0.05.
-        until: The last stage to make. Empty: all of them. For example pretrain.
-        run_name: A name for this run and for the models it makes. Empty: the date and time. For example first.
+        until: The last stage to make, or empty to make all. For example pretrain.
+        run_name: A name for this run and for the models that it makes, or empty. For example first.
     """
     parameters = {"recipe": recipe, "overrides": overrides, "until": until, "run_name": run_name}
     try:

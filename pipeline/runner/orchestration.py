@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.errors import Unreachable
 from pipeline.runner.run import BEGUN, Run
-from pipeline.runner.server import DEFAULTS, SILENT_SECONDS, ConfiguredServer, Server, TemporaryServer
+from pipeline.runner.server import SILENT_SECONDS, ConfiguredServer, Server, TemporaryServer, set_defaults
 
 BEGIN_SECONDS = 60.0  # for a flow to ask for its first stage
 END_SECONDS = 60.0  # for a flow to end when all stages have
@@ -89,8 +89,7 @@ def _connect(server: Server) -> None:
     if "PREFECT_LOGGING_LEVEL" not in os.environ:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         logging.raiseExceptions = False  # else logs that cannot be sent are reported on the terminal
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    set_defaults()
     os.environ["PREFECT_API_URL"] = server.url
     from prefect.context import refresh_global_settings_context
     from prefect.events.clients import PrefectEventsClient

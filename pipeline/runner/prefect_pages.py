@@ -13,6 +13,7 @@ from contextlib import suppress
 from contextvars import Context, copy_context
 from pathlib import Path
 from typing import IO, Any, Self
+from uuid import UUID
 
 from prefect import get_run_logger
 from prefect.artifacts import (
@@ -30,11 +31,12 @@ from pipeline.numbers import duration, metric
 from pipeline.plan.plan import Step
 from pipeline.runner.console import position
 from pipeline.runner.make import Events
-from pipeline.runner.run import Run
+from pipeline.runner.run import BEGUN, Run
 
 BAR_SECONDS = 5.0  # between updates of a stage's progress bar
 LOG_SECONDS = 15.0  # between lines about a stage's progress and output
 LINES = 20  # of a stage's output that are sent at a time
+CANCEL_SECONDS = 5.0  # between looks whether the run was cancelled
 FLUSH_SECONDS = 10.0  # for the last calls of a run
 ATTEMPTS, PAUSE_SECONDS = 5, 2.0  # of a call, while a server starts again
 
@@ -55,6 +57,7 @@ class Pages:
         self.run = run
         self.calls = _Calls()
         self.log = get_run_logger()
+        self._closed = threading.Event()
 
     def __enter__(self) -> Self:
         run, context = self.run, FlowRunContext.get()
@@ -62,14 +65,27 @@ class Pages:
             self.log.warning(note)
         self.log.info("Store: %s", run.session.store.root)
         self.calls.ask("about", lambda: _describe(run, context))
+        if BEGUN.get() and context and context.flow_run:  # a run from a deployment is stopped by a signal
+            threading.Thread(target=copy_context().run, args=[self._listen, context.flow_run.id], daemon=True).start()
         self.calls.ask("plan", lambda: create_table_artifact(run.plan_rows(), key="plan", description="What runs, why"))
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closed.set()
         if report := self.run.report():
             told = "The report of this run"
             self.calls.ask("report", lambda: create_markdown_artifact(report, key="report", description=told))
         self.calls.close(FLUSH_SECONDS)
+
+    def _listen(self, flow_run: UUID) -> None:
+        """Stop the run when it is cancelled in Prefect's UI."""
+        while not self._closed.wait(CANCEL_SECONDS):
+            with suppress(Exception), get_client(sync_client=True) as client:
+                state = client.read_flow_run(flow_run).state
+                if state and (state.is_cancelling() or state.is_cancelled()):
+                    self.log.info("cancelled in Prefect")
+                    self.run.maker.switch.ask()
+                    return
 
     def of(self, step: Step) -> Events:
         """Called in the stage's task; the events may come from any thread."""
@@ -81,8 +97,10 @@ def _describe(run: Run, context: FlowRunContext | None) -> None:
         settings = run.session.settings
         sweep = [f"sweep {settings.run.sweep}"] if settings.run.sweep else []
         tags = {*context.flow_run.tags, settings.recipe, run.run_id, *sweep}
+        given = context.flow_run.name if context.flow_run.deployment_id else run.run_id  # perhaps typed in the form
+        name = settings.run.name or given
         with get_client(sync_client=True) as client:
-            client.update_flow_run(context.flow_run.id, name=run.title, tags=sorted(tags))
+            client.update_flow_run(context.flow_run.id, name=name, tags=sorted(tags))
 
 
 class _StagePage:
@@ -138,6 +156,7 @@ class _StagePage:
         if not self.output:
             return
         lines = [line for text in self.output if (line := text.rstrip()) and line not in self.said]
+        lines = [line for line in lines if not line.startswith("$ cd ")]  # the command, for whoever reads the file
         if len(lines) > LINES:
             self.log.info("%d more lines are in %s", len(lines) - LINES, self.path)
         for line in lines[-LINES:]:

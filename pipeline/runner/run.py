@@ -92,10 +92,6 @@ class Run:
             finally:
                 run._keep_outcome()
 
-    @property
-    def title(self) -> str:
-        return self.session.settings.run.name or self.run_id
-
     def make(self, step: Step, listener: Events | None = None) -> dict[str, str]:
         """The record of the stage's artifact, made if the plan says so. What goes wrong is kept for raise_failures.
 

@@ -35,11 +35,19 @@ DEFAULTS = {
 }
 
 
+def set_defaults() -> None:
+    """Settings of Prefect where the user has none. Call it before Prefect is imported."""
+    if not os.environ.get("PREFECT_API_URL", "").strip():  # Prefect does not treat empty as unset
+        os.environ.pop("PREFECT_API_URL", None)
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
 def configured_url() -> str:
     """The URL of the server that the user has configured; empty if none. Imports Prefect if a file may name one."""
     if url := os.environ.get("PREFECT_API_URL", "").strip():
         return "" if TemporaryServer.running and url == TemporaryServer.running.url else url
-    os.environ.pop("PREFECT_API_URL", None)  # Prefect does not treat empty as unset
+    set_defaults()
     home = Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser()
     profiles = Path(os.environ.get("PREFECT_PROFILES_PATH") or home / "profiles.toml").expanduser()
     marks = {profiles: "PREFECT_API_URL", Path(".env"): "PREFECT_API_URL"}

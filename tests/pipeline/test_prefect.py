@@ -165,10 +165,20 @@ def test_with_everything_cached_a_server_that_is_away_ends_no_run(
     assert "Nothing to do" in out and f"This run is not shown in Prefect. PREFECT_API_URL={NOWHERE}" in out
 
 
+def test_a_run_of_the_command_line_is_cancelled_in_the_ui_too(served: Chatmill, prefect_server: str) -> None:
+    server = PrefectApi(prefect_server)
+    process = served.start(*gated(Path("never")), "run.name=unwanted")
+    wait_for(lambda: paused(served.store), process)
+    (run,) = [run for run in server.runs() if run["name"] == "unwanted"]
+    cancelled_in_the_ui(server, run["id"])
+    out, err = process.communicate()
+    assert process.returncode == 130 and "2 of 4 numbers are written" in err, out + err
+
+
 # --- deployments
 
 
-def wait_for_state(server: PrefectServer, run_id: str, *states: str) -> dict[str, Any]:
+def wait_for_state(server: PrefectApi, run_id: str, *states: str) -> dict[str, Any]:
     while (run := server.ask(f"flow_runs/{run_id}"))["state_name"] not in states:
         assert run["state_name"] not in ("Completed", "Failed", "Crashed", "Cancelled"), run["state"]["message"]
     return dict(run)
@@ -182,7 +192,7 @@ def deployment(server: PrefectServer) -> dict[str, Any]:
             return dict(found[0])
 
 
-def cancelled_in_the_ui(server: PrefectServer, run_id: str) -> None:
+def cancelled_in_the_ui(server: PrefectApi, run_id: str) -> None:
     server.ask(f"flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
     wait_for_state(server, run_id, "Cancelled")
 
