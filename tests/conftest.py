@@ -80,7 +80,7 @@ def own_logging() -> Iterator[None]:
     logging.root.setLevel(level)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared_hub() -> Path:
     """Real public data in the hub's layout, beside the checkout; the test is skipped without it."""
     folder = ROOT.parent / "shared" / "hub"

@@ -19,7 +19,7 @@ from model.saved import load_model
 from pipeline.commands.export import write
 from tests.pipeline.small_store import model_of, put_model, small_store
 
-ITEMS = 100
+ITEMS = 30
 TEMPLATES = {
     "arc_easy": {
         "output_type": "multiple_choice",
@@ -58,11 +58,17 @@ def harness(model, tmp_path_factory):
         yield HFLM(pretrained=str(model[2]), add_bos_token=True, device="cpu", dtype="float32", batch_size=16)
 
 
+@pytest.fixture(scope="module")
+def bundle(shared_hub, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle")
+    zipfile.ZipFile(shared_hub / "files" / "eval_bundle.zip").extractall(folder)
+    return folder
+
+
 @pytest.mark.parametrize("label", TEMPLATES)
-def test_the_harness_agrees_item_by_item(shared_hub, model, harness, tmp_path, label):
+def test_the_harness_agrees_item_by_item(bundle, model, harness, tmp_path, label):
     network, tokenizer, _ = model
-    zipfile.ZipFile(shared_hub / "files" / "eval_bundle.zip").extractall(tmp_path)
-    task = next(task for task in read_bundle(tmp_path) if task.label == label)
+    task = next(task for task in read_bundle(bundle) if task.label == label)
     items = TaskItems.load(dataclasses.replace(task, shots=0), ITEMS)
     questions = encode(items, range(ITEMS), tokenizer, network.config.sequence_len)
     exact = label == "lambada_openai"

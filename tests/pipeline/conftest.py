@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pipeline.runner import launch
 from pipeline.runner.server import TemporaryServer
 from tests.conftest import Chatmill
 from tests.pipeline.prefect_server import PrefectServer
@@ -30,6 +31,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
     server = PrefectServer(tmp_path_factory.mktemp("prefect"))
     yield server
     server.kill()
+
+
+@pytest.fixture(autouse=True)
+def without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages of one process that commands in this process start do without torchrun, which takes seconds to start."""
+    command = launch.command
+    monkeypatch.setattr(launch, "command", lambda job, ranks, nproc: command(job, ranks and nproc > 1, nproc))
 
 
 @pytest.fixture

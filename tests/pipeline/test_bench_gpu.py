@@ -108,6 +108,7 @@ def test_a_wrong_scale_of_8_bit_products_is_seen(monkeypatch: pytest.MonkeyPatch
     assert not found["products forward"]["within"] and not found["products of the weight's gradient"]["within"]
 
 
+@pytest.mark.full
 def test_steps_at_another_rate_are_beyond_every_bound() -> None:
     bench = make_bench()
     for words in (equality.FLOAT32, equality.FP8):

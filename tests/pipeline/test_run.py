@@ -340,13 +340,13 @@ def test_status_says_how_unfinished_work_goes_on(
 
 
 def test_a_sweep_makes_what_its_runs_share_once(served: Chatmill) -> None:
-    out = served.run("-m", *toys(), "c.params.scale=1.0,2.0,4.0")
+    out = served.run("-m", *toys(), "c.params.scale=1.0,2.0")
     totals = sorted(r["metrics"]["total"] for r in all_records(served.store, "total"))
-    assert totals == [16, 32, 64]
+    assert totals == [16, 32]
     assert len(all_records(served.store, "source")) == 2
-    assert out.count("===") == 3
+    assert out.count("===") == 2
     states = [json.loads(path.read_text()) for path in (served.store / "runs").glob("*/state.json")]
-    assert len(states) == 3 and len({state["sweep"] for state in states}) == 1 and states[0]["sweep"]
+    assert len(states) == 2 and len({state["sweep"] for state in states}) == 1 and states[0]["sweep"]
     other = served.store.with_name("other")
     served.run("-m", *toys(), f"store.root={other}", "until=a,b")
     assert set(records(other)) == {"a", "b"} and (other / "runs" / "sweeps").is_dir()
