@@ -315,7 +315,7 @@ def test_a_class_of_a_compiled_module_can_be_named(tmp_path, monkeypatch):
         (tmp_path / "quick" / name).touch()
     monkeypatch.syspath_prepend(tmp_path)
     assert OptimConfig(name="quick.kernels.Adam").name == "quick.kernels.Adam"
-    with pytest.raises(ModelError, match=r"no module quick\.kernel here"):
+    with pytest.raises(ModelError, match=r"no module quick\.kernel;"):
         OptimConfig(name="quick.kernel.Adam")
 
 

@@ -385,7 +385,7 @@ def test_devices_and_dtypes_are_found_or_refused():
     with pytest.raises(ModelError, match=r"launch\.device=tpu"):
         choose_device("tpu")
     assert resolve_dtype("auto", CPU) == torch.float32 and resolve_dtype("bfloat16", CPU) == torch.bfloat16
-    with pytest.raises(ModelError, match="none of auto"):
+    with pytest.raises(ModelError, match="not one of auto"):
         resolve_dtype("int4", CPU)
 
 

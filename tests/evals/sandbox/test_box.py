@@ -121,11 +121,13 @@ def test_a_cgroup_alone_stops_forks():
     assert done.stdout == "made 0\n", done.stderr
 
 
-def test_a_program_is_in_a_cgroup_of_its_own_that_goes_with_it(sandbox):
+def test_a_program_is_in_a_cgroup_of_its_own_that_goes_with_it(sandbox, monkeypatch):
+    ours = f"{os.getpid():08x}"  # other tests have sandboxes of their own
+    monkeypatch.setattr("secrets.token_hex", lambda count: ours)
     with a_cgroup() as group:
         assert "cgroup" in sandbox("pass").layers and Sandbox(SHORT)("while True: pass").status == "timeout"
 
-        assert not list(group.parent.glob("sandbox-*"))
+        assert not list(group.parent.glob(f"sandbox-*{ours}"))
 
 
 @contextlib.contextmanager
