@@ -22,7 +22,7 @@ from pipeline.commands import cli
 from pipeline.config import compose
 
 ROOT = Path(__file__).resolve().parent.parent
-SLOW = ("test_train_resume.py", "test_run.py", "test_plan.py", "test_settings.py", "test_bench.py", "test_environment.py")
+SLOW = ("test_train_resume.py", "test_run.py", "test_plan.py", "test_bench.py", "test_environment.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -279,7 +279,10 @@ def tuned(exported, tmp_path):
     return save
 
 
-@pytest.mark.parametrize("how", [{"max_shard_size": "30KB"}, {"dtype": "bfloat16"}], ids=str)
+BFLOAT16 = pytest.param({"dtype": "bfloat16"}, marks=pytest.mark.full)
+
+
+@pytest.mark.parametrize("how", [{"max_shard_size": "30KB"}, BFLOAT16], ids=str)
 def test_what_save_pretrained_wrote_is_a_model_here(store, tmp_path, tuned, how, monkeypatch, capsys):
     theirs = tuned(tmp_path / "tuned", **how)
     monkeypatch.setenv("CHATMILL_STORE", str(store.root))

@@ -156,7 +156,9 @@ def straight_on_two(tmp_path_factory, inputs) -> StageRun:
     return run
 
 
-CASES = [(stage, 1) for stage in TRAINED] + [pytest.param(stage, 2, marks=pytest.mark.full) for stage in TRAINED]
+CASES = [("pretrain", 1), ("sft", 1), ("rl", 1)]
+CASES += [pytest.param("midtrain", 1, marks=pytest.mark.full)]
+CASES += [pytest.param(stage, 2, marks=pytest.mark.full) for stage in TRAINED]
 
 
 @pytest.mark.parametrize("stage, nproc", CASES)
