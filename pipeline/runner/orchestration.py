@@ -18,7 +18,7 @@ from pipeline.runner.server import SILENT_SECONDS, ConfiguredServer, Server, Tem
 
 BEGIN_SECONDS = 60.0  # for a flow to ask for its first stage
 END_SECONDS = 60.0  # for a flow to end when all stages have
-END_SECONDS_SILENT = 10.0  # where the configured server does not answer
+END_SECONDS_SILENT = 10.0  # where the configured server does not answer; a temporary one is then started again
 END_SECONDS_STOPPED = 3.0  # where the run was asked to stop
 
 
@@ -109,6 +109,8 @@ def _follow(flow: _Flow, run: Run, server: Server, say: Callable[[str], None]) -
         now = time.monotonic()
         if run.settled():
             settled = settled or now
+            if isinstance(server, TemporaryServer):
+                server.patience = END_SECONDS_SILENT
             alone = END_SECONDS_SILENT if configured and server.silent_seconds else END_SECONDS
             if now - settled > (END_SECONDS_STOPPED if run.maker.switch.asked else alone):
                 say(f"Prefect's server at {server.url} was not told how the run ended.")

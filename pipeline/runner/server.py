@@ -116,6 +116,7 @@ class TemporaryServer(Server):
     """A server that ends with this process, however that ends. The runs of a sweep share it."""
 
     running: ClassVar["TemporaryServer | None"] = None
+    patience = SILENT_SECONDS
 
     def __init__(self, say: Callable[[str], None], stopping: Callable[[], bool]):
         """Start it. Raises Unreachable if it does not start, Interrupted if the run is to stop before it has."""
@@ -147,7 +148,7 @@ class TemporaryServer(Server):
         if cls.running is None or cls.running.process.poll() is not None:
             cls.running = cls(say, stopping)
             cls.running.watch()
-        cls.running.say = say
+        cls.running.say, cls.running.patience = say, SILENT_SECONDS
         return cls.running
 
     def close(self) -> None:
@@ -185,9 +186,9 @@ class TemporaryServer(Server):
         while not self._closed.wait(POLL_SECONDS) and failed < STARTS:
             if self.process.poll() is None and self.answers(POLL_TIMEOUT):
                 self.heard, failed = time.monotonic(), 0
-            elif not self._closed.is_set() and (
-                self.process.poll() is not None or self.silent_seconds > SILENT_SECONDS
-            ):
+            elif self._closed.is_set():
+                return
+            elif self.process.poll() is not None or self.silent_seconds > self.patience:
                 self.process.kill()
                 how = signal.Signals(-code).name if (code := self.process.wait()) < 0 else f"exit code {code}"
                 self.say(f"Prefect's temporary server ended ({how}) and is started again.")

@@ -273,15 +273,14 @@ def test_several_flows_run_in_threads_of_one_process(shared: PrefectServer, tmp_
 
 
 @pytest.mark.full
-def test_a_temporary_server_that_is_killed_is_started_again_and_nothing_is_lost_or_made_twice(
-    chatmill: Chatmill, tmp_path: Path
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_temporary_server_that_dies_or_hangs_is_started_again_and_nothing_is_lost_or_made_twice(
+    chatmill: Chatmill, tmp_path: Path, how: signal.Signals
 ) -> None:
     home, gate = tmp_path / "prefect", tmp_path / "gate"
     run = chatmill.start(*gated(gate), PREFECT_HOME=str(home))
     wait_for(lambda: paused(chatmill.store), run)
-    killed = temporary_server(run)
-    killed.kill()
-    killed.wait()
+    temporary_server(run).send_signal(how)
     gate.touch()
     out, err = run.communicate()
     assert run.returncode == 0, out + err
@@ -331,15 +330,16 @@ def test_when_the_configured_server_goes_away_the_run_continues_with_a_temporary
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_whose_server_is_dead_or_stuck_can_be_stopped(
     chatmill: Chatmill,
-    own: PrefectServer,
+    request: pytest.FixtureRequest,
     tmp_path: Path,
     how: signal.Signals,
     configured: bool,
     stop: signal.Signals,
 ) -> None:
-    env = (
-        {"PREFECT_API_URL": own.url} if configured else {"PREFECT_API_URL": "", "PREFECT_HOME": str(tmp_path / "home")}
-    )
+    env = {"PREFECT_API_URL": "", "PREFECT_HOME": str(tmp_path / "home")}
+    if configured:
+        own: PrefectServer = request.getfixturevalue("own")
+        env = {"PREFECT_API_URL": own.url}
     run = chatmill.start(*gated(tmp_path / "gate"), **env)
     wait_for(lambda: paused(chatmill.store), run)
     server = psutil.Process(own.process.pid) if configured else temporary_server(run)
